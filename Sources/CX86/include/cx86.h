@@ -1,0 +1,169 @@
+// The memory layout that the software CPU's handlers share: state, decoded operations, soft TLB.
+// Plain C so that handlers can take typed pointers through @convention(c), and so that offsets are fixed
+// for the code that Thunks (and later the translator) emit.
+#ifndef CX86_H
+#define CX86_H
+#ifndef _GNU_SOURCE
+#define CX86_NEEDS_SYSCALL 1
+long syscall(long number, ...);
+int ftruncate(int fd, long length);
+#endif
+#include <stdint.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#define X86_TLB_SIZE 1024
+#define X86_JCACHE_SIZE 4096
+
+struct x86_cpu;
+struct x86_op;
+
+typedef struct x86_op *_Nullable (*x86_handler)(struct x86_op *_Nonnull, struct x86_cpu *_Nonnull);
+typedef void (*x86_thunk)(struct x86_cpu *_Nonnull, void *_Nullable);
+
+/// One decoded operation, or the header in front of a block (fn = nothing callable).
+typedef struct x86_op {
+  x86_handler _Nonnull fn;
+  uint64_t imm;      // immediate, branch displacement from the block's base, or thunk address
+  int64_t disp;      // address displacement; on direct branches: the linked block's first operation, or 0
+  uint8_t reg;       // byte offset of the ModRM.reg register in x86_cpu.gpr
+  uint8_t rm;        // byte offset of the ModRM.rm register
+  uint8_t base, index; // byte offsets of address registers (the zero slot when absent)
+  uint8_t scale;     // shift of the index
+  uint8_t seg;       // byte offset into segbase
+  uint8_t ashift;    // 64 - address size in bits
+  uint8_t len;       // instruction length in bytes
+  uint16_t off;      // offset of this instruction from the block's base
+  uint8_t size;      // operand size in bytes
+  uint8_t aux;       // handler specific
+  uint32_t extra;    // handler specific
+} x86_op;
+
+/// One soft TLB entry. `ea ^ tag` is at most 4096 - size exactly when the access may take the fast path.
+typedef struct x86_tlb_entry {
+  uint64_t tag_r, tag_w;
+  uint64_t addend;   // host address = addend + linear address
+  uint64_t gpa;
+} x86_tlb_entry;
+
+typedef struct x86_jump {
+  uint64_t rip, ctx;
+  x86_op *_Nullable op;
+  uint64_t unused;
+} x86_jump;
+
+typedef struct x86_segment {
+  uint64_t base;
+  uint32_t limit;
+  uint16_t selector;
+  uint16_t attributes; // type:4 S:1 DPL:2 P:1 0:4 AVL:1 L:1 DB:1 G:1 (descriptor bits 40-47 and 52-55)
+} x86_segment;
+
+typedef struct x86_cpu {
+  uint64_t gpr[16];
+  uint64_t zero;         // offset 128: always 0; the "no register" operand
+  uint64_t block_base;   // offset 136: linear address of the running block's first byte (rip-relative base)
+  uint64_t scratch0, scratch1;
+  uint64_t fres, faux;   // lazy arithmetic flags (see Flags.swift)
+  uint64_t rip;
+  uint64_t ctx;          // key of the current translation context for the jump cache
+  uint32_t pending;      // set by any thread; polled at every block entry
+  uint32_t exit_reason;
+  x86_tlb_entry *_Nonnull tlb;   // table for the current privilege
+  x86_jump *_Nonnull jcache;
+  uint64_t segbase[8];   // es cs ss ds fs gs, zero: bases in effect (0 in 64-bit mode for es cs ss ds)
+  uint64_t rflags;       // every flag that is not lazy: IF DF TF IOPL NT RF AC ID ...
+  uint64_t sp_mask;
+  uint8_t cpl, mode, lma, inhibit;   // mode: 0 = 16-bit, 1 = 32-bit, 2 = 64-bit code
+  uint8_t x87_unmasked, pad8[3];
+  uint32_t mxcsr;
+  uint32_t raw_flags;    // EFLAGS left by a thunk
+  // fault being raised
+  uint64_t fault_error;
+  uint64_t cr2;
+  x86_op *_Nullable fault_op;
+  uint8_t fault_vector, fault_has_error, pad9[6];
+  uint64_t cr0, cr3, cr4, cr8, efer;
+  uint64_t dr[8];
+  x86_segment seg[6];
+  x86_segment ldtr, tr;
+  uint64_t gdt_base, idt_base;
+  uint32_t gdt_limit, idt_limit;
+  uint64_t star, lstar, cstar, sfmask, kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip;
+  uint64_t ctx_generation;
+  x86_tlb_entry *_Nonnull tlb_supervisor;
+  x86_tlb_entry *_Nonnull tlb_user;
+  void *_Nullable core;  // unretained X86Core
+  uint64_t x87_control;
+  uint8_t xmm[256];
+  uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
+  uint8_t fxarea[512];  // FXSAVE image: 16-byte aligned, see the assertion below
+} x86_cpu;
+
+_Static_assert(offsetof(x86_cpu, fxarea) % 16 == 0, "FXSAVE faults on an unaligned image");
+
+/// Offsets that Swift needs as constants.
+enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offsetof(x86_cpu, fxarea), X86_SEGBASE_OFFSET = offsetof(x86_cpu, segbase), X86_XMM_OFFSET = offsetof(x86_cpu, xmm), X86_PENDING_OFFSET = offsetof(x86_cpu, pending), X86_SEGMENTS_OFFSET = offsetof(x86_cpu, seg), X86_RAW_FLAGS_OFFSET = offsetof(x86_cpu, raw_flags) };
+
+// Host instructions that Swift has no name for. `lock cmpxchg` and friends as assembly because guest operands may be
+// unaligned, which the C atomics leave undefined.
+static inline int cx_cas8(uint8_t *_Nonnull p, uint8_t *_Nonnull expected, uint8_t v) {
+  uint8_t ok; __asm__ volatile("lock cmpxchgb %3, %1; sete %0" : "=q"(ok), "+m"(*p), "+a"(*expected) : "q"(v) : "memory", "cc"); return ok;
+}
+static inline int cx_cas16(uint16_t *_Nonnull p, uint16_t *_Nonnull expected, uint16_t v) {
+  uint8_t ok; __asm__ volatile("lock cmpxchgw %3, %1; sete %0" : "=q"(ok), "+m"(*p), "+a"(*expected) : "r"(v) : "memory", "cc"); return ok;
+}
+static inline int cx_cas32(uint32_t *_Nonnull p, uint32_t *_Nonnull expected, uint32_t v) {
+  uint8_t ok; __asm__ volatile("lock cmpxchgl %3, %1; sete %0" : "=q"(ok), "+m"(*p), "+a"(*expected) : "r"(v) : "memory", "cc"); return ok;
+}
+static inline int cx_cas64(uint64_t *_Nonnull p, uint64_t *_Nonnull expected, uint64_t v) {
+  uint8_t ok; __asm__ volatile("lock cmpxchgq %3, %1; sete %0" : "=q"(ok), "+m"(*p), "+a"(*expected) : "r"(v) : "memory", "cc"); return ok;
+}
+static inline int cx_cas128(void *_Nonnull p, uint64_t *_Nonnull lo, uint64_t *_Nonnull hi, uint64_t nlo, uint64_t nhi) {
+  uint8_t ok;
+  __asm__ volatile("lock cmpxchg16b %1; sete %0" : "=q"(ok), "+m"(*(unsigned __int128 *)p), "+a"(*lo), "+d"(*hi)
+                   : "b"(nlo), "c"(nhi) : "memory", "cc");
+  return ok;
+}
+static inline void cx_or32(uint32_t *_Nonnull p, uint32_t v) { __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }
+static inline void cx_and32(uint32_t *_Nonnull p, uint32_t v) { __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); }
+static inline uint32_t cx_load32(const uint32_t *_Nonnull p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+int sched_yield(void);
+static inline void cx_yield(void) { (void)sched_yield(); }
+static inline uint32_t cx_exchange32(uint32_t *_Nonnull p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
+/// Zeroed memory whose untouched pages cost nothing; aborts as malloc failure does in Swift.
+static inline void *_Nonnull cx_allocate_zeroed(long n) { void *p = calloc(1, (size_t)n); if (!p) abort(); return p; }
+static inline void cx_free(void *_Nonnull p) { free(p); }
+static inline void cx_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline uint64_t cx_rdtsc(void) { uint32_t a, d; __asm__ volatile("rdtsc" : "=a"(a), "=d"(d)); return ((uint64_t)d << 32) | a; }
+static inline void cx_pause(void) { __asm__ volatile("pause"); }
+static inline void cx_ldmxcsr(uint32_t v) { __asm__ volatile("ldmxcsr %0" : : "m"(v)); }
+static inline uint32_t cx_stmxcsr(void) { uint32_t v; __asm__ volatile("stmxcsr %0" : "=m"(v)); return v; }
+static inline void cx_fldcw(uint16_t v) { __asm__ volatile("fldcw %0" : : "m"(v)); }
+static inline uint16_t cx_fnstcw(void) { uint16_t v; __asm__ volatile("fnstcw %0" : "=m"(v)); return v; }
+static inline uint16_t cx_fnstsw(void) { uint16_t v; __asm__ volatile("fnstsw %0" : "=m"(v)); return v; }
+static inline void cx_fninit(void) { __asm__ volatile("fninit"); }
+static inline void cx_fnclex(void) { __asm__ volatile("fnclex"); }
+static inline void cx_fxsave(void *_Nonnull p) { __asm__ volatile("fxsave64 (%0)" : : "r"(p) : "memory"); }
+// The XMM registers are dead around these calls only because the compiler is told so.
+static inline void cx_fxrstor(const void *_Nonnull p) {
+  __asm__ volatile("fxrstor64 (%0)" : : "r"(p) : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
+                   "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+}
+static inline void cx_cpuid(uint32_t leaf, uint32_t sub, uint32_t *_Nonnull out) {
+  __asm__ volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(sub));
+}
+/// `size` bytes of memory mapped twice, writable at *rw and executable at *rx; 0, or -1 when the host refuses.
+static inline int cx_code_buffer(unsigned long size, void *_Nullable *_Nonnull rw, void *_Nullable *_Nonnull rx) {
+  int fd = (int)syscall(SYS_memfd_create, "vz-code", 1 /* MFD_CLOEXEC */);
+  if (fd < 0) return -1;
+  if (ftruncate(fd, (off_t)size) != 0) { close(fd); return -1; }
+  *rw = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  *rx = mmap(0, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+  close(fd);
+  return *rw == MAP_FAILED || *rx == MAP_FAILED ? -1 : 0;
+}
+#endif

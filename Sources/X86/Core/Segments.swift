@@ -1,0 +1,224 @@
+import CX86
+
+/// Segment registers in encoding order. SDM vol. 2 § 3.1.1.1 (Sreg).
+enum SegmentRegister {
+    static let es = 0
+    static let cs = 1
+    static let ss = 2
+    static let ds = 3
+    static let fs = 4
+    static let gs = 5
+}
+
+/// Bits of `x86_segment.attributes`.
+enum SegmentAttribute {
+    static let system: UInt16 = 1 << 4  // S: set for code and data
+    static let present: UInt16 = 1 << 7
+    static let long: UInt16 = 1 << 9
+    static let big: UInt16 = 1 << 10
+    static let granularity: UInt16 = 1 << 11
+}
+
+/// What a descriptor access can end in besides success.
+struct SegmentFault: Error {
+    var vector: UInt8
+    var error: UInt64
+}
+
+extension X86Core {
+    func segment(_ index: Int) -> UnsafeMutablePointer<x86_segment> {
+        // SAFETY: index is 0…5, checked where instructions are decoded.
+        UnsafeMutableRawPointer(state).advanced(by: Int(X86_SEGMENTS_OFFSET)).assumingMemoryBound(to: x86_segment.self) + index
+    }
+
+    /// Recomputes what follows from CS, SS, EFER and CR0: code size, effective bases, stack mask, privilege.
+    func updateMode() {
+        let s = state
+        let cs = segment(SegmentRegister.cs).pointee
+        let ss = segment(SegmentRegister.ss).pointee
+        if s.pointee.lma != 0, cs.attributes & SegmentAttribute.long != 0 {
+            s.pointee.mode = 2
+        } else {
+            s.pointee.mode = cs.attributes & SegmentAttribute.big != 0 ? 1 : 0
+        }
+        let flat = s.pointee.mode == 2
+        withBases { bases in
+            for index in 0..<6 { bases[index] = flat && index < 4 ? 0 : segment(index).pointee.base }
+        }
+        s.pointee.sp_mask = flat ? .max : (ss.attributes & SegmentAttribute.big != 0 ? 0xFFFF_FFFF : 0xFFFF)
+        newContext()
+    }
+    private func withBases(_ body: (UnsafeMutablePointer<UInt64>) -> Void) {
+        body(UnsafeMutableRawPointer(state).advanced(by: Int(X86_SEGBASE_OFFSET)).assumingMemoryBound(to: UInt64.self))
+    }
+    func refreshBase(_ index: Int) {
+        withBases { $0[index] = state.pointee.mode == 2 && index < 4 ? 0 : segment(index).pointee.base }
+    }
+
+    // MARK: supervisor access to tables
+
+    /// Runs `body` with supervisor rights; what the processor does on its own behalf ignores CPL.
+    func asSupervisor<R>(_ body: () -> R) -> R {
+        let (cpl, tlb) = (state.pointee.cpl, state.pointee.tlb)
+        state.pointee.cpl = 0
+        state.pointee.tlb = state.pointee.tlb_supervisor
+        defer { (state.pointee.cpl, state.pointee.tlb) = (cpl, tlb) }
+        return body()
+    }
+    func systemLoad<T: FixedWidthInteger & UnsignedInteger>(_ linear: UInt64, _: T.Type) throws(SegmentFault) -> T {
+        let value: T? = asSupervisor { X86.load(systemOp, state, linear) }
+        guard let value else { throw takeFault() }
+        return value
+    }
+    func systemStore<T: FixedWidthInteger & UnsignedInteger>(_ linear: UInt64, _ value: T) throws(SegmentFault) {
+        guard asSupervisor({ X86.store(systemOp, state, linear, value) }) else { throw takeFault() }
+    }
+    func takeFault() -> SegmentFault {
+        state.pointee.exit_reason = ExitReason.next
+        return SegmentFault(vector: state.pointee.fault_vector, error: state.pointee.fault_error)
+    }
+
+    // MARK: descriptors
+
+    private func descriptorAddress(_ selector: UInt16) -> UInt64? {
+        let s = state
+        let offset = UInt64(selector & 0xFFF8)
+        if selector & 4 != 0 {
+            guard s.pointee.ldtr.attributes & SegmentAttribute.present != 0, offset + 7 <= UInt64(limitInBytes(s.pointee.ldtr)) else { return nil }
+            return s.pointee.ldtr.base &+ offset
+        }
+        guard offset + 7 <= UInt64(s.pointee.gdt_limit) else { return nil }
+        return s.pointee.gdt_base &+ offset
+    }
+    private func limitInBytes(_ segment: x86_segment) -> UInt32 { segment.limit }
+
+    func readDescriptor(_ selector: UInt16) throws(SegmentFault) -> UInt64 {
+        guard let address = descriptorAddress(selector) else {
+            throw SegmentFault(vector: Vector.generalProtection, error: UInt64(selector & 0xFFFC))
+        }
+        return try systemLoad(address, UInt64.self)
+    }
+    static func parse(_ selector: UInt16, _ raw: UInt64) -> x86_segment {
+        let base = (raw >> 16) & 0xFF_FFFF | (raw >> 56) << 24
+        var limit = UInt32(truncatingIfNeeded: raw & 0xFFFF | (raw >> 32) & 0xF_0000)
+        let attributes = UInt16(truncatingIfNeeded: (raw >> 40) & 0xFF | ((raw >> 52) & 0xF) << 8)
+        if attributes & SegmentAttribute.granularity != 0 { limit = limit << 12 | 0xFFF }
+        return x86_segment(base: base, limit: limit, selector: selector, attributes: attributes)
+    }
+    private func markAccessed(_ selector: UInt16, _ raw: UInt64) throws(SegmentFault) {
+        guard raw & 1 << 40 == 0, let address = descriptorAddress(selector) else { return }
+        try systemStore(address &+ 5, UInt8(truncatingIfNeeded: raw >> 40) | 1)
+    }
+
+    /// Loads a data segment register, as MOV and POP do. SDM vol. 2 MOV.
+    func loadSegment(_ index: Int, _ selector: UInt16) throws(SegmentFault) {
+        let s = state
+        if s.pointee.cr0 & ControlRegister.pe == 0 {
+            segment(index).pointee.selector = selector
+            segment(index).pointee.base = UInt64(selector) << 4
+            refreshBase(index)
+            return
+        }
+        let error = UInt64(selector & 0xFFFC)
+        if selector & 0xFFFC == 0 {
+            if index == SegmentRegister.ss, s.pointee.mode != 2 || s.pointee.cpl == 3 {
+                throw SegmentFault(vector: Vector.generalProtection, error: 0)
+            }
+            segment(index).pointee = x86_segment(base: 0, limit: 0, selector: selector, attributes: 0)
+            if index == SegmentRegister.ss { segment(index).pointee.attributes = SegmentAttribute.big }
+            refreshBase(index)
+            return
+        }
+        let raw = try readDescriptor(selector)
+        let new = Self.parse(selector, raw)
+        let dpl = UInt8((new.attributes >> 5) & 3)
+        let rpl = UInt8(selector & 3)
+        let isCode = new.attributes & 8 != 0
+        guard new.attributes & SegmentAttribute.system != 0 else { throw SegmentFault(vector: Vector.generalProtection, error: error) }
+        if index == SegmentRegister.ss {
+            guard !isCode, new.attributes & 2 != 0, rpl == s.pointee.cpl, dpl == s.pointee.cpl else {
+                throw SegmentFault(vector: Vector.generalProtection, error: error)
+            }
+            guard new.attributes & SegmentAttribute.present != 0 else { throw SegmentFault(vector: Vector.stackFault, error: error) }
+        } else {
+            let conforming = isCode && new.attributes & 4 != 0
+            guard !isCode || new.attributes & 2 != 0, conforming || max(rpl, s.pointee.cpl) <= dpl else {
+                throw SegmentFault(vector: Vector.generalProtection, error: error)
+            }
+            guard new.attributes & SegmentAttribute.present != 0 else {
+                throw SegmentFault(vector: Vector.segmentNotPresent, error: error)
+            }
+        }
+        try markAccessed(selector, raw)
+        segment(index).pointee = new
+        segment(index).pointee.attributes |= 1
+        if index == SegmentRegister.ss { updateMode() } else { refreshBase(index) }
+    }
+
+    /// Loads CS for a far jump, call, return or interrupt, and with it privilege and mode. `cpl` is the new one.
+    func loadCode(_ selector: UInt16, cpl: UInt8, returning: Bool) throws(SegmentFault) {
+        let s = state
+        if s.pointee.cr0 & ControlRegister.pe == 0 {
+            segment(SegmentRegister.cs).pointee.selector = selector
+            segment(SegmentRegister.cs).pointee.base = UInt64(selector) << 4
+            updateMode()
+            return
+        }
+        let error = UInt64(selector & 0xFFFC)
+        guard selector & 0xFFFC != 0 else { throw SegmentFault(vector: Vector.generalProtection, error: 0) }
+        let raw = try readDescriptor(selector)
+        let new = Self.parse(selector, raw)
+        guard new.attributes & SegmentAttribute.system != 0, new.attributes & 8 != 0 else {
+            throw SegmentFault(vector: Vector.generalProtection, error: error)
+        }
+        let dpl = UInt8((new.attributes >> 5) & 3)
+        let conforming = new.attributes & 4 != 0
+        guard conforming ? dpl <= cpl : dpl == cpl else { throw SegmentFault(vector: Vector.generalProtection, error: error) }
+        guard new.attributes & SegmentAttribute.present != 0 else { throw SegmentFault(vector: Vector.segmentNotPresent, error: error) }
+        if s.pointee.lma != 0, new.attributes & SegmentAttribute.long != 0, new.attributes & SegmentAttribute.big != 0 {
+            throw SegmentFault(vector: Vector.generalProtection, error: error)
+        }
+        try markAccessed(selector, raw)
+        segment(SegmentRegister.cs).pointee = new
+        segment(SegmentRegister.cs).pointee.selector = selector & 0xFFFC | UInt16(cpl)
+        segment(SegmentRegister.cs).pointee.attributes |= 1
+        s.pointee.cpl = cpl
+        updateMode()
+    }
+
+    /// A flat segment as SYSCALL and SYSENTER make it.
+    func setFlat(_ index: Int, _ selector: UInt16, code: Bool, dpl: UInt16, long: Bool) {
+        let type: UInt16 = code ? 0xB : 0x3
+        segment(index).pointee = x86_segment(
+            base: 0, limit: .max, selector: selector,
+            attributes: type | SegmentAttribute.system | dpl << 5 | SegmentAttribute.present
+                | SegmentAttribute.granularity | (long ? SegmentAttribute.long : SegmentAttribute.big))
+    }
+
+    /// LTR and LLDT: 16-byte system descriptors in long mode.
+    func loadSystemSegment(_ selector: UInt16, task: Bool) throws(SegmentFault) {
+        let s = state
+        let error = UInt64(selector & 0xFFFC)
+        if selector & 0xFFFC == 0 {
+            guard !task else { throw SegmentFault(vector: Vector.generalProtection, error: 0) }
+            s.pointee.ldtr = x86_segment(base: 0, limit: 0, selector: selector, attributes: 0)
+            return
+        }
+        guard selector & 4 == 0, let address = descriptorAddress(selector) else {
+            throw SegmentFault(vector: Vector.generalProtection, error: error)
+        }
+        let raw = try systemLoad(address, UInt64.self)
+        var new = Self.parse(selector, raw)
+        let type = new.attributes & 0x1F
+        guard task ? (type == 9 || type == 1) : type == 2 else { throw SegmentFault(vector: Vector.generalProtection, error: error) }
+        guard new.attributes & SegmentAttribute.present != 0 else { throw SegmentFault(vector: Vector.segmentNotPresent, error: error) }
+        if s.pointee.lma != 0 { new.base |= UInt64(try systemLoad(address &+ 8, UInt32.self)) << 32 }
+        if task {
+            try systemStore(address &+ 5, UInt8(truncatingIfNeeded: raw >> 40) | 2)
+            new.attributes |= 2
+            s.pointee.tr = new
+        } else {
+            s.pointee.ldtr = new
+        }
+    }
+}

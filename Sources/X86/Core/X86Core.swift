@@ -1,0 +1,268 @@
+import CX86
+import Synchronization
+
+/// Why `X86Core.run` came back.
+package enum X86Exit: Equatable, Sendable {
+    /// HLT with nothing pending: run again when an interrupt is.
+    case halt
+    /// Triple fault.
+    case shutdown
+    /// Somebody called `requestExit`.
+    case cancelled
+    case internalError(String)
+}
+
+/// One software x86-64 processor: architectural state, soft TLB, decoded blocks and the loop that runs them.
+///
+/// Everything but the `request…` and `interrupt…` methods belongs to the thread that runs it.
+package final class X86Core: @unchecked Sendable {  // see above
+    let state: UnsafeMutablePointer<x86_cpu>
+    let memory: PhysicalMemory
+    unowned let environment: any X86Environment
+    let blocks: BlockCache
+    var internalError: String?
+    /// Whether the owner should treat interrupts as waiting: set by other threads, see `interruptPending`.
+    private let inGuest = Atomic<Bool>(false)
+    private let interruptLatch = Atomic<Bool>(false)
+    private var tlbStorage: UnsafeMutablePointer<x86_tlb_entry>
+    private var jumpStorage: UnsafeMutablePointer<x86_jump>
+    /// A stand-in operation for accesses that belong to no instruction (event delivery).
+    let systemOp: Op
+
+    package init(memory: PhysicalMemory, environment: any X86Environment) {
+        self.memory = memory
+        self.environment = environment
+        let bytes = UnsafeMutableRawPointer.allocate(byteCount: MemoryLayout<x86_cpu>.stride, alignment: 64)
+        bytes.initializeMemory(as: UInt8.self, repeating: 0, count: MemoryLayout<x86_cpu>.stride)
+        state = bytes.assumingMemoryBound(to: x86_cpu.self)
+        tlbStorage = .allocate(capacity: 2 * Int(X86_TLB_SIZE))
+        jumpStorage = .allocate(capacity: Int(X86_JCACHE_SIZE))
+        jumpStorage.initialize(repeating: x86_jump(rip: 0, ctx: 0, op: nil, unused: 0), count: Int(X86_JCACHE_SIZE))
+        systemOp = .allocate(capacity: 2)
+        systemOp.initialize(repeating: BlockCache.blankOperation, count: 2)
+        blocks = BlockCache()
+        state.pointee.tlb_supervisor = tlbStorage
+        state.pointee.tlb_user = tlbStorage + Int(X86_TLB_SIZE)
+        state.pointee.jcache = jumpStorage
+        state.pointee.core = Unmanaged.passUnretained(self).toOpaque()
+        clear(state.pointee.tlb_supervisor)
+        clear(state.pointee.tlb_user)
+        reset()
+        memory.register(self)
+    }
+    deinit {
+        UnsafeMutableRawPointer(state).deallocate()
+        tlbStorage.deallocate()
+        jumpStorage.deallocate()
+        systemOp.deallocate()
+    }
+
+    // MARK: calls from other threads
+
+    /// An interrupt may be deliverable: look at the next block boundary.
+    package func interruptPending() {
+        interruptLatch.store(true, ordering: .sequentiallyConsistent)
+        cx_or32(pendingCell, Pending.interrupt)
+    }
+    /// Makes `run` return soon with `.cancelled`.
+    package func requestExit() { cx_or32(pendingCell, Pending.cancel) }
+
+    func requestWriteTagFlush(from other: X86Core) {
+        cx_or32(pendingCell, Pending.flushWriteTags)
+        var spins = 0
+        while inGuest.load(ordering: .sequentiallyConsistent),
+            atomicLoad(pendingCell) & Pending.flushWriteTags != 0
+        {
+            // Two cores may wait for each other: serve our own request meanwhile.
+            if atomicLoad(other.pendingCell) & Pending.flushWriteTags != 0 { other.serveWriteTagFlush() }
+            spins += 1
+            if spins > 100 { cx_yield() } else { cx_pause() }
+        }
+    }
+    private func serveWriteTagFlush() {
+        dropWriteTags(nil)
+        cx_and32(pendingCell, ~Pending.flushWriteTags)
+    }
+    private var pendingCell: UnsafeMutablePointer<UInt32> {
+        // SAFETY: a field of state, which lives as long as self.
+        UnsafeMutableRawPointer(state).advanced(by: Int(X86_PENDING_OFFSET)).assumingMemoryBound(to: UInt32.self)
+    }
+    private func atomicLoad(_ p: UnsafeMutablePointer<UInt32>) -> UInt32 { cx_load32(p) }
+
+    /// Interrupts were allowed again: what was latched meanwhile counts now.
+    func interruptsEnabled() {
+        if interruptLatch.load(ordering: .sequentiallyConsistent) { cx_or32(pendingCell, Pending.interrupt) }
+    }
+
+    // MARK: running
+
+    /// Runs the guest on this thread until something ends it.
+    package func run() -> X86Exit {
+        let s = state
+        inGuest.store(true, ordering: .sequentiallyConsistent)
+        loadFloatingPoint()
+        defer {
+            saveFloatingPoint()
+            inGuest.store(false, ordering: .sequentiallyConsistent)
+        }
+        while true {
+            if s.pointee.pending != 0, let exit = servePending() { return exit }
+            s.pointee.exit_reason = ExitReason.next
+            guard let first = findBlock() else {
+                if let exit = leave() { return exit }
+                continue
+            }
+            #if DEBUG
+                var op: Op? = first
+                while let current = op { op = current.pointee.fn(current, s) }
+            #else
+                _ = first.pointee.fn(first, s)
+            #endif
+            if s.pointee.exit_reason != ExitReason.next, let exit = leave() { return exit }
+            if s.pointee.rflags & EFlags.tf != 0, s.pointee.exit_reason == ExitReason.next { singleStepped() }
+        }
+    }
+
+    private func servePending() -> X86Exit? {
+        let s = state
+        let pending = atomicLoad(pendingCell)
+        if pending & Pending.flushWriteTags != 0 { serveWriteTagFlush() }
+        if pending & Pending.cancel != 0 {
+            cx_and32(pendingCell, ~Pending.cancel)
+            return .cancelled
+        }
+        if pending & Pending.interrupt != 0 {
+            if s.pointee.inhibit != 0 {
+                s.pointee.inhibit = 0  // one more block: the shadow of STI or MOV SS
+                return nil
+            }
+            cx_and32(pendingCell, ~Pending.interrupt)
+            guard s.pointee.rflags & EFlags.interruptEnable != 0 else { return nil }
+            interruptLatch.store(false, ordering: .sequentiallyConsistent)
+            if let vector = environment.acknowledgeInterrupt() {
+                deliver(vector: vector, error: nil, software: false, rip: s.pointee.rip)
+                if s.pointee.exit_reason == ExitReason.shutdown { return .shutdown }
+            }
+        }
+        return nil
+    }
+
+    /// Deals with a reason to leave the handlers; nil to go on.
+    private func leave() -> X86Exit? {
+        let s = state
+        switch s.pointee.exit_reason {
+        case ExitReason.fault:
+            let rip = s.pointee.fault_op.map { instructionRIP($0, s) } ?? s.pointee.rip
+            let error = s.pointee.fault_has_error != 0 ? s.pointee.fault_error : nil
+            trace?(s.pointee.fault_vector, rip, error ?? 0)
+            deliver(vector: s.pointee.fault_vector, error: error, software: false, rip: rip)
+            return s.pointee.exit_reason == ExitReason.shutdown ? .shutdown : nil
+        case ExitReason.halt:
+            s.pointee.exit_reason = ExitReason.next
+            return .halt
+        case ExitReason.shutdown: return .shutdown
+        case ExitReason.internalError: return .internalError(internalError ?? "unknown")
+        default: return nil
+        }
+    }
+
+    /// Called with vector, rip and error code for each exception: a debugging aid.
+    package var trace: ((UInt8, UInt64, UInt64) -> Void)?
+
+    private func singleStepped() {
+        let s = state
+        s.pointee.dr.6 |= 1 << 14
+        deliver(vector: Vector.debug, error: nil, software: false, rip: s.pointee.rip)
+    }
+
+    // MARK: finding blocks
+
+    private func findBlock() -> Op? {
+        let s = state
+        let rip = s.pointee.rip
+        let linear = s.pointee.mode == 2 ? rip : (rip &+ s.pointee.segbase.1) & 0xFFFF_FFFF
+        s.pointee.block_base = linear
+        let stepping = s.pointee.rflags & EFlags.tf != 0
+        let slot = jumpSlot(s, rip)
+        if !stepping, slot.pointee.rip == rip, slot.pointee.ctx == s.pointee.ctx, let first = slot.pointee.op,
+            isCurrent(first)
+        {
+            return first
+        }
+        systemOp.pointee.off = 0
+        guard s.pointee.mode != 2 || isCanonical(linear) else {
+            _ = raise(systemOp, s, Vector.generalProtection, 0)
+            return nil
+        }
+        let user = s.pointee.cpl == 3
+        let gpa: UInt64
+        switch translate(linear, .fetch, user: user) {
+        case .fault(let code): return fetchFault(linear, code)
+        case .ok(let translation): gpa = translation.gpa
+        }
+        let key = gpa << 2 | UInt64(s.pointee.mode)
+        if !stepping, let known = blocks.find(key) {
+            slot.pointee = x86_jump(rip: rip, ctx: s.pointee.ctx, op: known, unused: 0)
+            return known
+        }
+        guard let page = memory.page(gpa), let host = memory.host(gpa) else {
+            internalError = "the guest executes at physical address 0x\(String(gpa, radix: 16)), which is not RAM"
+            s.pointee.exit_reason = ExitReason.internalError
+            return nil
+        }
+        let inPage = 4096 - Int(gpa & 4095)
+        // Mark before reading, so that a write in between is seen.
+        memory.markCode(page, gpa, min(inPage, BlockCache.maximumBytes), by: self)
+        if blocks.isFull { flushBlocks() }
+        var builder = BlockBuilder(cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64)
+        let one = (memory.versionCell(page), memory.version(page))
+        let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: inPage)
+        if let first = builder.build(bytes, one: one, limit: stepping ? 1 : BlockCache.maximumOperations) {
+            if !stepping {
+                blocks.insert(key, first)
+                slot.pointee = x86_jump(rip: rip, ctx: s.pointee.ctx, op: first, unused: 0)
+            }
+            return first
+        }
+        return crossingBlock(linear, bytes, one: one, user: user, stepping: stepping)
+    }
+
+    /// The block of a single instruction that goes on in the next page.
+    private func crossingBlock(
+        _ linear: UInt64, _ bytes: UnsafeBufferPointer<UInt8>, one: (UInt, UInt32), user: Bool, stepping: Bool
+    ) -> Op? {
+        let s = state
+        var copy = Array(bytes.prefix(15))
+        let second = linear &+ UInt64(bytes.count)
+        let gpa: UInt64
+        switch translate(second, .fetch, user: user) {
+        case .fault(let code): return fetchFault(second, code)
+        case .ok(let translation): gpa = translation.gpa
+        }
+        guard let page = memory.page(gpa), let host = memory.host(gpa) else {
+            internalError = "the guest executes at physical address 0x\(String(gpa, radix: 16)), which is not RAM"
+            s.pointee.exit_reason = ExitReason.internalError
+            return nil
+        }
+        memory.markCode(page, gpa, 16, by: self)
+        let two = (memory.versionCell(page), memory.version(page))
+        copy += UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 15)
+        var builder = BlockBuilder(cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64)
+        let first = copy.withUnsafeBufferPointer { builder.build($0, one: one, two: two, limit: 1) }
+        if let first, !stepping {
+            jumpSlot(s, s.pointee.rip).pointee = x86_jump(rip: s.pointee.rip, ctx: s.pointee.ctx, op: first, unused: 0)
+        }
+        return first
+    }
+
+    private func fetchFault(_ linear: UInt64, _ code: UInt64) -> Op? {
+        state.pointee.cr2 = linear
+        _ = raise(systemOp, state, Vector.pageFault, code)
+        return nil
+    }
+
+    private func flushBlocks() {
+        blocks.flush()
+        newContext()
+    }
+}

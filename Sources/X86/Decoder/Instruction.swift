@@ -1,0 +1,58 @@
+/// The width of code in a segment: what CS.L and CS.D say.
+package enum CodeSize: UInt8, Sendable {
+    case bits16 = 0
+    case bits32 = 1
+    case bits64 = 2
+}
+
+/// One decoded x86 instruction: fields only, no meaning. Intel SDM vol. 2, chapter 2.
+package struct Instruction: Sendable {
+    package enum Map: UInt8, Sendable { case one, two, three38, three3A }
+
+    package var length = 0
+    package var map = Map.one
+    package var opcode: UInt8 = 0
+    package var hasModRM = false
+    package var mod: UInt8 = 0
+    /// ModRM.reg with REX.R.
+    package var reg: UInt8 = 0
+    /// ModRM.rm with REX.B; a register number when `mod` is 3.
+    package var rm: UInt8 = 0
+    /// Address registers, -1 when absent.
+    package var base: Int8 = -1
+    package var index: Int8 = -1
+    package var scale: UInt8 = 0
+    package var displacement: Int64 = 0
+    package var isRIPRelative = false
+    /// The first immediate, sign-extended from its width.
+    package var immediate: Int64 = 0
+    /// The second: ENTER's nesting level or a far pointer's selector.
+    package var immediate2: UInt16 = 0
+    /// 2, 4 or 8 bytes: the operand size of an instruction that is not a byte form.
+    package var operandSize: UInt8 = 4
+    /// 2, 4 or 8 bytes.
+    package var addressSize: UInt8 = 8
+    package var hasREX = false
+    package var rexW = false
+    package var has66 = false
+    /// 0, 0xF2 or 0xF3: the last one given.
+    package var rep: UInt8 = 0
+    package var hasLock = false
+    /// ES CS SS DS FS GS = 0…5, or -1.
+    package var segmentOverride: Int8 = -1
+    package var code = CodeSize.bits64
+    /// REX.B for opcodes that name a register in their low three bits: 8 or 0.
+    package var opcodeRegisterExtension: UInt8 = 0
+
+    package var isMemory: Bool { hasModRM && mod != 3 }
+    /// ModRM.reg without REX.R: the opcode extension of a group.
+    package var group: UInt8 { reg & 7 }
+}
+
+package enum DecodeResult: Sendable {
+    case instruction(Instruction)
+    /// An undefined opcode or over 15 bytes.
+    case invalid(length: Int)
+    /// The bytes end inside the instruction.
+    case truncated
+}

@@ -1,0 +1,840 @@
+import CX86
+
+// Privileged and rare instructions: one handler each, through the core.
+
+/// Ends the block after an instruction that changed how the following ones are found or run.
+@inline(__always) private func finish(_ op: Op, _ s: CPU) -> Op? {
+    s.pointee.rip = followingRIP(op, s)
+    return nil
+}
+@inline(__always) private func generalProtection(_ op: Op, _ s: CPU, _ error: UInt64 = 0) -> Op? {
+    raise(op, s, Vector.generalProtection, error)
+}
+/// Runs something that may end in a fault; nil when it did.
+@inline(__always) private func attempt(_ op: Op, _ s: CPU, _ body: (X86Core) throws(SegmentFault) -> Void) -> Bool {
+    do throws(SegmentFault) {
+        try body(core(s))
+        return true
+    } catch {
+        _ = raise(op, s, error.vector, error.error)
+        return false
+    }
+}
+@inline(__always) private func isPrivileged(_ s: CPU) -> Bool { s.pointee.cpl == 0 }
+@inline(__always) private func mayUseIO(_ s: CPU) -> Bool {
+    s.pointee.cr0 & ControlRegister.pe == 0 || UInt64(s.pointee.cpl) <= (s.pointee.rflags & EFlags.iopl) >> 12
+}
+/// The TSS's permission bit map. SDM vol. 1 § 19.5.2.
+private func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool {
+    if mayUseIO(s) { return true }
+    var allowed = false
+    let ok = attempt(op, s) { core throws(SegmentFault) in
+        let map = UInt64(try core.systemLoad(s.pointee.tr.base &+ 0x66, UInt16.self))
+        let cell = map + UInt64(port >> 3)
+        guard cell + 1 <= UInt64(s.pointee.tr.limit) else { return }
+        let bits = try core.systemLoad(s.pointee.tr.base &+ cell, UInt16.self)
+        allowed = bits >> (port & 7) & ((1 << UInt16(size)) - 1) == 0
+    }
+    guard ok else { return false }
+    if !allowed { _ = generalProtection(op, s) }
+    return allowed
+}
+
+// MARK: ports
+
+/// aux 1: port in DX; else the immediate.
+@inline(__always) private func portNumber(_ op: Op, _ s: CPU) -> UInt16 {
+    op.pointee.aux == 1 ? reg(s, 16) : UInt16(truncatingIfNeeded: op.pointee.imm & 0xFF)
+}
+@inline(__always) func portIn<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+    let port = portNumber(op, s)
+    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return nil }
+    setReg(s, 0, T(truncatingIfNeeded: core(s).environment.portRead(port, size: T.bitWidth / 8)))
+    return next(op, s)
+}
+@inline(__always) func portOut<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+    let port = portNumber(op, s)
+    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return nil }
+    core(s).environment.portWrite(port, UInt32(truncatingIfNeeded: reg(s, 0) as T), size: T.bitWidth / 8)
+    return finish(op, s)
+}
+@inline(__always) func portInString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+    let port: UInt16 = reg(s, 16)
+    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return nil }
+    let mask = UInt64.max &>> UInt64(op.pointee.ashift)
+    if op.pointee.aux != 0, gpr(s, GPR.rcx) & mask == 0 { return next(op, s) }
+    let target = (gpr(s, GPR.rdi) & mask) &+ segmentBase(s, 0)
+    guard (loadForWrite(op, s, target) as T?) != nil else { return nil }
+    let value = T(truncatingIfNeeded: core(s).environment.portRead(port, size: T.bitWidth / 8))
+    guard store(op, s, target, value) else { return nil }
+    return stepString(op, s, GPR.rdi, UInt64(T.bitWidth / 8), mask)
+}
+@inline(__always) func portOutString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+    let port: UInt16 = reg(s, 16)
+    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return nil }
+    let mask = UInt64.max &>> UInt64(op.pointee.ashift)
+    if op.pointee.aux != 0, gpr(s, GPR.rcx) & mask == 0 { return next(op, s) }
+    guard let value: T = load(op, s, (gpr(s, GPR.rsi) & mask) &+ segmentBase(s, op.pointee.seg)) else { return nil }
+    core(s).environment.portWrite(port, UInt32(truncatingIfNeeded: value), size: T.bitWidth / 8)
+    return stepString(op, s, GPR.rsi, UInt64(T.bitWidth / 8), mask)
+}
+/// One step of a string port instruction; a repeated one comes back to itself through the run loop.
+private func stepString(_ op: Op, _ s: CPU, _ register: Int, _ bytes: UInt64, _ mask: UInt64) -> Op? {
+    let delta = s.pointee.rflags & EFlags.df == 0 ? bytes : 0 &- bytes
+    setGPR(s, register, gpr(s, register) & ~mask | (gpr(s, register) &+ delta) & mask)
+    guard op.pointee.aux != 0 else { return finish(op, s) }
+    let count = (gpr(s, GPR.rcx) &- 1) & mask
+    setGPR(s, GPR.rcx, gpr(s, GPR.rcx) & ~mask | count)
+    s.pointee.rip = count == 0 ? followingRIP(op, s) : instructionRIP(op, s)
+    return nil
+}
+
+// MARK: generic stack, any mode
+
+@inline(__always) private func push(_ op: Op, _ s: CPU, _ value: UInt64, _ size: UInt8) -> Bool {
+    let mask = s.pointee.sp_mask
+    let sp = gpr(s, GPR.rsp)
+    let new = (sp &- UInt64(size)) & mask
+    let linear = new &+ s.pointee.segbase.2
+    let done: Bool
+    switch size {
+    case 2: done = store(op, s, linear, UInt16(truncatingIfNeeded: value))
+    case 4: done = store(op, s, linear, UInt32(truncatingIfNeeded: value))
+    default: done = store(op, s, linear, value)
+    }
+    if done { setGPR(s, GPR.rsp, mask == 0xFFFF ? sp & ~mask | new : new) }
+    return done
+}
+@inline(__always) private func peek(_ op: Op, _ s: CPU, _ size: UInt8, at offset: UInt64 = 0) -> UInt64? {
+    let linear = ((gpr(s, GPR.rsp) &+ offset) & s.pointee.sp_mask) &+ s.pointee.segbase.2
+    switch size {
+    case 2: return (load(op, s, linear) as UInt16?).map(UInt64.init)
+    case 4: return (load(op, s, linear) as UInt32?).map(UInt64.init)
+    default: return load(op, s, linear)
+    }
+}
+@inline(__always) private func drop(_ s: CPU, _ bytes: UInt64) {
+    let mask = s.pointee.sp_mask
+    let sp = gpr(s, GPR.rsp)
+    setGPR(s, GPR.rsp, mask == 0xFFFF ? sp & ~mask | (sp &+ bytes) & mask : (sp &+ bytes) & mask)
+}
+@inline(__always) private func setSized(_ s: CPU, _ offset: UInt8, _ value: UInt64, _ size: UInt8) {
+    switch size {
+    case 1: setReg(s, offset, UInt8(truncatingIfNeeded: value))
+    case 2: setReg(s, offset, UInt16(truncatingIfNeeded: value))
+    case 4: setReg(s, offset, UInt32(truncatingIfNeeded: value))
+    default: setReg(s, offset, value)
+    }
+}
+@inline(__always) private func sized(_ value: UInt64, _ size: UInt8) -> UInt64 {
+    size >= 8 ? value : value & ((1 << (UInt64(size) * 8)) - 1)
+}
+@inline(__always) private func loadSized(_ op: Op, _ s: CPU, _ linear: UInt64, _ size: UInt8) -> UInt64? {
+    switch size {
+    case 1: return (load(op, s, linear) as UInt8?).map(UInt64.init)
+    case 2: return (load(op, s, linear) as UInt16?).map(UInt64.init)
+    case 4: return (load(op, s, linear) as UInt32?).map(UInt64.init)
+    default: return load(op, s, linear)
+    }
+}
+@inline(__always) private func storeSized(_ op: Op, _ s: CPU, _ linear: UInt64, _ value: UInt64, _ size: UInt8) -> Bool {
+    switch size {
+    case 1: return store(op, s, linear, UInt8(truncatingIfNeeded: value))
+    case 2: return store(op, s, linear, UInt16(truncatingIfNeeded: value))
+    case 4: return store(op, s, linear, UInt32(truncatingIfNeeded: value))
+    default: return store(op, s, linear, value)
+    }
+}
+/// The rm operand at the operation's size: register, or memory when aux bit 1 is set.
+@inline(__always) private func rmOperand(_ op: Op, _ s: CPU) -> UInt64? {
+    if op.pointee.aux & 2 == 0 { return sized(reg(s, op.pointee.rm), op.pointee.size) }
+    return loadSized(op, s, address(op, s), op.pointee.size)
+}
+/// Goes to an offset in the current code segment.
+@inline(__always) private func go(_ op: Op, _ s: CPU, _ rip: UInt64) -> Op? {
+    s.pointee.rip = s.pointee.mode == 2 ? rip : (op.pointee.size == 2 ? rip & 0xFFFF : rip & 0xFFFF_FFFF)
+    return nil
+}
+
+enum SystemHandlers {
+    static let undefined: Handler = { op, s in raise(op, s, Vector.invalidOpcode) }
+    static let nop: Handler = { op, s in next(op, s) }
+    /// The last operation of a block that runs into what follows.
+    static let endBlock: Handler = { op, s in
+        s.pointee.mode == 2 ? jump(s, instructionRIP(op, s)) : go(op, s, instructionRIP(op, s))
+    }
+    static let pause: Handler = { op, s in
+        cx_pause()
+        return next(op, s)
+    }
+
+    // Stack, any size
+    static let push: Handler = { op, s in
+        guard let value = rmOperand(op, s), X86.push(op, s, value, op.pointee.size) else { return nil }
+        return next(op, s)
+    }
+    static let pushImmediate: Handler = { op, s in
+        guard X86.push(op, s, op.pointee.imm, op.pointee.size) else { return nil }
+        return next(op, s)
+    }
+    static let popRegister: Handler = { op, s in
+        guard let value = peek(op, s, op.pointee.size) else { return nil }
+        drop(s, UInt64(op.pointee.size))
+        setSized(s, op.pointee.rm, value, op.pointee.size)
+        return next(op, s)
+    }
+    /// The address is computed with the stack pointer already moved. SDM vol. 2 POP.
+    static let popMemory: Handler = { op, s in
+        guard let value = peek(op, s, op.pointee.size) else { return nil }
+        let sp = gpr(s, GPR.rsp)
+        drop(s, UInt64(op.pointee.size))
+        guard storeSized(op, s, address(op, s), value, op.pointee.size) else {
+            setGPR(s, GPR.rsp, sp)
+            return nil
+        }
+        return next(op, s)
+    }
+    static let pushAll: Handler = { op, s in
+        let sp = gpr(s, GPR.rsp)
+        for index in 0..<8 {
+            guard X86.push(op, s, index == GPR.rsp ? sp : gpr(s, index), op.pointee.size) else {
+                setGPR(s, GPR.rsp, sp)
+                return nil
+            }
+        }
+        return next(op, s)
+    }
+    static let popAll: Handler = { op, s in
+        let size = op.pointee.size
+        var values: (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (0, 0, 0, 0, 0, 0, 0)
+        guard let di = peek(op, s, size), let si = peek(op, s, size, at: UInt64(size)), let bp = peek(op, s, size, at: 2 * UInt64(size)),
+            let bx = peek(op, s, size, at: 4 * UInt64(size)), let dx = peek(op, s, size, at: 5 * UInt64(size)),
+            let cx = peek(op, s, size, at: 6 * UInt64(size)), let ax = peek(op, s, size, at: 7 * UInt64(size))
+        else { return nil }
+        values = (ax, cx, dx, bx, bp, si, di)
+        drop(s, 8 * UInt64(size))
+        setSized(s, 0, values.0, size)
+        setSized(s, 8, values.1, size)
+        setSized(s, 16, values.2, size)
+        setSized(s, 24, values.3, size)
+        setSized(s, 40, values.4, size)
+        setSized(s, 48, values.5, size)
+        setSized(s, 56, values.6, size)
+        return next(op, s)
+    }
+    static let pushFlags: Handler = { op, s in
+        guard X86.push(op, s, flagsImage(s) & ~(EFlags.rf | EFlags.vm), op.pointee.size) else { return nil }
+        return next(op, s)
+    }
+    static let popFlags: Handler = { op, s in
+        guard let value = peek(op, s, op.pointee.size) else { return nil }
+        drop(s, UInt64(op.pointee.size))
+        core(s).setFlags(value & ~EFlags.rf, size: Int(op.pointee.size), from: s.pointee.cpl)
+        return finish(op, s)
+    }
+    static let enter: Handler = { op, s in
+        let size = op.pointee.size
+        let sp = gpr(s, GPR.rsp)
+        guard op.pointee.extra & 31 == 0 else { return enterNested(op, s) }
+        guard X86.push(op, s, gpr(s, GPR.rbp), size) else { return nil }
+        let frame = gpr(s, GPR.rsp)
+        drop(s, 0 &- (op.pointee.imm & 0xFFFF))
+        guard (loadForWrite(op, s, (gpr(s, GPR.rsp) & s.pointee.sp_mask) &+ s.pointee.segbase.2) as UInt16?) != nil else {
+            setGPR(s, GPR.rsp, sp)
+            return nil
+        }
+        setSized(s, 40, frame, size)
+        return next(op, s)
+    }
+    static let leave: Handler = { op, s in
+        let size = op.pointee.size
+        let linear = (gpr(s, GPR.rbp) & s.pointee.sp_mask) &+ s.pointee.segbase.2
+        guard let value = loadSized(op, s, linear, size) else { return nil }
+        setSized(s, 32, gpr(s, GPR.rbp), s.pointee.sp_mask == .max ? 8 : (s.pointee.sp_mask == 0xFFFF ? 2 : 4))
+        drop(s, UInt64(size))
+        setSized(s, 40, value, size)
+        return next(op, s)
+    }
+
+    // Control flow, any size
+    static let callRelative: Handler = { op, s in
+        guard X86.push(op, s, followingRIP(op, s), op.pointee.size) else { return nil }
+        return go(op, s, s.pointee.block_base &+ op.pointee.imm &- segmentBase(s, 8))
+    }
+    static let jumpRelative: Handler = { op, s in go(op, s, s.pointee.block_base &+ op.pointee.imm &- segmentBase(s, 8)) }
+    static let callIndirect: Handler = { op, s in
+        guard let target = rmOperand(op, s), X86.push(op, s, followingRIP(op, s), op.pointee.size) else { return nil }
+        return go(op, s, target)
+    }
+    static let jumpIndirect: Handler = { op, s in
+        guard let target = rmOperand(op, s) else { return nil }
+        return go(op, s, target)
+    }
+    static let ret: Handler = { op, s in
+        guard let target = peek(op, s, op.pointee.size) else { return nil }
+        drop(s, UInt64(op.pointee.size) &+ op.pointee.imm)
+        return go(op, s, target)
+    }
+    /// LOOPNE 0, LOOPE 1, LOOP 2, JRCXZ 3: in `extra`.
+    static let loop: Handler = { op, s in
+        let mask = UInt64.max &>> UInt64(op.pointee.ashift)
+        var taken: Bool
+        if op.pointee.extra == 3 {
+            taken = gpr(s, GPR.rcx) & mask == 0
+        } else {
+            let count = (gpr(s, GPR.rcx) &- 1) & mask
+            switch op.pointee.ashift {
+            case 0: setGPR(s, GPR.rcx, count)
+            case 32: setReg(s, 8, UInt32(truncatingIfNeeded: count))
+            default: setReg(s, 8, UInt16(truncatingIfNeeded: count))
+            }
+            taken = count != 0
+            if op.pointee.extra == 0 { taken = taken && !zeroFlag(s) }
+            if op.pointee.extra == 1 { taken = taken && zeroFlag(s) }
+        }
+        let target = s.pointee.block_base &+ op.pointee.imm &- segmentBase(s, 8)
+        return go(op, s, taken ? target : followingRIP(op, s))
+    }
+    static let farJump: Handler = { op, s in
+        guard let (offset, selector) = farTarget(op, s) else { return nil }
+        guard attempt(op, s, { core throws(SegmentFault) in try core.loadCode(selector, cpl: s.pointee.cpl, returning: false) }) else { return nil }
+        s.pointee.rip = offset
+        return nil
+    }
+    static let farCall: Handler = { op, s in
+        guard let (offset, selector) = farTarget(op, s) else { return nil }
+        let size = op.pointee.size
+        let sp = gpr(s, GPR.rsp)
+        let back = followingRIP(op, s)
+        guard X86.push(op, s, UInt64(core(s).segment(SegmentRegister.cs).pointee.selector), size), X86.push(op, s, back, size),
+            attempt(op, s, { core throws(SegmentFault) in try core.loadCode(selector, cpl: s.pointee.cpl, returning: false) })
+        else {
+            setGPR(s, GPR.rsp, sp)
+            return nil
+        }
+        s.pointee.rip = offset
+        return nil
+    }
+    static let farReturn: Handler = { op, s in
+        let size = op.pointee.size
+        guard let rip = peek(op, s, size), let cs = peek(op, s, size, at: UInt64(size)) else { return nil }
+        let old = s.pointee.cpl
+        let new = s.pointee.cr0 & ControlRegister.pe == 0 ? 0 : UInt8(cs & 3)
+        guard new >= old else { return generalProtection(op, s, cs & 0xFFFC) }
+        var outer: (sp: UInt64, ss: UInt64)?
+        if new > old {
+            guard let sp = peek(op, s, size, at: 2 * UInt64(size) &+ op.pointee.imm),
+                let ss = peek(op, s, size, at: 3 * UInt64(size) &+ op.pointee.imm)
+            else { return nil }
+            outer = (sp, ss)
+        }
+        let done = attempt(op, s) { core throws(SegmentFault) in
+            try core.loadCode(UInt16(truncatingIfNeeded: cs), cpl: new, returning: true)
+            if let outer {
+                try core.loadSegment(SegmentRegister.ss, UInt16(truncatingIfNeeded: outer.ss))
+                core.dropPrivilegedSegments()
+            }
+        }
+        guard done else { return nil }
+        if let outer { setGPR(s, GPR.rsp, outer.sp &+ op.pointee.imm) } else { drop(s, 2 * UInt64(size) &+ op.pointee.imm) }
+        s.pointee.rip = size == 8 ? rip : (size == 4 ? rip & 0xFFFF_FFFF : rip & 0xFFFF)
+        return nil
+    }
+    static let interruptReturn: Handler = { op, s in
+        guard attempt(op, s, { core throws(SegmentFault) in try core.interruptReturn(op, size: Int(op.pointee.size)) }) else { return nil }
+        return nil
+    }
+    /// INT n, INT3, INT1 and INTO: vector in the immediate.
+    static let softwareInterrupt: Handler = { op, s in
+        if op.pointee.extra == 1, !overflowFlag(s) { return next(op, s) }
+        let core = core(s)
+        core.deliver(vector: UInt8(truncatingIfNeeded: op.pointee.imm), error: nil, software: true, rip: followingRIP(op, s),
+            instruction: instructionRIP(op, s))
+        return nil
+    }
+    static let syscall: Handler = { op, s in
+        guard s.pointee.efer & ControlRegister.sce != 0, s.pointee.mode == 2 else { return raise(op, s, Vector.invalidOpcode) }
+        let core = core(s)
+        setGPR(s, GPR.rcx, followingRIP(op, s))
+        setGPR(s, 11, flagsImage(s) & ~EFlags.rf)
+        s.pointee.rip = s.pointee.lstar
+        let image = flagsImage(s) & ~s.pointee.sfmask & ~EFlags.rf
+        setArithmeticFlags(s, image)
+        s.pointee.rflags = image & ~EFlags.arithmetic
+        let selector = UInt16(truncatingIfNeeded: s.pointee.star >> 32) & 0xFFFC
+        core.setFlat(SegmentRegister.cs, selector, code: true, dpl: 0, long: true)
+        core.setFlat(SegmentRegister.ss, selector &+ 8, code: false, dpl: 0, long: false)
+        s.pointee.cpl = 0
+        core.updateContext()
+        return jump(s, s.pointee.rip)
+    }
+    static let sysret: Handler = { op, s in
+        guard s.pointee.efer & ControlRegister.sce != 0, s.pointee.mode == 2 else { return raise(op, s, Vector.invalidOpcode) }
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        let core = core(s)
+        let long = op.pointee.size == 8
+        let target = gpr(s, GPR.rcx)
+        if long, !isCanonical(target) { return generalProtection(op, s) }
+        let image = gpr(s, 11) & ~(EFlags.rf | EFlags.vm) & 0x3C_7FD7
+        setArithmeticFlags(s, image)
+        s.pointee.rflags = image & ~EFlags.arithmetic & ~2
+        let base = UInt16(truncatingIfNeeded: s.pointee.star >> 48)
+        core.setFlat(SegmentRegister.cs, (long ? base &+ 16 : base) | 3, code: true, dpl: 3, long: long)
+        core.setFlat(SegmentRegister.ss, (base &+ 8) | 3, code: false, dpl: 3, long: false)
+        s.pointee.cpl = 3
+        s.pointee.rip = long ? target : target & 0xFFFF_FFFF
+        if s.pointee.rflags & EFlags.interruptEnable != 0 { core.interruptsEnabled() }
+        if long { core.updateContext() } else { core.updateMode() }
+        return long ? jump(s, s.pointee.rip) : nil
+    }
+    static let sysenter: Handler = { op, s in
+        guard s.pointee.cr0 & ControlRegister.pe != 0, s.pointee.sysenter_cs & 0xFFFC != 0 else { return generalProtection(op, s) }
+        let core = core(s)
+        let selector = UInt16(truncatingIfNeeded: s.pointee.sysenter_cs) & 0xFFFC
+        s.pointee.rflags &= ~(EFlags.interruptEnable | EFlags.vm)
+        let long = s.pointee.lma != 0
+        core.setFlat(SegmentRegister.cs, selector, code: true, dpl: 0, long: long)
+        core.setFlat(SegmentRegister.ss, selector &+ 8, code: false, dpl: 0, long: false)
+        s.pointee.cpl = 0
+        setGPR(s, GPR.rsp, long ? s.pointee.sysenter_esp : s.pointee.sysenter_esp & 0xFFFF_FFFF)
+        s.pointee.rip = long ? s.pointee.sysenter_eip : s.pointee.sysenter_eip & 0xFFFF_FFFF
+        core.updateMode()
+        return nil
+    }
+    static let sysexit: Handler = { op, s in
+        guard isPrivileged(s), s.pointee.sysenter_cs & 0xFFFC != 0 else { return generalProtection(op, s) }
+        let core = core(s)
+        let long = op.pointee.size == 8
+        let base = UInt16(truncatingIfNeeded: s.pointee.sysenter_cs)
+        core.setFlat(SegmentRegister.cs, (base &+ (long ? 32 : 16)) | 3, code: true, dpl: 3, long: long)
+        core.setFlat(SegmentRegister.ss, (base &+ (long ? 40 : 24)) | 3, code: false, dpl: 3, long: false)
+        s.pointee.cpl = 3
+        s.pointee.rip = long ? gpr(s, GPR.rdx) : gpr(s, GPR.rdx) & 0xFFFF_FFFF
+        setGPR(s, GPR.rsp, long ? gpr(s, GPR.rcx) : gpr(s, GPR.rcx) & 0xFFFF_FFFF)
+        core.updateMode()
+        return nil
+    }
+
+    // Flags
+    static let clearInterrupt: Handler = { op, s in
+        guard mayUseIO(s) else { return generalProtection(op, s) }
+        s.pointee.rflags &= ~EFlags.interruptEnable
+        return next(op, s)
+    }
+    static let setInterrupt: Handler = { op, s in
+        guard mayUseIO(s) else { return generalProtection(op, s) }
+        if s.pointee.rflags & EFlags.interruptEnable == 0 {
+            s.pointee.rflags |= EFlags.interruptEnable
+            // The builder puts the shadowed instruction behind this one; `extra` says when it could not.
+            if op.pointee.extra == 1 { s.pointee.inhibit = 1 }
+            core(s).interruptsEnabled()
+        }
+        return next(op, s)
+    }
+    /// CLC, STC, CMC, CLD, STD by the low opcode bits in `extra`.
+    static let flagBit: Handler = { op, s in
+        switch op.pointee.extra {
+        case 0xF8: setCarry(s, false)
+        case 0xF9: setCarry(s, true)
+        case 0xF5: setCarry(s, !carryFlag(s))
+        case 0xFC: s.pointee.rflags &= ~EFlags.df
+        default: s.pointee.rflags |= EFlags.df
+        }
+        return next(op, s)
+    }
+    static let loadAH: Handler = { op, s in
+        setReg(s, 1, UInt8(truncatingIfNeeded: flagsImage(s)))
+        return next(op, s)
+    }
+    static let storeAH: Handler = { op, s in
+        let ah: UInt8 = reg(s, 1)
+        setArithmeticFlags(s, UInt64(ah & 0xD5) | (overflowFlag(s) ? EFlags.of : 0))
+        return next(op, s)
+    }
+    static let setByteR: Handler = { op, s in
+        setReg(s, op.pointee.rm, condition(s, op.pointee.aux) ? 1 : 0 as UInt8)
+        return next(op, s)
+    }
+    static let setByteM: Handler = { op, s in
+        guard store(op, s, address(op, s), condition(s, op.pointee.aux) ? 1 : 0 as UInt8) else { return nil }
+        return next(op, s)
+    }
+
+    // Conversions
+    static let convertAccumulator: Handler = { op, s in
+        switch op.pointee.size {
+        case 2: setReg(s, 0, UInt16(truncatingIfNeeded: signExtended(reg(s, 0) as UInt8)))
+        case 4: setReg(s, 0, UInt32(truncatingIfNeeded: signExtended(reg(s, 0) as UInt16)))
+        default: setReg(s, 0, signExtended(reg(s, 0) as UInt32))
+        }
+        return next(op, s)
+    }
+    static let convertToD: Handler = { op, s in
+        switch op.pointee.size {
+        case 2: setReg(s, 16, (reg(s, 0) as UInt16) >> 15 != 0 ? UInt16.max : 0)
+        case 4: setReg(s, 16, (reg(s, 0) as UInt32) >> 31 != 0 ? UInt32.max : 0)
+        default: setReg(s, 16, (reg(s, 0) as UInt64) >> 63 != 0 ? UInt64.max : 0)
+        }
+        return next(op, s)
+    }
+    static let byteSwap: Handler = { op, s in
+        if op.pointee.size == 8 {
+            setReg(s, op.pointee.rm, (reg(s, op.pointee.rm) as UInt64).byteSwapped)
+        } else if op.pointee.size == 4 {
+            setReg(s, op.pointee.rm, (reg(s, op.pointee.rm) as UInt32).byteSwapped)
+        } else {
+            setReg(s, op.pointee.rm, 0 as UInt16)  // undefined; processors clear it
+        }
+        return next(op, s)
+    }
+    static let translateByte: Handler = { op, s in
+        let mask = UInt64.max &>> UInt64(op.pointee.ashift)
+        let offset = (gpr(s, GPR.rbx) &+ UInt64(reg(s, 0) as UInt8)) & mask
+        guard let value: UInt8 = load(op, s, offset &+ segmentBase(s, op.pointee.seg)) else { return nil }
+        setReg(s, 0, value)
+        return next(op, s)
+    }
+
+    // CMPXCHG8B and 16B. Page-crossing and device operands of the wide form are not atomic.
+    static let compareExchange8: Handler = { op, s in
+        let expected = (gpr(s, GPR.rdx) << 32) | (gpr(s, GPR.rax) & 0xFFFF_FFFF)
+        let new = (gpr(s, GPR.rcx) << 32) | (gpr(s, GPR.rbx) & 0xFFFF_FFFF)
+        guard let (old, _): (UInt64, UInt64) = atomicUpdate(op, s, address(op, s), { $0 == expected ? new : $0 }) else { return nil }
+        let equal = old == expected
+        if !equal {
+            setReg(s, 0, UInt32(truncatingIfNeeded: old))
+            setReg(s, 16, UInt32(truncatingIfNeeded: old >> 32))
+        }
+        setArithmeticFlags(s, flagsImage(s) & ~EFlags.zf | (equal ? EFlags.zf : 0))
+        return next(op, s)
+    }
+    static let compareExchange16: Handler = { op, s in compareExchangeWide(op, s) }
+
+    // Processor control
+    static let halt: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        s.pointee.rip = followingRIP(op, s)
+        s.pointee.exit_reason = ExitReason.halt
+        return nil
+    }
+    static let cpuid: Handler = { op, s in
+        let r = core(s).environment.cpuid(UInt32(truncatingIfNeeded: gpr(s, 0)), UInt32(truncatingIfNeeded: gpr(s, 1)))
+        setReg(s, 0, r.eax)
+        setReg(s, 24, r.ebx)
+        setReg(s, 8, r.ecx)
+        setReg(s, 16, r.edx)
+        return next(op, s)
+    }
+    static let readTSC: Handler = { op, s in
+        if s.pointee.cr4 & 4 != 0, s.pointee.cpl != 0 { return generalProtection(op, s) }
+        let value = core(s).environment.timeStampCounter
+        setReg(s, 0, UInt32(truncatingIfNeeded: value))
+        setReg(s, 16, UInt32(truncatingIfNeeded: value >> 32))
+        return next(op, s)
+    }
+    static let readMSR: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        guard let value = core(s).readMSR(UInt32(truncatingIfNeeded: gpr(s, GPR.rcx))) else { return generalProtection(op, s) }
+        setReg(s, 0, UInt32(truncatingIfNeeded: value))
+        setReg(s, 16, UInt32(truncatingIfNeeded: value >> 32))
+        return next(op, s)
+    }
+    static let writeMSR: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        let value = gpr(s, 0) & 0xFFFF_FFFF | gpr(s, GPR.rdx) << 32
+        guard core(s).writeMSR(UInt32(truncatingIfNeeded: gpr(s, GPR.rcx)), value) else { return generalProtection(op, s) }
+        return finish(op, s)
+    }
+    static let readControl: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        let value: UInt64
+        switch op.pointee.extra {
+        case 0: value = s.pointee.cr0
+        case 2: value = s.pointee.cr2
+        case 3: value = s.pointee.cr3
+        case 4: value = s.pointee.cr4
+        case 8: value = core(s).environment.taskPriority
+        default: return raise(op, s, Vector.invalidOpcode)
+        }
+        if s.pointee.mode == 2 { setReg(s, op.pointee.rm, value) } else { setReg(s, op.pointee.rm, UInt32(truncatingIfNeeded: value)) }
+        return next(op, s)
+    }
+    static let writeControl: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        let raw: UInt64 = reg(s, op.pointee.rm)
+        let value = s.pointee.mode == 2 ? raw : raw & 0xFFFF_FFFF
+        switch op.pointee.extra {
+        case 0: guard core(s).writeCR0(value) else { return generalProtection(op, s) }
+        case 2: s.pointee.cr2 = value
+        case 3:
+            guard value & 0xFFF0_0000_0000_0000 == 0 else { return generalProtection(op, s) }
+            s.pointee.cr3 = value
+            core(s).flushTLB()
+        case 4: guard core(s).writeCR4(value) else { return generalProtection(op, s) }
+        case 8:
+            guard value < 16 else { return generalProtection(op, s) }
+            core(s).environment.taskPriority = value
+        default: return raise(op, s, Vector.invalidOpcode)
+        }
+        return finish(op, s)
+    }
+    static let readDebug: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        setReg(s, op.pointee.rm, core(s).debugRegister(Int(op.pointee.extra)))
+        return next(op, s)
+    }
+    static let writeDebug: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        core(s).setDebugRegister(Int(op.pointee.extra), reg(s, op.pointee.rm))
+        return next(op, s)
+    }
+    static let clearTaskSwitched: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        s.pointee.cr0 &= ~ControlRegister.ts
+        return finish(op, s)
+    }
+    static let swapGS: Handler = { op, s in
+        guard s.pointee.mode == 2 else { return raise(op, s, Vector.invalidOpcode) }
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        let base = s.pointee.seg.5.base
+        s.pointee.seg.5.base = s.pointee.kernel_gs_base
+        s.pointee.segbase.5 = s.pointee.kernel_gs_base
+        s.pointee.kernel_gs_base = base
+        return next(op, s)
+    }
+    static let invalidatePage: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        core(s).invalidatePage(address(op, s))
+        return finish(op, s)
+    }
+    static let privilegedNop: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        return next(op, s)
+    }
+    static let fence: Handler = { op, s in
+        cx_fence()
+        return next(op, s)
+    }
+
+    // Descriptor tables
+    static let storeTable: Handler = { op, s in
+        let (base, limit) = op.pointee.extra == 0 ? (s.pointee.gdt_base, s.pointee.gdt_limit) : (s.pointee.idt_base, s.pointee.idt_limit)
+        let linear = address(op, s)
+        guard store(op, s, linear, UInt16(truncatingIfNeeded: limit)) else { return nil }
+        let done = s.pointee.mode == 2 ? store(op, s, linear &+ 2, base) : store(op, s, linear &+ 2, UInt32(truncatingIfNeeded: base))
+        return done ? next(op, s) : nil
+    }
+    static let loadTable: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        let linear = address(op, s)
+        guard let limit: UInt16 = load(op, s, linear) else { return nil }
+        var base: UInt64
+        if s.pointee.mode == 2 {
+            guard let value: UInt64 = load(op, s, linear &+ 2) else { return nil }
+            base = value
+        } else {
+            guard let value: UInt32 = load(op, s, linear &+ 2) else { return nil }
+            base = op.pointee.size == 2 ? UInt64(value & 0xFF_FFFF) : UInt64(value)
+        }
+        guard isCanonical(base) else { return generalProtection(op, s) }
+        if op.pointee.extra == 2 {
+            (s.pointee.gdt_base, s.pointee.gdt_limit) = (base, UInt32(limit))
+        } else {
+            (s.pointee.idt_base, s.pointee.idt_limit) = (base, UInt32(limit))
+        }
+        base = 0
+        return next(op, s)
+    }
+    /// SLDT 0, STR 1, SMSW 0x10 in `extra`.
+    static let storeSelector: Handler = { op, s in
+        let value: UInt64
+        switch op.pointee.extra {
+        case 0: value = UInt64(s.pointee.ldtr.selector)
+        case 1: value = UInt64(s.pointee.tr.selector)
+        default: value = s.pointee.cr0 & 0xFFFF_FFFF
+        }
+        if op.pointee.aux & 2 != 0 {
+            guard store(op, s, address(op, s), UInt16(truncatingIfNeeded: value)) else { return nil }
+        } else {
+            setSized(s, op.pointee.rm, value, op.pointee.size)
+        }
+        return next(op, s)
+    }
+    /// LLDT 2, LTR 3, LMSW 0x16 in `extra`.
+    static let loadSelector: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        let selector: UInt16
+        if op.pointee.aux & 2 != 0 {
+            guard let value: UInt16 = load(op, s, address(op, s)) else { return nil }
+            selector = value
+        } else {
+            selector = reg(s, op.pointee.rm)
+        }
+        if op.pointee.extra == 0x16 {
+            let value = s.pointee.cr0 & ~0xE | UInt64(selector & 0xF)
+            guard core(s).writeCR0(value) else { return generalProtection(op, s) }
+            return finish(op, s)
+        }
+        let task = op.pointee.extra == 3
+        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSystemSegment(selector, task: task) }) else { return nil }
+        return next(op, s)
+    }
+    /// VERR 0, VERW 1, LAR 2, LSL 3 in `extra`.
+    static let inspectSelector: Handler = { op, s in
+        guard s.pointee.cr0 & ControlRegister.pe != 0 else { return raise(op, s, Vector.invalidOpcode) }
+        let selector: UInt16
+        if op.pointee.aux & 2 != 0 {
+            guard let value: UInt16 = load(op, s, address(op, s)) else { return nil }
+            selector = value
+        } else {
+            selector = reg(s, op.pointee.rm)
+        }
+        let value = core(s).inspect(selector, kind: Int(op.pointee.extra))
+        if s.pointee.exit_reason != ExitReason.next { s.pointee.exit_reason = ExitReason.next }
+        if let value, op.pointee.extra >= 2 { setSized(s, op.pointee.reg, value, op.pointee.size) }
+        setArithmeticFlags(s, flagsImage(s) & ~EFlags.zf | (value != nil ? EFlags.zf : 0))
+        return next(op, s)
+    }
+    static let moveFromSegment: Handler = { op, s in
+        let value = UInt64(core(s).segment(Int(op.pointee.extra)).pointee.selector)
+        if op.pointee.aux & 2 != 0 {
+            guard store(op, s, address(op, s), UInt16(truncatingIfNeeded: value)) else { return nil }
+        } else {
+            setSized(s, op.pointee.rm, value, op.pointee.size)
+        }
+        return next(op, s)
+    }
+    static let moveToSegment: Handler = { op, s in
+        let selector: UInt16
+        if op.pointee.aux & 2 != 0 {
+            guard let value: UInt16 = load(op, s, address(op, s)) else { return nil }
+            selector = value
+        } else {
+            selector = reg(s, op.pointee.rm)
+        }
+        let index = Int(op.pointee.extra)
+        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, selector) }) else { return nil }
+        if index == SegmentRegister.ss { s.pointee.inhibit = 1 }
+        return finish(op, s)
+    }
+    static let pushSegment: Handler = { op, s in
+        guard X86.push(op, s, UInt64(core(s).segment(Int(op.pointee.extra)).pointee.selector), op.pointee.size) else { return nil }
+        return next(op, s)
+    }
+    static let popSegment: Handler = { op, s in
+        guard let value = peek(op, s, op.pointee.size) else { return nil }
+        let index = Int(op.pointee.extra)
+        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, UInt16(truncatingIfNeeded: value)) }) else { return nil }
+        drop(s, UInt64(op.pointee.size))
+        return finish(op, s)
+    }
+    /// LES, LDS, LSS, LFS, LGS: the segment in `extra`.
+    static let loadFarPointer: Handler = { op, s in
+        guard let (offset, selector) = farTarget(op, s) else { return nil }
+        let index = Int(op.pointee.extra)
+        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, selector) }) else { return nil }
+        setSized(s, op.pointee.reg, offset, op.pointee.size)
+        return finish(op, s)
+    }
+    // Decimal adjustment (legacy modes): the operation's opcode in `extra`.
+    static let decimal: Handler = { op, s in decimalAdjust(op, s) }
+}
+
+/// CALL and JMP far: pointer in the instruction (aux 0: offset imm, selector extra) or in memory (aux 2).
+private func farTarget(_ op: Op, _ s: CPU) -> (UInt64, UInt16)? {
+    if op.pointee.aux & 2 == 0 { return (sized(op.pointee.imm, op.pointee.size), UInt16(truncatingIfNeeded: op.pointee.extra)) }
+    let linear = address(op, s)
+    guard let offset = loadSized(op, s, linear, op.pointee.size),
+        let selector: UInt16 = load(op, s, linear &+ UInt64(op.pointee.size))
+    else { return nil }
+    return (offset, selector)
+}
+
+private func enterNested(_ op: Op, _ s: CPU) -> Op? {
+    let size = op.pointee.size
+    let sp = gpr(s, GPR.rsp)
+    func fail() -> Op? {
+        setGPR(s, GPR.rsp, sp)
+        return nil
+    }
+    guard X86.push(op, s, gpr(s, GPR.rbp), size) else { return fail() }
+    let frame = gpr(s, GPR.rsp)
+    let level = Int(op.pointee.extra & 31)
+    for step in 1..<max(level, 1) {
+        let linear = ((gpr(s, GPR.rbp) &- UInt64(step) * UInt64(size)) & s.pointee.sp_mask) &+ s.pointee.segbase.2
+        guard let value = loadSized(op, s, linear, size), X86.push(op, s, value, size) else { return fail() }
+    }
+    guard X86.push(op, s, frame, size) else { return fail() }
+    drop(s, 0 &- (op.pointee.imm & 0xFFFF))
+    setSized(s, 40, frame, size)
+    return next(op, s)
+}
+
+private func compareExchangeWide(_ op: Op, _ s: CPU) -> Op? {
+    let linear = address(op, s)
+    guard linear & 15 == 0 else { return generalProtection(op, s) }
+    var lo = gpr(s, GPR.rax)
+    var hi = gpr(s, GPR.rdx)
+    let (newLo, newHi) = (gpr(s, GPR.rbx), gpr(s, GPR.rcx))
+    var equal: Bool
+    if writablePointer(s, linear, UInt64.self) == nil {
+        guard (loadForWrite(op, s, linear) as UInt64?) != nil else { return nil }
+    }
+    if let p = writablePointer(s, linear, UInt64.self) {
+        equal = cx_cas128(p, &lo, &hi, newLo, newHi) != 0
+    } else {
+        guard let a: UInt64 = load(op, s, linear), let b: UInt64 = load(op, s, linear &+ 8) else { return nil }
+        equal = a == lo && b == hi
+        guard store(op, s, linear, equal ? newLo : a), store(op, s, linear &+ 8, equal ? newHi : b) else { return nil }
+        (lo, hi) = (a, b)
+    }
+    if !equal {
+        setGPR(s, GPR.rax, lo)
+        setGPR(s, GPR.rdx, hi)
+    }
+    setArithmeticFlags(s, flagsImage(s) & ~EFlags.zf | (equal ? EFlags.zf : 0))
+    return next(op, s)
+}
+
+/// DAA, DAS, AAA, AAS, AAM, AAD. SDM vol. 2.
+private func decimalAdjust(_ op: Op, _ s: CPU) -> Op? {
+    var al: UInt8 = reg(s, 0)
+    var ah: UInt8 = reg(s, 1)
+    let carry = carryFlag(s)
+    let half = (al & 0xF) > 9 || auxiliaryFlag(s)
+    var image = flagsImage(s)
+    switch op.pointee.extra {
+    case 0x27, 0x2F:
+        let old = al
+        let high = old > 0x99 || carry
+        let delta: UInt8 = (half ? 6 : 0) &+ (high ? 0x60 : 0)
+        al = op.pointee.extra == 0x27 ? al &+ delta : al &- delta
+        setFlagsLogic(s, result: al)
+        var c = high
+        if op.pointee.extra == 0x2F, half, old < 6 { c = c || true }
+        image = flagsImage(s) & ~(EFlags.cf | EFlags.af) | (c ? EFlags.cf : 0) | (half ? EFlags.af : 0)
+        setArithmeticFlags(s, image)
+        setReg(s, 0, al)
+    case 0x37, 0x3F:
+        if half {
+            let ax: UInt16 = op.pointee.extra == 0x37 ? (reg(s, 0) as UInt16) &+ 0x106 : (reg(s, 0) as UInt16) &- 0x106
+            al = UInt8(truncatingIfNeeded: ax)
+            ah = UInt8(truncatingIfNeeded: ax >> 8)
+        }
+        setReg(s, 0, al & 0xF)
+        setReg(s, 1, ah)
+        image = image & ~(EFlags.cf | EFlags.af) | (half ? EFlags.cf | EFlags.af : 0)
+        setArithmeticFlags(s, image)
+    case 0xD4:
+        let base = UInt8(truncatingIfNeeded: op.pointee.imm)
+        guard base != 0 else { return raise(op, s, Vector.divide) }
+        setReg(s, 1, al / base)
+        setReg(s, 0, al % base)
+        setFlagsLogic(s, result: al % base)
+    default:
+        al = al &+ ah &* UInt8(truncatingIfNeeded: op.pointee.imm)
+        setReg(s, 0, UInt16(al))
+        setFlagsLogic(s, result: al)
+    }
+    return next(op, s)
+}

@@ -1,0 +1,342 @@
+import CX86
+
+// Running thunks. The guest's x87/MMX registers and MXCSR live in the host's while a core runs (see X86Core.run); all
+// exceptions stay masked there, and a guest that unmasks some is served on the slow path, so the host never traps.
+
+/// Bits of an operation's `aux` for thunk handlers.
+enum ThunkAux {
+    static let writesMemory: UInt8 = 1
+    static let aligned: UInt8 = 2
+    static let setsFlags: UInt8 = 4
+    static let x87: UInt8 = 8
+    static let loadsFlags: UInt8 = 16
+    /// Does not wait for pending x87 exceptions (FNINIT and friends).
+    static let nonWaiting: UInt8 = 32
+}
+/// Bits of `x86_cpu.x87_unmasked`: exceptions that the guest wants.
+enum Unmasked {
+    static let x87: UInt8 = 1
+    static let simd: UInt8 = 2
+}
+
+@inline(__always) private func call(_ op: Op, _ s: CPU, _ memory: UnsafeMutableRawPointer?) {
+    // SAFETY: imm is the address of a finished thunk; the builder never makes a thunk operation without one.
+    unsafeBitCast(UInt(op.pointee.imm), to: x86_thunk.self)(s, memory)
+}
+@inline(__always) private func takeFlags(_ op: Op, _ s: CPU) {
+    if op.pointee.aux & ThunkAux.setsFlags != 0 { setArithmeticFlags(s, UInt64(s.pointee.raw_flags)) }
+}
+/// #NM or #UD by CR0.TS and EM, before a floating-point instruction. SDM vol. 3 § 2.5.
+@inline(__always) private func isAvailable(_ op: Op, _ s: CPU) -> Bool {
+    s.pointee.cr0 & (ControlRegister.em | ControlRegister.ts) == 0 && s.pointee.x87_unmasked == 0
+}
+@inline(never) private func unavailable(_ op: Op, _ s: CPU) -> Bool {
+    let x87 = op.pointee.aux & ThunkAux.x87 != 0
+    if s.pointee.cr0 & ControlRegister.em != 0 {
+        _ = raise(op, s, x87 ? Vector.deviceNotAvailable : Vector.invalidOpcode)
+        return true
+    }
+    if s.pointee.cr0 & ControlRegister.ts != 0 {
+        _ = raise(op, s, Vector.deviceNotAvailable)
+        return true
+    }
+    if x87, op.pointee.aux & ThunkAux.nonWaiting == 0, core(s).hasPendingX87Exception {
+        _ = raise(op, s, Vector.floatingPoint)
+        return true
+    }
+    return false
+}
+
+enum ThunkHandlers {
+    static let register: Handler = { op, s in
+        if !isAvailable(op, s) { return slowThunk(op, s, nil) }
+        if op.pointee.aux & ThunkAux.loadsFlags != 0 { s.pointee.raw_flags = UInt32(truncatingIfNeeded: flagsImage(s) & EFlags.arithmetic) }
+        call(op, s, nil)
+        takeFlags(op, s)
+        return next(op, s)
+    }
+    static let memory: Handler = { op, s in
+        if !isAvailable(op, s) { return slowThunk(op, s, address(op, s)) }
+        let linear = address(op, s)
+        if op.pointee.aux & ThunkAux.aligned != 0, linear & 15 != 0 { return raise(op, s, Vector.generalProtection, 0) }
+        let entry = tlbEntry(s, linear)
+        let tag = op.pointee.aux & ThunkAux.writesMemory != 0 ? entry.pointee.tag_w : entry.pointee.tag_r
+        if linear ^ tag <= UInt64(4096 &- Int(op.pointee.size)) {
+            call(op, s, hostPointer(entry, linear))
+            takeFlags(op, s)
+            return next(op, s)
+        }
+        return bouncedThunk(op, s, linear)
+    }
+    static let loadControl: Handler = { op, s in
+        if !isAvailable(op, s), unavailable(op, s) { return nil }
+        guard let value: UInt16 = load(op, s, address(op, s)) else { return nil }
+        core(s).setX87Control(value)
+        return next(op, s)
+    }
+    static let storeControl: Handler = { op, s in
+        if !isAvailable(op, s), unavailable(op, s) { return nil }
+        guard store(op, s, address(op, s), UInt16(truncatingIfNeeded: s.pointee.x87_control)) else { return nil }
+        return next(op, s)
+    }
+    static let storeStatusAX: Handler = { op, s in
+        if !isAvailable(op, s), unavailable(op, s) { return nil }
+        setReg(s, 0, cx_fnstsw())
+        return next(op, s)
+    }
+    static let initialize: Handler = { op, s in
+        if !isAvailable(op, s), unavailable(op, s) { return nil }
+        cx_fninit()
+        core(s).setX87Control(0x37F)
+        return next(op, s)
+    }
+    /// FLDENV, FRSTOR (extra 0) and FNSTENV, FNSAVE (extra 1), through a copy whose control word and addresses are the guest's.
+    static let environment: Handler = { op, s in
+        if !isAvailable(op, s), unavailable(op, s) { return nil }
+        return core(s).x87Environment(op) ? next(op, s) : nil
+    }
+    static let wait: Handler = { op, s in
+        if s.pointee.cr0 & (ControlRegister.mp | ControlRegister.ts) == ControlRegister.mp | ControlRegister.ts {
+            return raise(op, s, Vector.deviceNotAvailable)
+        }
+        if s.pointee.x87_unmasked & Unmasked.x87 != 0, core(s).hasPendingX87Exception { return raise(op, s, Vector.floatingPoint) }
+        return next(op, s)
+    }
+    static let fxsave: Handler = { op, s in
+        if s.pointee.cr0 & (ControlRegister.em | ControlRegister.ts) != 0 { return raise(op, s, Vector.deviceNotAvailable) }
+        return core(s).fxsave(op) ? next(op, s) : nil
+    }
+    static let fxrstor: Handler = { op, s in
+        if s.pointee.cr0 & (ControlRegister.em | ControlRegister.ts) != 0 { return raise(op, s, Vector.deviceNotAvailable) }
+        return core(s).fxrstor(op) ? next(op, s) : nil
+    }
+    static let loadMXCSR: Handler = { op, s in
+        if s.pointee.cr0 & ControlRegister.ts != 0 { return raise(op, s, Vector.deviceNotAvailable) }
+        guard let value: UInt32 = load(op, s, address(op, s)) else { return nil }
+        guard value & 0xFFFF_0000 == 0 else { return raise(op, s, Vector.generalProtection, 0) }
+        core(s).setMXCSR(value)
+        return next(op, s)
+    }
+    static let storeMXCSR: Handler = { op, s in
+        if s.pointee.cr0 & ControlRegister.ts != 0 { return raise(op, s, Vector.deviceNotAvailable) }
+        guard store(op, s, address(op, s), core(s).currentMXCSR) else { return nil }
+        return next(op, s)
+    }
+    /// MASKMOVQ and MASKMOVDQU: bytes chosen by a mask, to [rDI].
+    static let maskedMove: Handler = { op, s in core(s).maskedMove(op) ? next(op, s) : nil }
+}
+
+/// The memory operand through a copy: device memory, page crossings, code pages, first touches.
+@inline(never) private func bouncedThunk(_ op: Op, _ s: CPU, _ linear: UInt64) -> Op? {
+    let size = Int(op.pointee.size)
+    let writes = op.pointee.aux & ThunkAux.writesMemory != 0
+    let bounce = UnsafeMutableRawPointer(s) + Int(X86_BOUNCE_OFFSET)
+    guard core(s).copyIn(op, linear, bounce, size, forWrite: writes) else { return nil }
+    call(op, s, bounce)
+    if writes { guard core(s).copyOut(op, linear, bounce, size) else { return nil } }
+    takeFlags(op, s)
+    return next(op, s)
+}
+
+/// With unmasked exceptions or CR0 bits in the way. An SSE instruction that raises an exception its guest wants leaves
+/// every register as it was. SDM vol. 1 § 11.5.
+@inline(never) private func slowThunk(_ op: Op, _ s: CPU, _ linear: UInt64?) -> Op? {
+    if unavailable(op, s) { return nil }
+    if let linear, op.pointee.aux & ThunkAux.aligned != 0, linear & 15 != 0 { return raise(op, s, Vector.generalProtection, 0) }
+    let core = core(s)
+    let bounce = UnsafeMutableRawPointer(s) + Int(X86_BOUNCE_OFFSET)
+    let size = Int(op.pointee.size)
+    let writes = op.pointee.aux & ThunkAux.writesMemory != 0
+    if let linear { guard core.copyIn(op, linear, bounce, size, forWrite: writes) else { return nil } }
+    let watch = op.pointee.aux & ThunkAux.x87 == 0 && s.pointee.x87_unmasked & Unmasked.simd != 0
+    var saved: (gpr: [UInt64], xmm: [UInt8]) = ([], [])
+    let xmm = UnsafeMutableRawPointer(s) + Int(X86_XMM_OFFSET)
+    if watch {
+        saved.gpr = (0..<16).map { gpr(s, $0) }
+        saved.xmm = Array(UnsafeRawBufferPointer(start: xmm, count: 256))
+        s.pointee.mxcsr = core.currentMXCSR
+        cx_ldmxcsr((s.pointee.mxcsr | 0x1F80) & ~0x3F)
+    }
+    if op.pointee.aux & ThunkAux.loadsFlags != 0 { s.pointee.raw_flags = UInt32(truncatingIfNeeded: flagsImage(s) & EFlags.arithmetic) }
+    call(op, s, linear == nil ? nil : bounce)
+    if watch {
+        let raised = cx_stmxcsr() & 0x3F
+        s.pointee.mxcsr |= raised
+        cx_ldmxcsr(s.pointee.mxcsr | 0x1F80)
+        if raised & ~(s.pointee.mxcsr >> 7) & 0x3F != 0 {
+            for index in 0..<16 { setGPR(s, index, saved.gpr[index]) }
+            saved.xmm.withUnsafeBytes { xmm.copyMemory(from: $0.baseAddress.unsafelyUnwrapped, byteCount: 256) }
+            return raise(op, s, s.pointee.cr4 & 0x400 != 0 ? Vector.simd : Vector.invalidOpcode)
+        }
+    }
+    if let linear, writes { guard core.copyOut(op, linear, bounce, size) else { return nil } }
+    takeFlags(op, s)
+    return next(op, s)
+}
+
+extension X86Core {
+    func copyIn(_ op: Op, _ linear: UInt64, _ target: UnsafeMutableRawPointer, _ size: Int, forWrite: Bool) -> Bool {
+        var done = 0
+        while done < size {
+            let step = min(8, size - done)
+            let value = load(op, linear &+ UInt64(done), step, forWrite ? .write : .read)
+            if state.pointee.exit_reason != ExitReason.next { return false }
+            for i in 0..<step { (target + done + i).storeBytes(of: UInt8(truncatingIfNeeded: value >> UInt64(8 * i)), as: UInt8.self) }
+            done += step
+        }
+        return true
+    }
+    func copyOut(_ op: Op, _ linear: UInt64, _ source: UnsafeRawPointer, _ size: Int) -> Bool {
+        var done = 0
+        while done < size {
+            let step = min(8, size - done)
+            var value: UInt64 = 0
+            for i in 0..<step { value |= UInt64((source + done + i).load(as: UInt8.self)) << UInt64(8 * i) }
+            guard store(op, linear &+ UInt64(done), value, step) else { return false }
+            done += step
+        }
+        return true
+    }
+
+    // MARK: control words
+
+    var hasPendingX87Exception: Bool { UInt16(cx_fnstsw()) & 0x3F & ~UInt16(truncatingIfNeeded: state.pointee.x87_control) != 0 }
+    func setX87Control(_ value: UInt16) {
+        state.pointee.x87_control = UInt64(value)
+        cx_fldcw(value | 0x3F)
+        setUnmasked(Unmasked.x87, value & 0x3F != 0x3F)
+    }
+    private func setUnmasked(_ bit: UInt8, _ on: Bool) {
+        state.pointee.x87_unmasked = state.pointee.x87_unmasked & ~bit | (on ? bit : 0)
+    }
+    var currentMXCSR: UInt32 { state.pointee.mxcsr | cx_stmxcsr() & 0x3F }
+    func setMXCSR(_ value: UInt32) {
+        state.pointee.mxcsr = value
+        cx_ldmxcsr(value | 0x1F80)
+        setUnmasked(Unmasked.simd, value & 0x1F80 != 0x1F80)
+    }
+
+    // MARK: entry to and exit from guest code
+
+    private var image: UnsafeMutableRawPointer { UnsafeMutableRawPointer(state) + Int(X86_FXAREA_OFFSET) }
+
+    func resetFloatingPointImage() {
+        image.initializeMemory(as: UInt8.self, repeating: 0, count: 512)
+        image.storeBytes(of: 0x37F, as: UInt16.self)
+        image.storeBytes(of: 0x1F80, toByteOffset: 24, as: UInt32.self)
+        image.storeBytes(of: 0xFFFF, toByteOffset: 28, as: UInt32.self)
+        (UnsafeMutableRawPointer(state) + Int(X86_XMM_OFFSET)).initializeMemory(as: UInt8.self, repeating: 0, count: 256)
+    }
+    func loadFloatingPoint() {
+        image.storeBytes(of: UInt16(truncatingIfNeeded: state.pointee.x87_control) | 0x3F, as: UInt16.self)
+        image.storeBytes(of: state.pointee.mxcsr | 0x1F80, toByteOffset: 24, as: UInt32.self)
+        cx_fxrstor(image)
+    }
+    func saveFloatingPoint() {
+        state.pointee.mxcsr = currentMXCSR
+        cx_fxsave(image)
+        cx_fninit()
+        cx_ldmxcsr(0x1F80)
+    }
+
+    // MARK: whole-state instructions
+
+    func fxsave(_ op: Op) -> Bool {
+        let linear = address(op, state)
+        guard linear & 15 == 0 else {
+            _ = raise(op, state, Vector.generalProtection, 0)
+            return false
+        }
+        cx_fxsave(image)
+        image.storeBytes(of: UInt16(truncatingIfNeeded: state.pointee.x87_control), as: UInt16.self)
+        image.storeBytes(of: 0, toByteOffset: 6, as: UInt16.self)  // FOP, FIP and FDP are host addresses
+        image.storeBytes(of: 0, toByteOffset: 8, as: UInt64.self)
+        image.storeBytes(of: 0, toByteOffset: 16, as: UInt64.self)
+        image.storeBytes(of: currentMXCSR, toByteOffset: 24, as: UInt32.self)
+        image.storeBytes(of: 0xFFFF, toByteOffset: 28, as: UInt32.self)
+        let count = state.pointee.mode == 2 ? 256 : 128
+        (image + 160).copyMemory(from: UnsafeMutableRawPointer(state) + Int(X86_XMM_OFFSET), byteCount: count)
+        guard copyInProbe(op, linear, 512) else { return false }
+        return copyOut(op, linear, image, 160 + count)
+    }
+    /// Whether `size` bytes can all be written.
+    private func copyInProbe(_ op: Op, _ linear: UInt64, _ size: Int) -> Bool {
+        for offset in [0, UInt64(size) - 1] {
+            _ = load(op, linear &+ offset, 1, .write)
+            if state.pointee.exit_reason != ExitReason.next { return false }
+        }
+        return true
+    }
+    func fxrstor(_ op: Op) -> Bool {
+        let linear = address(op, state)
+        guard linear & 15 == 0 else {
+            _ = raise(op, state, Vector.generalProtection, 0)
+            return false
+        }
+        guard copyIn(op, linear, image, 416, forWrite: false) else { return false }
+        let mxcsr = image.load(fromByteOffset: 24, as: UInt32.self)
+        guard mxcsr & 0xFFFF_0000 == 0 else {
+            _ = raise(op, state, Vector.generalProtection, 0)
+            return false
+        }
+        let control = image.load(as: UInt16.self)
+        let count = state.pointee.mode == 2 ? 256 : 128
+        (UnsafeMutableRawPointer(state) + Int(X86_XMM_OFFSET)).copyMemory(from: image + 160, byteCount: count)
+        image.storeBytes(of: control | 0x3F, as: UInt16.self)
+        image.storeBytes(of: mxcsr | 0x1F80, toByteOffset: 24, as: UInt32.self)
+        cx_fxrstor(image)
+        setX87Control(control)
+        setMXCSR(mxcsr)
+        return true
+    }
+
+    func x87Environment(_ op: Op) -> Bool {
+        let s = state
+        let bounce = UnsafeMutableRawPointer(s) + Int(X86_BOUNCE_OFFSET)
+        let linear = address(op, s)
+        let size = Int(op.pointee.size)
+        let stores = op.pointee.extra == 1
+        guard copyIn(op, linear, bounce, size, forWrite: stores) else { return false }
+        if stores {
+            let control = UInt16(truncatingIfNeeded: s.pointee.x87_control)
+            unsafeBitCast(UInt(op.pointee.imm), to: x86_thunk.self)(s, bounce)
+            bounce.storeBytes(of: control, as: UInt16.self)
+            for offset in stride(from: 12, to: 28, by: 4) { bounce.storeBytes(of: 0, toByteOffset: offset, as: UInt32.self) }
+            // FNSTENV masks every exception; FNSAVE initialises.
+            setX87Control(size == 28 ? control | 0x3F : 0x37F)
+            return copyOut(op, linear, bounce, size)
+        }
+        let control = bounce.load(as: UInt16.self)
+        bounce.storeBytes(of: control | 0x3F, as: UInt16.self)
+        unsafeBitCast(UInt(op.pointee.imm), to: x86_thunk.self)(s, bounce)
+        setX87Control(control)
+        return true
+    }
+
+    func maskedMove(_ op: Op) -> Bool {
+        let s = state
+        let mask64 = UInt64.max &>> UInt64(op.pointee.ashift)
+        let linear = (gpr(s, GPR.rdi) & mask64) &+ segmentBase(s, op.pointee.seg)
+        var data = [UInt8](repeating: 0, count: 16)
+        var mask = data
+        if op.pointee.size == 16 {
+            let xmm = UnsafeRawPointer(s) + Int(X86_XMM_OFFSET)
+            for i in 0..<16 {
+                data[i] = (xmm + Int(op.pointee.reg) * 2 + i).load(as: UInt8.self)
+                mask[i] = (xmm + Int(op.pointee.rm) * 2 + i).load(as: UInt8.self)
+            }
+        } else {
+            // MM registers are the low 64 bits of the x87 registers, counted from R0 whatever TOP is.
+            cx_fxsave(image)
+            let top = Int(image.load(fromByteOffset: 2, as: UInt16.self) >> 11) & 7
+            for i in 0..<8 {
+                data[i] = (image + 32 + (Int(op.pointee.reg / 8) & 7 - top + 8) % 8 * 16 + i).load(as: UInt8.self)
+                mask[i] = (image + 32 + (Int(op.pointee.rm / 8) & 7 - top + 8) % 8 * 16 + i).load(as: UInt8.self)
+            }
+        }
+        for i in 0..<Int(op.pointee.size) where mask[i] & 0x80 != 0 {
+            guard store(op, linear &+ UInt64(i), UInt64(data[i]), 1) else { return false }
+        }
+        return true
+    }
+}

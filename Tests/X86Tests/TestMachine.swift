@@ -1,0 +1,58 @@
+import CX86
+import X86
+
+/// A core over one piece of RAM, in 64-bit mode with paging off (linear = physical): for running short code.
+final class TestMachine: X86Environment {
+    static let base: UInt64 = 0x1000_0000
+    let memory: PhysicalMemory
+    let bytes: UnsafeMutableRawPointer
+    let size: Int
+    private(set) var core: X86Core!
+    var ports: [(port: UInt16, value: UInt32)] = []
+
+    init(base: UInt64 = TestMachine.base, size: Int = 1 << 20) {
+        self.size = size
+        bytes = .allocate(byteCount: size, alignment: 4096)
+        bytes.initializeMemory(as: UInt8.self, repeating: 0, count: size)
+        memory = PhysicalMemory(regions: [(base, UInt64(size), bytes)])
+        core = X86Core(memory: memory, environment: self)
+    }
+    deinit { bytes.deallocate() }
+
+    /// 64-bit ring 0 with flat segments, interrupts off.
+    static var flatState: X86State {
+        var state = X86State()
+        state.cr0 = 0x8000_0011 & ~0x8000_0000
+        state.cr4 = 0x620
+        state.efer = 0xD01
+        state.segments = (0..<6).map { index in
+            X86Segment(selector: index == 1 ? 8 : 16, base: 0, limit: .max, attributes: index == 1 ? 0xA9B : 0xC93)
+        }
+        state.x87[0] = 0x7F
+        state.x87[1] = 0x03
+        return state
+    }
+
+    func portRead(_ port: UInt16, size: Int) -> UInt32 { 0xFFFF_FFFF }
+    func portWrite(_ port: UInt16, _ value: UInt32, size: Int) { ports.append((port, value)) }
+    func memoryRead(_ address: UInt64, size: Int) -> UInt64 { .max }
+    func memoryWrite(_ address: UInt64, _ value: UInt64, size: Int) {}
+    func readMSR(_ index: UInt32) -> UInt64? { nil }
+    func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool { false }
+    func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) { (0, 0, 0, 0) }
+    var timeStampCounter: UInt64 { 0 }
+    func acknowledgeInterrupt() -> UInt8? { nil }
+    var taskPriority: UInt64 = 0
+}
+
+/// SplitMix64: the same cases on every machine.
+struct Generator: RandomNumberGenerator {
+    var state: UInt64
+    mutating func next() -> UInt64 {
+        state &+= 0x9E37_79B9_7F4A_7C15
+        var z = state
+        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
+        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
+        return z ^ (z >> 31)
+    }
+}
