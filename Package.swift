@@ -2,13 +2,33 @@
 import PackageDescription
 
 let settings: [SwiftSetting] = [.swiftLanguageMode(.v6)]
+/// Glibc shows its Linux interface only with _GNU_SOURCE; a define is no unsafe flag.
 let linux: [CSetting] = [.define("_GNU_SOURCE")]
+
+func room(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
+    .target(name: name, dependencies: dependencies, cSettings: linux, swiftSettings: settings)
+}
 
 let package = Package(
     name: "swift-virtualization",
     targets: [
+        // C: layouts and calls that Swift cannot import.
         .target(name: "CX86"),
-        .target(name: "X86", dependencies: ["CX86"], cSettings: linux, swiftSettings: settings),
+        .target(name: "CLinux"),
+        .target(name: "CCompression", linkerSettings: [.linkedLibrary("z"), .linkedLibrary("lzma"), .linkedLibrary("zstd"), .linkedLibrary("lz4")]),
+        // The rooms, lowest first: each may import those above it in this list.
+        room("LinuxSystem", ["CLinux"]),
+        room("GuestMemory", ["CLinux", "LinuxSystem"]),
+        room("Hypervisor", ["GuestMemory"]),
+        room("X86", ["CX86"]),
+        room("SoftwareEngine", ["X86", "Hypervisor", "GuestMemory", "LinuxSystem"]),
+        room("DiskStorage", ["CLinux", "LinuxSystem"]),
+        room("GuestBoot", ["CCompression", "CLinux", "GuestMemory", "Hypervisor"]),
+        room("PlatformDevices", ["Hypervisor", "LinuxSystem"]),
+        room("VirtioDevices", ["CLinux", "PlatformDevices", "DiskStorage", "GuestMemory", "Hypervisor", "LinuxSystem"]),
+        room("Monitor", ["SoftwareEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "Hypervisor", "GuestMemory", "LinuxSystem"]),
+        .executableTarget(name: "bootprobe", dependencies: ["Monitor", "SoftwareEngine", "PlatformDevices", "Hypervisor", "DiskStorage", "VirtioDevices"], swiftSettings: settings),
+        // Tests.
         .target(name: "CHostRunner"),
         .testTarget(name: "X86Tests", dependencies: ["X86", "CX86", "CHostRunner"], swiftSettings: settings),
     ]

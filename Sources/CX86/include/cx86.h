@@ -21,7 +21,7 @@ int ftruncate(int fd, long length);
 struct x86_cpu;
 struct x86_op;
 
-typedef struct x86_op *_Nullable (*x86_handler)(struct x86_op *_Nonnull, struct x86_cpu *_Nonnull);
+typedef uint64_t (*x86_handler)(struct x86_op *_Nonnull, struct x86_cpu *_Nonnull);
 typedef void (*x86_thunk)(struct x86_cpu *_Nonnull, void *_Nullable);
 
 /// One decoded operation, or the header in front of a block (fn = nothing callable).

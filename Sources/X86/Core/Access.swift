@@ -4,8 +4,10 @@ import CX86
 // is only followed while that arena is live; a `CPU` is the state of the vCPU whose thread runs the handler.
 typealias Op = UnsafeMutablePointer<x86_op>
 typealias CPU = UnsafeMutablePointer<x86_cpu>
-typealias Handler = @convention(c) (UnsafeMutablePointer<x86_op>, UnsafeMutablePointer<x86_cpu>) ->
-    UnsafeMutablePointer<x86_op>?
+/// What a handler returns: 0 when the run loop has the word, else (debug builds) the address of the operation to go on with.
+/// An integer, because a phi of optional pointers keeps the compiler from making the tail call.
+typealias Next = UInt64
+typealias Handler = @convention(c) (UnsafeMutablePointer<x86_op>, UnsafeMutablePointer<x86_cpu>) -> UInt64
 
 /// Why the operations stopped and the run loop has the word.
 enum ExitReason {
@@ -38,12 +40,19 @@ enum RegisterOffset {
 
 /// Continues with the following operation. A tail call in release builds, one turn of the run loop in debug builds,
 /// where the compiler does not make tail calls.
-@inline(__always) func next(_ op: Op, _ s: CPU) -> Op? {
+@inline(__always) func next(_ op: Op, _ s: CPU) -> Next {
     #if DEBUG
-        return op + 1
+        return UInt64(UInt(bitPattern: op + 1))
     #else
         return (op + 1).pointee.fn(op + 1, s)
     #endif
+}
+
+/// Continues with the following instruction through the run loop: for handlers that the compiler cannot end with a tail
+/// call because something must be released after it. Scripts/check-tail-calls finds those that should but do not.
+@inline(__always) func step(_ op: Op, _ s: CPU) -> Next {
+    s.pointee.rip = followingRIP(op, s)
+    return 0
 }
 
 // MARK: registers
@@ -146,13 +155,13 @@ enum GPR {
 }
 
 /// Leaves the handlers with a fault at `op`.
-@inline(never) func raise(_ op: Op, _ s: CPU, _ vector: UInt8, _ error: UInt64? = nil) -> Op? {
+@inline(never) func raise(_ op: Op, _ s: CPU, _ vector: UInt8, _ error: UInt64? = nil) -> Next {
     s.pointee.fault_vector = vector
     s.pointee.fault_has_error = error == nil ? 0 : 1
     s.pointee.fault_error = error ?? 0
     s.pointee.fault_op = op
     s.pointee.exit_reason = ExitReason.fault
-    return nil
+    return 0
 }
 
 /// The address of a block's header, which stands before its first operation: it is current while the versions of the
@@ -170,7 +179,7 @@ enum GPR {
 }
 
 /// Goes to the block at `rip`: straight on when the jump cache knows it, else through the run loop.
-@inline(__always) func jump(_ s: CPU, _ rip: UInt64) -> Op? {
+@inline(__always) func jump(_ s: CPU, _ rip: UInt64) -> Next {
     s.pointee.rip = rip
     #if !DEBUG
         let slot = jumpSlot(s, rip)
@@ -181,11 +190,11 @@ enum GPR {
             return first.pointee.fn(first, s)
         }
     #endif
-    return nil
+    return 0
 }
 
 /// Goes to a direct branch's target. `op.disp` links to the target's block once it is known and in the same page.
-@inline(__always) func branch(_ op: Op, _ s: CPU) -> Op? {
+@inline(__always) func branch(_ op: Op, _ s: CPU) -> Next {
     let linear = s.pointee.block_base &+ op.pointee.imm
     #if !DEBUG
         if op.pointee.disp != 0, s.pointee.pending == 0 {
@@ -201,7 +210,7 @@ enum GPR {
     return slowBranch(op, s, linear)
 }
 
-@inline(never) func slowBranch(_ op: Op, _ s: CPU, _ linear: UInt64) -> Op? {
+@inline(never) func slowBranch(_ op: Op, _ s: CPU, _ linear: UInt64) -> Next {
     var rip = linear &- segmentBase(s, 8)
     if s.pointee.mode != CodeSize.bits64.rawValue { rip &= op.pointee.aux == 2 ? 0xFFFF : 0xFFFF_FFFF }
     // A link may be made when source and target lie in one page and nothing can come between.

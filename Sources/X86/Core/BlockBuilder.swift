@@ -348,7 +348,7 @@ struct HandlerSelector {
             op.disp = 0
             op.size = is64 ? 8 : i.operandSize
             if is64 {
-                op.fn = opcode == 0xE8 ? HandlerTables.call64 : jumpHandler
+                op.fn = opcode == 0xE8 ? HandlerTables.call64 : HandlerTables.branch
             } else {
                 op.fn = opcode == 0xE8 ? SystemHandlers.callRelative : SystemHandlers.jumpRelative
             }
@@ -375,7 +375,6 @@ struct HandlerSelector {
 
     /// REX.B for opcodes that carry a register in their low bits; the decoder keeps it in `rm` only with a ModRM byte.
     private var rexB: UInt8 { i.opcodeRegisterExtension }
-    private let jumpHandler: Handler = { op, s in branch(op, s) }
 
     private func binary(_ op: inout x86_op, _ operation: Int, form: Int) -> Flow {
         let byte = form & 1 == 0

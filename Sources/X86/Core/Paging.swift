@@ -281,7 +281,7 @@ extension X86Core {
 /// Ends a block whose code changed under it.
 let leaveBlock: Handler = { op, s in
     s.pointee.rip = instructionRIP(op, s)
-    return nil
+    return 0
 }
 
 @inline(__always) func core(_ s: CPU) -> X86Core {

@@ -114,7 +114,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             }
             #if DEBUG
                 var op: Op? = first
-                while let current = op { op = current.pointee.fn(current, s) }
+                while let current = op { op = Op(bitPattern: UInt(current.pointee.fn(current, s))) }
             #else
                 _ = first.pointee.fn(first, s)
             #endif

@@ -2,699 +2,1279 @@
 
 // swift-format-ignore-file
 
+@c func handle_binaryRR_0(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Add.self, UInt8.self) }
+@c func handle_binaryRR_1(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Add.self, UInt16.self) }
+@c func handle_binaryRR_2(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Add.self, UInt32.self) }
+@c func handle_binaryRR_3(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Add.self, UInt64.self) }
+@c func handle_binaryRR_4(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Or.self, UInt8.self) }
+@c func handle_binaryRR_5(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Or.self, UInt16.self) }
+@c func handle_binaryRR_6(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Or.self, UInt32.self) }
+@c func handle_binaryRR_7(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Or.self, UInt64.self) }
+@c func handle_binaryRR_8(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Adc.self, UInt8.self) }
+@c func handle_binaryRR_9(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Adc.self, UInt16.self) }
+@c func handle_binaryRR_10(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Adc.self, UInt32.self) }
+@c func handle_binaryRR_11(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Adc.self, UInt64.self) }
+@c func handle_binaryRR_12(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Sbb.self, UInt8.self) }
+@c func handle_binaryRR_13(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Sbb.self, UInt16.self) }
+@c func handle_binaryRR_14(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Sbb.self, UInt32.self) }
+@c func handle_binaryRR_15(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Sbb.self, UInt64.self) }
+@c func handle_binaryRR_16(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, And.self, UInt8.self) }
+@c func handle_binaryRR_17(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, And.self, UInt16.self) }
+@c func handle_binaryRR_18(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, And.self, UInt32.self) }
+@c func handle_binaryRR_19(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, And.self, UInt64.self) }
+@c func handle_binaryRR_20(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Sub.self, UInt8.self) }
+@c func handle_binaryRR_21(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Sub.self, UInt16.self) }
+@c func handle_binaryRR_22(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Sub.self, UInt32.self) }
+@c func handle_binaryRR_23(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Sub.self, UInt64.self) }
+@c func handle_binaryRR_24(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Xor.self, UInt8.self) }
+@c func handle_binaryRR_25(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Xor.self, UInt16.self) }
+@c func handle_binaryRR_26(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Xor.self, UInt32.self) }
+@c func handle_binaryRR_27(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Xor.self, UInt64.self) }
+@c func handle_binaryRR_28(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Cmp.self, UInt8.self) }
+@c func handle_binaryRR_29(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Cmp.self, UInt16.self) }
+@c func handle_binaryRR_30(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Cmp.self, UInt32.self) }
+@c func handle_binaryRR_31(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Cmp.self, UInt64.self) }
+@c func handle_binaryRR_32(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Test.self, UInt8.self) }
+@c func handle_binaryRR_33(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Test.self, UInt16.self) }
+@c func handle_binaryRR_34(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Test.self, UInt32.self) }
+@c func handle_binaryRR_35(_ op: Op, _ s: CPU) -> UInt64 { binaryRR(op, s, Test.self, UInt64.self) }
+@c func handle_binaryRI_0(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Add.self, UInt8.self) }
+@c func handle_binaryRI_1(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Add.self, UInt16.self) }
+@c func handle_binaryRI_2(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Add.self, UInt32.self) }
+@c func handle_binaryRI_3(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Add.self, UInt64.self) }
+@c func handle_binaryRI_4(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Or.self, UInt8.self) }
+@c func handle_binaryRI_5(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Or.self, UInt16.self) }
+@c func handle_binaryRI_6(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Or.self, UInt32.self) }
+@c func handle_binaryRI_7(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Or.self, UInt64.self) }
+@c func handle_binaryRI_8(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Adc.self, UInt8.self) }
+@c func handle_binaryRI_9(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Adc.self, UInt16.self) }
+@c func handle_binaryRI_10(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Adc.self, UInt32.self) }
+@c func handle_binaryRI_11(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Adc.self, UInt64.self) }
+@c func handle_binaryRI_12(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Sbb.self, UInt8.self) }
+@c func handle_binaryRI_13(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Sbb.self, UInt16.self) }
+@c func handle_binaryRI_14(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Sbb.self, UInt32.self) }
+@c func handle_binaryRI_15(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Sbb.self, UInt64.self) }
+@c func handle_binaryRI_16(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, And.self, UInt8.self) }
+@c func handle_binaryRI_17(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, And.self, UInt16.self) }
+@c func handle_binaryRI_18(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, And.self, UInt32.self) }
+@c func handle_binaryRI_19(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, And.self, UInt64.self) }
+@c func handle_binaryRI_20(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Sub.self, UInt8.self) }
+@c func handle_binaryRI_21(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Sub.self, UInt16.self) }
+@c func handle_binaryRI_22(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Sub.self, UInt32.self) }
+@c func handle_binaryRI_23(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Sub.self, UInt64.self) }
+@c func handle_binaryRI_24(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Xor.self, UInt8.self) }
+@c func handle_binaryRI_25(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Xor.self, UInt16.self) }
+@c func handle_binaryRI_26(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Xor.self, UInt32.self) }
+@c func handle_binaryRI_27(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Xor.self, UInt64.self) }
+@c func handle_binaryRI_28(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Cmp.self, UInt8.self) }
+@c func handle_binaryRI_29(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Cmp.self, UInt16.self) }
+@c func handle_binaryRI_30(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Cmp.self, UInt32.self) }
+@c func handle_binaryRI_31(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Cmp.self, UInt64.self) }
+@c func handle_binaryRI_32(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Test.self, UInt8.self) }
+@c func handle_binaryRI_33(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Test.self, UInt16.self) }
+@c func handle_binaryRI_34(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Test.self, UInt32.self) }
+@c func handle_binaryRI_35(_ op: Op, _ s: CPU) -> UInt64 { binaryRI(op, s, Test.self, UInt64.self) }
+@c func handle_binaryRM_0(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Add.self, UInt8.self) }
+@c func handle_binaryRM_1(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Add.self, UInt16.self) }
+@c func handle_binaryRM_2(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Add.self, UInt32.self) }
+@c func handle_binaryRM_3(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Add.self, UInt64.self) }
+@c func handle_binaryRM_4(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Or.self, UInt8.self) }
+@c func handle_binaryRM_5(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Or.self, UInt16.self) }
+@c func handle_binaryRM_6(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Or.self, UInt32.self) }
+@c func handle_binaryRM_7(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Or.self, UInt64.self) }
+@c func handle_binaryRM_8(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Adc.self, UInt8.self) }
+@c func handle_binaryRM_9(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Adc.self, UInt16.self) }
+@c func handle_binaryRM_10(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Adc.self, UInt32.self) }
+@c func handle_binaryRM_11(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Adc.self, UInt64.self) }
+@c func handle_binaryRM_12(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Sbb.self, UInt8.self) }
+@c func handle_binaryRM_13(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Sbb.self, UInt16.self) }
+@c func handle_binaryRM_14(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Sbb.self, UInt32.self) }
+@c func handle_binaryRM_15(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Sbb.self, UInt64.self) }
+@c func handle_binaryRM_16(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, And.self, UInt8.self) }
+@c func handle_binaryRM_17(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, And.self, UInt16.self) }
+@c func handle_binaryRM_18(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, And.self, UInt32.self) }
+@c func handle_binaryRM_19(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, And.self, UInt64.self) }
+@c func handle_binaryRM_20(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Sub.self, UInt8.self) }
+@c func handle_binaryRM_21(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Sub.self, UInt16.self) }
+@c func handle_binaryRM_22(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Sub.self, UInt32.self) }
+@c func handle_binaryRM_23(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Sub.self, UInt64.self) }
+@c func handle_binaryRM_24(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Xor.self, UInt8.self) }
+@c func handle_binaryRM_25(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Xor.self, UInt16.self) }
+@c func handle_binaryRM_26(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Xor.self, UInt32.self) }
+@c func handle_binaryRM_27(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Xor.self, UInt64.self) }
+@c func handle_binaryRM_28(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Cmp.self, UInt8.self) }
+@c func handle_binaryRM_29(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Cmp.self, UInt16.self) }
+@c func handle_binaryRM_30(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Cmp.self, UInt32.self) }
+@c func handle_binaryRM_31(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Cmp.self, UInt64.self) }
+@c func handle_binaryRM_32(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Test.self, UInt8.self) }
+@c func handle_binaryRM_33(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Test.self, UInt16.self) }
+@c func handle_binaryRM_34(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Test.self, UInt32.self) }
+@c func handle_binaryRM_35(_ op: Op, _ s: CPU) -> UInt64 { binaryRM(op, s, Test.self, UInt64.self) }
+@c func handle_binaryMR_0(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Add.self, UInt8.self) }
+@c func handle_binaryMR_1(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Add.self, UInt16.self) }
+@c func handle_binaryMR_2(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Add.self, UInt32.self) }
+@c func handle_binaryMR_3(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Add.self, UInt64.self) }
+@c func handle_binaryMR_4(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Or.self, UInt8.self) }
+@c func handle_binaryMR_5(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Or.self, UInt16.self) }
+@c func handle_binaryMR_6(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Or.self, UInt32.self) }
+@c func handle_binaryMR_7(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Or.self, UInt64.self) }
+@c func handle_binaryMR_8(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Adc.self, UInt8.self) }
+@c func handle_binaryMR_9(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Adc.self, UInt16.self) }
+@c func handle_binaryMR_10(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Adc.self, UInt32.self) }
+@c func handle_binaryMR_11(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Adc.self, UInt64.self) }
+@c func handle_binaryMR_12(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Sbb.self, UInt8.self) }
+@c func handle_binaryMR_13(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Sbb.self, UInt16.self) }
+@c func handle_binaryMR_14(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Sbb.self, UInt32.self) }
+@c func handle_binaryMR_15(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Sbb.self, UInt64.self) }
+@c func handle_binaryMR_16(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, And.self, UInt8.self) }
+@c func handle_binaryMR_17(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, And.self, UInt16.self) }
+@c func handle_binaryMR_18(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, And.self, UInt32.self) }
+@c func handle_binaryMR_19(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, And.self, UInt64.self) }
+@c func handle_binaryMR_20(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Sub.self, UInt8.self) }
+@c func handle_binaryMR_21(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Sub.self, UInt16.self) }
+@c func handle_binaryMR_22(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Sub.self, UInt32.self) }
+@c func handle_binaryMR_23(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Sub.self, UInt64.self) }
+@c func handle_binaryMR_24(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Xor.self, UInt8.self) }
+@c func handle_binaryMR_25(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Xor.self, UInt16.self) }
+@c func handle_binaryMR_26(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Xor.self, UInt32.self) }
+@c func handle_binaryMR_27(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Xor.self, UInt64.self) }
+@c func handle_binaryMR_28(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Cmp.self, UInt8.self) }
+@c func handle_binaryMR_29(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Cmp.self, UInt16.self) }
+@c func handle_binaryMR_30(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Cmp.self, UInt32.self) }
+@c func handle_binaryMR_31(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Cmp.self, UInt64.self) }
+@c func handle_binaryMR_32(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Test.self, UInt8.self) }
+@c func handle_binaryMR_33(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Test.self, UInt16.self) }
+@c func handle_binaryMR_34(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Test.self, UInt32.self) }
+@c func handle_binaryMR_35(_ op: Op, _ s: CPU) -> UInt64 { binaryMR(op, s, Test.self, UInt64.self) }
+@c func handle_binaryMI_0(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Add.self, UInt8.self) }
+@c func handle_binaryMI_1(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Add.self, UInt16.self) }
+@c func handle_binaryMI_2(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Add.self, UInt32.self) }
+@c func handle_binaryMI_3(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Add.self, UInt64.self) }
+@c func handle_binaryMI_4(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Or.self, UInt8.self) }
+@c func handle_binaryMI_5(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Or.self, UInt16.self) }
+@c func handle_binaryMI_6(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Or.self, UInt32.self) }
+@c func handle_binaryMI_7(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Or.self, UInt64.self) }
+@c func handle_binaryMI_8(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Adc.self, UInt8.self) }
+@c func handle_binaryMI_9(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Adc.self, UInt16.self) }
+@c func handle_binaryMI_10(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Adc.self, UInt32.self) }
+@c func handle_binaryMI_11(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Adc.self, UInt64.self) }
+@c func handle_binaryMI_12(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Sbb.self, UInt8.self) }
+@c func handle_binaryMI_13(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Sbb.self, UInt16.self) }
+@c func handle_binaryMI_14(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Sbb.self, UInt32.self) }
+@c func handle_binaryMI_15(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Sbb.self, UInt64.self) }
+@c func handle_binaryMI_16(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, And.self, UInt8.self) }
+@c func handle_binaryMI_17(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, And.self, UInt16.self) }
+@c func handle_binaryMI_18(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, And.self, UInt32.self) }
+@c func handle_binaryMI_19(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, And.self, UInt64.self) }
+@c func handle_binaryMI_20(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Sub.self, UInt8.self) }
+@c func handle_binaryMI_21(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Sub.self, UInt16.self) }
+@c func handle_binaryMI_22(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Sub.self, UInt32.self) }
+@c func handle_binaryMI_23(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Sub.self, UInt64.self) }
+@c func handle_binaryMI_24(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Xor.self, UInt8.self) }
+@c func handle_binaryMI_25(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Xor.self, UInt16.self) }
+@c func handle_binaryMI_26(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Xor.self, UInt32.self) }
+@c func handle_binaryMI_27(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Xor.self, UInt64.self) }
+@c func handle_binaryMI_28(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Cmp.self, UInt8.self) }
+@c func handle_binaryMI_29(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Cmp.self, UInt16.self) }
+@c func handle_binaryMI_30(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Cmp.self, UInt32.self) }
+@c func handle_binaryMI_31(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Cmp.self, UInt64.self) }
+@c func handle_binaryMI_32(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Test.self, UInt8.self) }
+@c func handle_binaryMI_33(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Test.self, UInt16.self) }
+@c func handle_binaryMI_34(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Test.self, UInt32.self) }
+@c func handle_binaryMI_35(_ op: Op, _ s: CPU) -> UInt64 { binaryMI(op, s, Test.self, UInt64.self) }
+@c func handle_binaryLocked_0(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Add.self, UInt8.self) }
+@c func handle_binaryLocked_1(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Add.self, UInt16.self) }
+@c func handle_binaryLocked_2(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Add.self, UInt32.self) }
+@c func handle_binaryLocked_3(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Add.self, UInt64.self) }
+@c func handle_binaryLocked_4(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Or.self, UInt8.self) }
+@c func handle_binaryLocked_5(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Or.self, UInt16.self) }
+@c func handle_binaryLocked_6(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Or.self, UInt32.self) }
+@c func handle_binaryLocked_7(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Or.self, UInt64.self) }
+@c func handle_binaryLocked_8(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Adc.self, UInt8.self) }
+@c func handle_binaryLocked_9(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Adc.self, UInt16.self) }
+@c func handle_binaryLocked_10(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Adc.self, UInt32.self) }
+@c func handle_binaryLocked_11(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Adc.self, UInt64.self) }
+@c func handle_binaryLocked_12(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Sbb.self, UInt8.self) }
+@c func handle_binaryLocked_13(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Sbb.self, UInt16.self) }
+@c func handle_binaryLocked_14(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Sbb.self, UInt32.self) }
+@c func handle_binaryLocked_15(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Sbb.self, UInt64.self) }
+@c func handle_binaryLocked_16(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, And.self, UInt8.self) }
+@c func handle_binaryLocked_17(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, And.self, UInt16.self) }
+@c func handle_binaryLocked_18(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, And.self, UInt32.self) }
+@c func handle_binaryLocked_19(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, And.self, UInt64.self) }
+@c func handle_binaryLocked_20(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Sub.self, UInt8.self) }
+@c func handle_binaryLocked_21(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Sub.self, UInt16.self) }
+@c func handle_binaryLocked_22(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Sub.self, UInt32.self) }
+@c func handle_binaryLocked_23(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Sub.self, UInt64.self) }
+@c func handle_binaryLocked_24(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Xor.self, UInt8.self) }
+@c func handle_binaryLocked_25(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Xor.self, UInt16.self) }
+@c func handle_binaryLocked_26(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Xor.self, UInt32.self) }
+@c func handle_binaryLocked_27(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Xor.self, UInt64.self) }
+@c func handle_binaryLocked_28(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Cmp.self, UInt8.self) }
+@c func handle_binaryLocked_29(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Cmp.self, UInt16.self) }
+@c func handle_binaryLocked_30(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Cmp.self, UInt32.self) }
+@c func handle_binaryLocked_31(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Cmp.self, UInt64.self) }
+@c func handle_binaryLocked_32(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Test.self, UInt8.self) }
+@c func handle_binaryLocked_33(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Test.self, UInt16.self) }
+@c func handle_binaryLocked_34(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Test.self, UInt32.self) }
+@c func handle_binaryLocked_35(_ op: Op, _ s: CPU) -> UInt64 { binaryLocked(op, s, Test.self, UInt64.self) }
+@c func handle_unaryR_0(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Inc.self, UInt8.self) }
+@c func handle_unaryR_1(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Inc.self, UInt16.self) }
+@c func handle_unaryR_2(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Inc.self, UInt32.self) }
+@c func handle_unaryR_3(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Inc.self, UInt64.self) }
+@c func handle_unaryR_4(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Dec.self, UInt8.self) }
+@c func handle_unaryR_5(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Dec.self, UInt16.self) }
+@c func handle_unaryR_6(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Dec.self, UInt32.self) }
+@c func handle_unaryR_7(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Dec.self, UInt64.self) }
+@c func handle_unaryR_8(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Neg.self, UInt8.self) }
+@c func handle_unaryR_9(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Neg.self, UInt16.self) }
+@c func handle_unaryR_10(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Neg.self, UInt32.self) }
+@c func handle_unaryR_11(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Neg.self, UInt64.self) }
+@c func handle_unaryR_12(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Not.self, UInt8.self) }
+@c func handle_unaryR_13(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Not.self, UInt16.self) }
+@c func handle_unaryR_14(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Not.self, UInt32.self) }
+@c func handle_unaryR_15(_ op: Op, _ s: CPU) -> UInt64 { unaryR(op, s, Not.self, UInt64.self) }
+@c func handle_unaryM_0(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Inc.self, UInt8.self) }
+@c func handle_unaryM_1(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Inc.self, UInt16.self) }
+@c func handle_unaryM_2(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Inc.self, UInt32.self) }
+@c func handle_unaryM_3(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Inc.self, UInt64.self) }
+@c func handle_unaryM_4(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Dec.self, UInt8.self) }
+@c func handle_unaryM_5(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Dec.self, UInt16.self) }
+@c func handle_unaryM_6(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Dec.self, UInt32.self) }
+@c func handle_unaryM_7(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Dec.self, UInt64.self) }
+@c func handle_unaryM_8(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Neg.self, UInt8.self) }
+@c func handle_unaryM_9(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Neg.self, UInt16.self) }
+@c func handle_unaryM_10(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Neg.self, UInt32.self) }
+@c func handle_unaryM_11(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Neg.self, UInt64.self) }
+@c func handle_unaryM_12(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Not.self, UInt8.self) }
+@c func handle_unaryM_13(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Not.self, UInt16.self) }
+@c func handle_unaryM_14(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Not.self, UInt32.self) }
+@c func handle_unaryM_15(_ op: Op, _ s: CPU) -> UInt64 { unaryM(op, s, Not.self, UInt64.self) }
+@c func handle_unaryLocked_0(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Inc.self, UInt8.self) }
+@c func handle_unaryLocked_1(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Inc.self, UInt16.self) }
+@c func handle_unaryLocked_2(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Inc.self, UInt32.self) }
+@c func handle_unaryLocked_3(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Inc.self, UInt64.self) }
+@c func handle_unaryLocked_4(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Dec.self, UInt8.self) }
+@c func handle_unaryLocked_5(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Dec.self, UInt16.self) }
+@c func handle_unaryLocked_6(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Dec.self, UInt32.self) }
+@c func handle_unaryLocked_7(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Dec.self, UInt64.self) }
+@c func handle_unaryLocked_8(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Neg.self, UInt8.self) }
+@c func handle_unaryLocked_9(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Neg.self, UInt16.self) }
+@c func handle_unaryLocked_10(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Neg.self, UInt32.self) }
+@c func handle_unaryLocked_11(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Neg.self, UInt64.self) }
+@c func handle_unaryLocked_12(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Not.self, UInt8.self) }
+@c func handle_unaryLocked_13(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Not.self, UInt16.self) }
+@c func handle_unaryLocked_14(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Not.self, UInt32.self) }
+@c func handle_unaryLocked_15(_ op: Op, _ s: CPU) -> UInt64 { unaryLocked(op, s, Not.self, UInt64.self) }
+@c func handle_movRR_0(_ op: Op, _ s: CPU) -> UInt64 { movRR(op, s, UInt8.self) }
+@c func handle_movRR_1(_ op: Op, _ s: CPU) -> UInt64 { movRR(op, s, UInt16.self) }
+@c func handle_movRR_2(_ op: Op, _ s: CPU) -> UInt64 { movRR(op, s, UInt32.self) }
+@c func handle_movRR_3(_ op: Op, _ s: CPU) -> UInt64 { movRR(op, s, UInt64.self) }
+@c func handle_movRI_0(_ op: Op, _ s: CPU) -> UInt64 { movRI(op, s, UInt8.self) }
+@c func handle_movRI_1(_ op: Op, _ s: CPU) -> UInt64 { movRI(op, s, UInt16.self) }
+@c func handle_movRI_2(_ op: Op, _ s: CPU) -> UInt64 { movRI(op, s, UInt32.self) }
+@c func handle_movRI_3(_ op: Op, _ s: CPU) -> UInt64 { movRI(op, s, UInt64.self) }
+@c func handle_movRM_0(_ op: Op, _ s: CPU) -> UInt64 { movRM(op, s, UInt8.self) }
+@c func handle_movRM_1(_ op: Op, _ s: CPU) -> UInt64 { movRM(op, s, UInt16.self) }
+@c func handle_movRM_2(_ op: Op, _ s: CPU) -> UInt64 { movRM(op, s, UInt32.self) }
+@c func handle_movRM_3(_ op: Op, _ s: CPU) -> UInt64 { movRM(op, s, UInt64.self) }
+@c func handle_movMR_0(_ op: Op, _ s: CPU) -> UInt64 { movMR(op, s, UInt8.self) }
+@c func handle_movMR_1(_ op: Op, _ s: CPU) -> UInt64 { movMR(op, s, UInt16.self) }
+@c func handle_movMR_2(_ op: Op, _ s: CPU) -> UInt64 { movMR(op, s, UInt32.self) }
+@c func handle_movMR_3(_ op: Op, _ s: CPU) -> UInt64 { movMR(op, s, UInt64.self) }
+@c func handle_movMI_0(_ op: Op, _ s: CPU) -> UInt64 { movMI(op, s, UInt8.self) }
+@c func handle_movMI_1(_ op: Op, _ s: CPU) -> UInt64 { movMI(op, s, UInt16.self) }
+@c func handle_movMI_2(_ op: Op, _ s: CPU) -> UInt64 { movMI(op, s, UInt32.self) }
+@c func handle_movMI_3(_ op: Op, _ s: CPU) -> UInt64 { movMI(op, s, UInt64.self) }
+@c func handle_lea_0(_ op: Op, _ s: CPU) -> UInt64 { lea(op, s, UInt8.self) }
+@c func handle_lea_1(_ op: Op, _ s: CPU) -> UInt64 { lea(op, s, UInt16.self) }
+@c func handle_lea_2(_ op: Op, _ s: CPU) -> UInt64 { lea(op, s, UInt32.self) }
+@c func handle_lea_3(_ op: Op, _ s: CPU) -> UInt64 { lea(op, s, UInt64.self) }
+@c func handle_exchangeRR_0(_ op: Op, _ s: CPU) -> UInt64 { exchangeRR(op, s, UInt8.self) }
+@c func handle_exchangeRR_1(_ op: Op, _ s: CPU) -> UInt64 { exchangeRR(op, s, UInt16.self) }
+@c func handle_exchangeRR_2(_ op: Op, _ s: CPU) -> UInt64 { exchangeRR(op, s, UInt32.self) }
+@c func handle_exchangeRR_3(_ op: Op, _ s: CPU) -> UInt64 { exchangeRR(op, s, UInt64.self) }
+@c func handle_exchangeM_0(_ op: Op, _ s: CPU) -> UInt64 { exchangeM(op, s, UInt8.self) }
+@c func handle_exchangeM_1(_ op: Op, _ s: CPU) -> UInt64 { exchangeM(op, s, UInt16.self) }
+@c func handle_exchangeM_2(_ op: Op, _ s: CPU) -> UInt64 { exchangeM(op, s, UInt32.self) }
+@c func handle_exchangeM_3(_ op: Op, _ s: CPU) -> UInt64 { exchangeM(op, s, UInt64.self) }
+@c func handle_cmovR_0(_ op: Op, _ s: CPU) -> UInt64 { cmovR(op, s, UInt8.self) }
+@c func handle_cmovR_1(_ op: Op, _ s: CPU) -> UInt64 { cmovR(op, s, UInt16.self) }
+@c func handle_cmovR_2(_ op: Op, _ s: CPU) -> UInt64 { cmovR(op, s, UInt32.self) }
+@c func handle_cmovR_3(_ op: Op, _ s: CPU) -> UInt64 { cmovR(op, s, UInt64.self) }
+@c func handle_cmovM_0(_ op: Op, _ s: CPU) -> UInt64 { cmovM(op, s, UInt8.self) }
+@c func handle_cmovM_1(_ op: Op, _ s: CPU) -> UInt64 { cmovM(op, s, UInt16.self) }
+@c func handle_cmovM_2(_ op: Op, _ s: CPU) -> UInt64 { cmovM(op, s, UInt32.self) }
+@c func handle_cmovM_3(_ op: Op, _ s: CPU) -> UInt64 { cmovM(op, s, UInt64.self) }
+@c func handle_exchangeAddR_0(_ op: Op, _ s: CPU) -> UInt64 { exchangeAddR(op, s, UInt8.self) }
+@c func handle_exchangeAddR_1(_ op: Op, _ s: CPU) -> UInt64 { exchangeAddR(op, s, UInt16.self) }
+@c func handle_exchangeAddR_2(_ op: Op, _ s: CPU) -> UInt64 { exchangeAddR(op, s, UInt32.self) }
+@c func handle_exchangeAddR_3(_ op: Op, _ s: CPU) -> UInt64 { exchangeAddR(op, s, UInt64.self) }
+@c func handle_exchangeAddM_0(_ op: Op, _ s: CPU) -> UInt64 { exchangeAddM(op, s, UInt8.self) }
+@c func handle_exchangeAddM_1(_ op: Op, _ s: CPU) -> UInt64 { exchangeAddM(op, s, UInt16.self) }
+@c func handle_exchangeAddM_2(_ op: Op, _ s: CPU) -> UInt64 { exchangeAddM(op, s, UInt32.self) }
+@c func handle_exchangeAddM_3(_ op: Op, _ s: CPU) -> UInt64 { exchangeAddM(op, s, UInt64.self) }
+@c func handle_compareExchangeR_0(_ op: Op, _ s: CPU) -> UInt64 { compareExchangeR(op, s, UInt8.self) }
+@c func handle_compareExchangeR_1(_ op: Op, _ s: CPU) -> UInt64 { compareExchangeR(op, s, UInt16.self) }
+@c func handle_compareExchangeR_2(_ op: Op, _ s: CPU) -> UInt64 { compareExchangeR(op, s, UInt32.self) }
+@c func handle_compareExchangeR_3(_ op: Op, _ s: CPU) -> UInt64 { compareExchangeR(op, s, UInt64.self) }
+@c func handle_compareExchangeM_0(_ op: Op, _ s: CPU) -> UInt64 { compareExchangeM(op, s, UInt8.self) }
+@c func handle_compareExchangeM_1(_ op: Op, _ s: CPU) -> UInt64 { compareExchangeM(op, s, UInt16.self) }
+@c func handle_compareExchangeM_2(_ op: Op, _ s: CPU) -> UInt64 { compareExchangeM(op, s, UInt32.self) }
+@c func handle_compareExchangeM_3(_ op: Op, _ s: CPU) -> UInt64 { compareExchangeM(op, s, UInt64.self) }
+@c func handle_multiplyTruncating_0(_ op: Op, _ s: CPU) -> UInt64 { multiplyTruncating(op, s, UInt8.self) }
+@c func handle_multiplyTruncating_1(_ op: Op, _ s: CPU) -> UInt64 { multiplyTruncating(op, s, UInt16.self) }
+@c func handle_multiplyTruncating_2(_ op: Op, _ s: CPU) -> UInt64 { multiplyTruncating(op, s, UInt32.self) }
+@c func handle_multiplyTruncating_3(_ op: Op, _ s: CPU) -> UInt64 { multiplyTruncating(op, s, UInt64.self) }
+@c func handle_divide_0(_ op: Op, _ s: CPU) -> UInt64 { divide(op, s, UInt8.self) }
+@c func handle_divide_1(_ op: Op, _ s: CPU) -> UInt64 { divide(op, s, UInt16.self) }
+@c func handle_divide_2(_ op: Op, _ s: CPU) -> UInt64 { divide(op, s, UInt32.self) }
+@c func handle_divide_3(_ op: Op, _ s: CPU) -> UInt64 { divide(op, s, UInt64.self) }
+@c func handle_divideSigned_0(_ op: Op, _ s: CPU) -> UInt64 { divideSigned(op, s, UInt8.self) }
+@c func handle_divideSigned_1(_ op: Op, _ s: CPU) -> UInt64 { divideSigned(op, s, UInt16.self) }
+@c func handle_divideSigned_2(_ op: Op, _ s: CPU) -> UInt64 { divideSigned(op, s, UInt32.self) }
+@c func handle_divideSigned_3(_ op: Op, _ s: CPU) -> UInt64 { divideSigned(op, s, UInt64.self) }
+@c func handle_moveString_0(_ op: Op, _ s: CPU) -> UInt64 { moveString(op, s, UInt8.self) }
+@c func handle_moveString_1(_ op: Op, _ s: CPU) -> UInt64 { moveString(op, s, UInt16.self) }
+@c func handle_moveString_2(_ op: Op, _ s: CPU) -> UInt64 { moveString(op, s, UInt32.self) }
+@c func handle_moveString_3(_ op: Op, _ s: CPU) -> UInt64 { moveString(op, s, UInt64.self) }
+@c func handle_storeString_0(_ op: Op, _ s: CPU) -> UInt64 { storeString(op, s, UInt8.self) }
+@c func handle_storeString_1(_ op: Op, _ s: CPU) -> UInt64 { storeString(op, s, UInt16.self) }
+@c func handle_storeString_2(_ op: Op, _ s: CPU) -> UInt64 { storeString(op, s, UInt32.self) }
+@c func handle_storeString_3(_ op: Op, _ s: CPU) -> UInt64 { storeString(op, s, UInt64.self) }
+@c func handle_loadString_0(_ op: Op, _ s: CPU) -> UInt64 { loadString(op, s, UInt8.self) }
+@c func handle_loadString_1(_ op: Op, _ s: CPU) -> UInt64 { loadString(op, s, UInt16.self) }
+@c func handle_loadString_2(_ op: Op, _ s: CPU) -> UInt64 { loadString(op, s, UInt32.self) }
+@c func handle_loadString_3(_ op: Op, _ s: CPU) -> UInt64 { loadString(op, s, UInt64.self) }
+@c func handle_scanString_0(_ op: Op, _ s: CPU) -> UInt64 { scanString(op, s, UInt8.self) }
+@c func handle_scanString_1(_ op: Op, _ s: CPU) -> UInt64 { scanString(op, s, UInt16.self) }
+@c func handle_scanString_2(_ op: Op, _ s: CPU) -> UInt64 { scanString(op, s, UInt32.self) }
+@c func handle_scanString_3(_ op: Op, _ s: CPU) -> UInt64 { scanString(op, s, UInt64.self) }
+@c func handle_compareString_0(_ op: Op, _ s: CPU) -> UInt64 { compareString(op, s, UInt8.self) }
+@c func handle_compareString_1(_ op: Op, _ s: CPU) -> UInt64 { compareString(op, s, UInt16.self) }
+@c func handle_compareString_2(_ op: Op, _ s: CPU) -> UInt64 { compareString(op, s, UInt32.self) }
+@c func handle_compareString_3(_ op: Op, _ s: CPU) -> UInt64 { compareString(op, s, UInt64.self) }
+@c func handle_portIn_0(_ op: Op, _ s: CPU) -> UInt64 { portIn(op, s, UInt8.self) }
+@c func handle_portIn_1(_ op: Op, _ s: CPU) -> UInt64 { portIn(op, s, UInt16.self) }
+@c func handle_portIn_2(_ op: Op, _ s: CPU) -> UInt64 { portIn(op, s, UInt32.self) }
+@c func handle_portIn_3(_ op: Op, _ s: CPU) -> UInt64 { portIn(op, s, UInt64.self) }
+@c func handle_portOut_0(_ op: Op, _ s: CPU) -> UInt64 { portOut(op, s, UInt8.self) }
+@c func handle_portOut_1(_ op: Op, _ s: CPU) -> UInt64 { portOut(op, s, UInt16.self) }
+@c func handle_portOut_2(_ op: Op, _ s: CPU) -> UInt64 { portOut(op, s, UInt32.self) }
+@c func handle_portOut_3(_ op: Op, _ s: CPU) -> UInt64 { portOut(op, s, UInt64.self) }
+@c func handle_portInString_0(_ op: Op, _ s: CPU) -> UInt64 { portInString(op, s, UInt8.self) }
+@c func handle_portInString_1(_ op: Op, _ s: CPU) -> UInt64 { portInString(op, s, UInt16.self) }
+@c func handle_portInString_2(_ op: Op, _ s: CPU) -> UInt64 { portInString(op, s, UInt32.self) }
+@c func handle_portInString_3(_ op: Op, _ s: CPU) -> UInt64 { portInString(op, s, UInt64.self) }
+@c func handle_portOutString_0(_ op: Op, _ s: CPU) -> UInt64 { portOutString(op, s, UInt8.self) }
+@c func handle_portOutString_1(_ op: Op, _ s: CPU) -> UInt64 { portOutString(op, s, UInt16.self) }
+@c func handle_portOutString_2(_ op: Op, _ s: CPU) -> UInt64 { portOutString(op, s, UInt32.self) }
+@c func handle_portOutString_3(_ op: Op, _ s: CPU) -> UInt64 { portOutString(op, s, UInt64.self) }
+@c func handle_zeroExtend8RR_0(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt8.self, UInt8.self, signed: false) }
+@c func handle_zeroExtend8RR_1(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt8.self, UInt16.self, signed: false) }
+@c func handle_zeroExtend8RR_2(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt8.self, UInt32.self, signed: false) }
+@c func handle_zeroExtend8RR_3(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt8.self, UInt64.self, signed: false) }
+@c func handle_zeroExtend8RM_0(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt8.self, UInt8.self, signed: false) }
+@c func handle_zeroExtend8RM_1(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt8.self, UInt16.self, signed: false) }
+@c func handle_zeroExtend8RM_2(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt8.self, UInt32.self, signed: false) }
+@c func handle_zeroExtend8RM_3(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt8.self, UInt64.self, signed: false) }
+@c func handle_signExtend8RR_0(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt8.self, UInt8.self, signed: true) }
+@c func handle_signExtend8RR_1(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt8.self, UInt16.self, signed: true) }
+@c func handle_signExtend8RR_2(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt8.self, UInt32.self, signed: true) }
+@c func handle_signExtend8RR_3(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt8.self, UInt64.self, signed: true) }
+@c func handle_signExtend8RM_0(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt8.self, UInt8.self, signed: true) }
+@c func handle_signExtend8RM_1(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt8.self, UInt16.self, signed: true) }
+@c func handle_signExtend8RM_2(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt8.self, UInt32.self, signed: true) }
+@c func handle_signExtend8RM_3(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt8.self, UInt64.self, signed: true) }
+@c func handle_zeroExtend16RR_0(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt16.self, UInt8.self, signed: false) }
+@c func handle_zeroExtend16RR_1(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt16.self, UInt16.self, signed: false) }
+@c func handle_zeroExtend16RR_2(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt16.self, UInt32.self, signed: false) }
+@c func handle_zeroExtend16RR_3(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt16.self, UInt64.self, signed: false) }
+@c func handle_zeroExtend16RM_0(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt16.self, UInt8.self, signed: false) }
+@c func handle_zeroExtend16RM_1(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt16.self, UInt16.self, signed: false) }
+@c func handle_zeroExtend16RM_2(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt16.self, UInt32.self, signed: false) }
+@c func handle_zeroExtend16RM_3(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt16.self, UInt64.self, signed: false) }
+@c func handle_signExtend16RR_0(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt16.self, UInt8.self, signed: true) }
+@c func handle_signExtend16RR_1(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt16.self, UInt16.self, signed: true) }
+@c func handle_signExtend16RR_2(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt16.self, UInt32.self, signed: true) }
+@c func handle_signExtend16RR_3(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt16.self, UInt64.self, signed: true) }
+@c func handle_signExtend16RM_0(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt16.self, UInt8.self, signed: true) }
+@c func handle_signExtend16RM_1(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt16.self, UInt16.self, signed: true) }
+@c func handle_signExtend16RM_2(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt16.self, UInt32.self, signed: true) }
+@c func handle_signExtend16RM_3(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt16.self, UInt64.self, signed: true) }
+@c func handle_zeroExtend32RR_0(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt32.self, UInt8.self, signed: false) }
+@c func handle_zeroExtend32RR_1(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt32.self, UInt16.self, signed: false) }
+@c func handle_zeroExtend32RR_2(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt32.self, UInt32.self, signed: false) }
+@c func handle_zeroExtend32RR_3(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt32.self, UInt64.self, signed: false) }
+@c func handle_zeroExtend32RM_0(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt32.self, UInt8.self, signed: false) }
+@c func handle_zeroExtend32RM_1(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt32.self, UInt16.self, signed: false) }
+@c func handle_zeroExtend32RM_2(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt32.self, UInt32.self, signed: false) }
+@c func handle_zeroExtend32RM_3(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt32.self, UInt64.self, signed: false) }
+@c func handle_signExtend32RR_0(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt32.self, UInt8.self, signed: true) }
+@c func handle_signExtend32RR_1(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt32.self, UInt16.self, signed: true) }
+@c func handle_signExtend32RR_2(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt32.self, UInt32.self, signed: true) }
+@c func handle_signExtend32RR_3(_ op: Op, _ s: CPU) -> UInt64 { extendRR(op, s, UInt32.self, UInt64.self, signed: true) }
+@c func handle_signExtend32RM_0(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt32.self, UInt8.self, signed: true) }
+@c func handle_signExtend32RM_1(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt32.self, UInt16.self, signed: true) }
+@c func handle_signExtend32RM_2(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt32.self, UInt32.self, signed: true) }
+@c func handle_signExtend32RM_3(_ op: Op, _ s: CPU) -> UInt64 { extendRM(op, s, UInt32.self, UInt64.self, signed: true) }
+@c func handle_shiftRI_0(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rol.self, UInt8.self) }
+@c func handle_shiftRI_1(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rol.self, UInt16.self) }
+@c func handle_shiftRI_2(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rol.self, UInt32.self) }
+@c func handle_shiftRI_3(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rol.self, UInt64.self) }
+@c func handle_shiftRI_4(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Ror.self, UInt8.self) }
+@c func handle_shiftRI_5(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Ror.self, UInt16.self) }
+@c func handle_shiftRI_6(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Ror.self, UInt32.self) }
+@c func handle_shiftRI_7(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Ror.self, UInt64.self) }
+@c func handle_shiftRI_8(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rcl.self, UInt8.self) }
+@c func handle_shiftRI_9(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rcl.self, UInt16.self) }
+@c func handle_shiftRI_10(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rcl.self, UInt32.self) }
+@c func handle_shiftRI_11(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rcl.self, UInt64.self) }
+@c func handle_shiftRI_12(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rcr.self, UInt8.self) }
+@c func handle_shiftRI_13(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rcr.self, UInt16.self) }
+@c func handle_shiftRI_14(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rcr.self, UInt32.self) }
+@c func handle_shiftRI_15(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Rcr.self, UInt64.self) }
+@c func handle_shiftRI_16(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shl.self, UInt8.self) }
+@c func handle_shiftRI_17(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shl.self, UInt16.self) }
+@c func handle_shiftRI_18(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shl.self, UInt32.self) }
+@c func handle_shiftRI_19(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shl.self, UInt64.self) }
+@c func handle_shiftRI_20(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shr.self, UInt8.self) }
+@c func handle_shiftRI_21(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shr.self, UInt16.self) }
+@c func handle_shiftRI_22(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shr.self, UInt32.self) }
+@c func handle_shiftRI_23(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shr.self, UInt64.self) }
+@c func handle_shiftRI_24(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shl.self, UInt8.self) }
+@c func handle_shiftRI_25(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shl.self, UInt16.self) }
+@c func handle_shiftRI_26(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shl.self, UInt32.self) }
+@c func handle_shiftRI_27(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Shl.self, UInt64.self) }
+@c func handle_shiftRI_28(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Sar.self, UInt8.self) }
+@c func handle_shiftRI_29(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Sar.self, UInt16.self) }
+@c func handle_shiftRI_30(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Sar.self, UInt32.self) }
+@c func handle_shiftRI_31(_ op: Op, _ s: CPU) -> UInt64 { shiftRI(op, s, Sar.self, UInt64.self) }
+@c func handle_shiftRC_0(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rol.self, UInt8.self) }
+@c func handle_shiftRC_1(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rol.self, UInt16.self) }
+@c func handle_shiftRC_2(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rol.self, UInt32.self) }
+@c func handle_shiftRC_3(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rol.self, UInt64.self) }
+@c func handle_shiftRC_4(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Ror.self, UInt8.self) }
+@c func handle_shiftRC_5(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Ror.self, UInt16.self) }
+@c func handle_shiftRC_6(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Ror.self, UInt32.self) }
+@c func handle_shiftRC_7(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Ror.self, UInt64.self) }
+@c func handle_shiftRC_8(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rcl.self, UInt8.self) }
+@c func handle_shiftRC_9(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rcl.self, UInt16.self) }
+@c func handle_shiftRC_10(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rcl.self, UInt32.self) }
+@c func handle_shiftRC_11(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rcl.self, UInt64.self) }
+@c func handle_shiftRC_12(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rcr.self, UInt8.self) }
+@c func handle_shiftRC_13(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rcr.self, UInt16.self) }
+@c func handle_shiftRC_14(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rcr.self, UInt32.self) }
+@c func handle_shiftRC_15(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Rcr.self, UInt64.self) }
+@c func handle_shiftRC_16(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shl.self, UInt8.self) }
+@c func handle_shiftRC_17(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shl.self, UInt16.self) }
+@c func handle_shiftRC_18(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shl.self, UInt32.self) }
+@c func handle_shiftRC_19(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shl.self, UInt64.self) }
+@c func handle_shiftRC_20(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shr.self, UInt8.self) }
+@c func handle_shiftRC_21(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shr.self, UInt16.self) }
+@c func handle_shiftRC_22(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shr.self, UInt32.self) }
+@c func handle_shiftRC_23(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shr.self, UInt64.self) }
+@c func handle_shiftRC_24(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shl.self, UInt8.self) }
+@c func handle_shiftRC_25(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shl.self, UInt16.self) }
+@c func handle_shiftRC_26(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shl.self, UInt32.self) }
+@c func handle_shiftRC_27(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Shl.self, UInt64.self) }
+@c func handle_shiftRC_28(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Sar.self, UInt8.self) }
+@c func handle_shiftRC_29(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Sar.self, UInt16.self) }
+@c func handle_shiftRC_30(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Sar.self, UInt32.self) }
+@c func handle_shiftRC_31(_ op: Op, _ s: CPU) -> UInt64 { shiftRC(op, s, Sar.self, UInt64.self) }
+@c func handle_shiftM_0(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rol.self, UInt8.self) }
+@c func handle_shiftM_1(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rol.self, UInt16.self) }
+@c func handle_shiftM_2(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rol.self, UInt32.self) }
+@c func handle_shiftM_3(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rol.self, UInt64.self) }
+@c func handle_shiftM_4(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Ror.self, UInt8.self) }
+@c func handle_shiftM_5(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Ror.self, UInt16.self) }
+@c func handle_shiftM_6(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Ror.self, UInt32.self) }
+@c func handle_shiftM_7(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Ror.self, UInt64.self) }
+@c func handle_shiftM_8(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rcl.self, UInt8.self) }
+@c func handle_shiftM_9(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rcl.self, UInt16.self) }
+@c func handle_shiftM_10(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rcl.self, UInt32.self) }
+@c func handle_shiftM_11(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rcl.self, UInt64.self) }
+@c func handle_shiftM_12(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rcr.self, UInt8.self) }
+@c func handle_shiftM_13(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rcr.self, UInt16.self) }
+@c func handle_shiftM_14(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rcr.self, UInt32.self) }
+@c func handle_shiftM_15(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Rcr.self, UInt64.self) }
+@c func handle_shiftM_16(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shl.self, UInt8.self) }
+@c func handle_shiftM_17(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shl.self, UInt16.self) }
+@c func handle_shiftM_18(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shl.self, UInt32.self) }
+@c func handle_shiftM_19(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shl.self, UInt64.self) }
+@c func handle_shiftM_20(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shr.self, UInt8.self) }
+@c func handle_shiftM_21(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shr.self, UInt16.self) }
+@c func handle_shiftM_22(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shr.self, UInt32.self) }
+@c func handle_shiftM_23(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shr.self, UInt64.self) }
+@c func handle_shiftM_24(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shl.self, UInt8.self) }
+@c func handle_shiftM_25(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shl.self, UInt16.self) }
+@c func handle_shiftM_26(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shl.self, UInt32.self) }
+@c func handle_shiftM_27(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Shl.self, UInt64.self) }
+@c func handle_shiftM_28(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Sar.self, UInt8.self) }
+@c func handle_shiftM_29(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Sar.self, UInt16.self) }
+@c func handle_shiftM_30(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Sar.self, UInt32.self) }
+@c func handle_shiftM_31(_ op: Op, _ s: CPU) -> UInt64 { shiftM(op, s, Sar.self, UInt64.self) }
+@c func handle_doubleShiftLeft_0(_ op: Op, _ s: CPU) -> UInt64 { doubleShift(op, s, UInt8.self, left: true) }
+@c func handle_doubleShiftLeft_1(_ op: Op, _ s: CPU) -> UInt64 { doubleShift(op, s, UInt16.self, left: true) }
+@c func handle_doubleShiftLeft_2(_ op: Op, _ s: CPU) -> UInt64 { doubleShift(op, s, UInt32.self, left: true) }
+@c func handle_doubleShiftLeft_3(_ op: Op, _ s: CPU) -> UInt64 { doubleShift(op, s, UInt64.self, left: true) }
+@c func handle_doubleShiftRight_0(_ op: Op, _ s: CPU) -> UInt64 { doubleShift(op, s, UInt8.self, left: false) }
+@c func handle_doubleShiftRight_1(_ op: Op, _ s: CPU) -> UInt64 { doubleShift(op, s, UInt16.self, left: false) }
+@c func handle_doubleShiftRight_2(_ op: Op, _ s: CPU) -> UInt64 { doubleShift(op, s, UInt32.self, left: false) }
+@c func handle_doubleShiftRight_3(_ op: Op, _ s: CPU) -> UInt64 { doubleShift(op, s, UInt64.self, left: false) }
+@c func handle_bit_0(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitTest.self, UInt8.self) }
+@c func handle_bit_1(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitTest.self, UInt16.self) }
+@c func handle_bit_2(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitTest.self, UInt32.self) }
+@c func handle_bit_3(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitTest.self, UInt64.self) }
+@c func handle_bit_4(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitSet.self, UInt8.self) }
+@c func handle_bit_5(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitSet.self, UInt16.self) }
+@c func handle_bit_6(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitSet.self, UInt32.self) }
+@c func handle_bit_7(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitSet.self, UInt64.self) }
+@c func handle_bit_8(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitReset.self, UInt8.self) }
+@c func handle_bit_9(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitReset.self, UInt16.self) }
+@c func handle_bit_10(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitReset.self, UInt32.self) }
+@c func handle_bit_11(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitReset.self, UInt64.self) }
+@c func handle_bit_12(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitComplement.self, UInt8.self) }
+@c func handle_bit_13(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitComplement.self, UInt16.self) }
+@c func handle_bit_14(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitComplement.self, UInt32.self) }
+@c func handle_bit_15(_ op: Op, _ s: CPU) -> UInt64 { bitOperation(op, s, BitComplement.self, UInt64.self) }
+@c func handle_bitScanForward_0(_ op: Op, _ s: CPU) -> UInt64 { bitScan(op, s, UInt8.self, reverse: false) }
+@c func handle_bitScanForward_1(_ op: Op, _ s: CPU) -> UInt64 { bitScan(op, s, UInt16.self, reverse: false) }
+@c func handle_bitScanForward_2(_ op: Op, _ s: CPU) -> UInt64 { bitScan(op, s, UInt32.self, reverse: false) }
+@c func handle_bitScanForward_3(_ op: Op, _ s: CPU) -> UInt64 { bitScan(op, s, UInt64.self, reverse: false) }
+@c func handle_bitScanReverse_0(_ op: Op, _ s: CPU) -> UInt64 { bitScan(op, s, UInt8.self, reverse: true) }
+@c func handle_bitScanReverse_1(_ op: Op, _ s: CPU) -> UInt64 { bitScan(op, s, UInt16.self, reverse: true) }
+@c func handle_bitScanReverse_2(_ op: Op, _ s: CPU) -> UInt64 { bitScan(op, s, UInt32.self, reverse: true) }
+@c func handle_bitScanReverse_3(_ op: Op, _ s: CPU) -> UInt64 { bitScan(op, s, UInt64.self, reverse: true) }
+@c func handle_multiplyUnsigned_0(_ op: Op, _ s: CPU) -> UInt64 { multiply(op, s, UInt8.self, signed: false) }
+@c func handle_multiplyUnsigned_1(_ op: Op, _ s: CPU) -> UInt64 { multiply(op, s, UInt16.self, signed: false) }
+@c func handle_multiplyUnsigned_2(_ op: Op, _ s: CPU) -> UInt64 { multiply(op, s, UInt32.self, signed: false) }
+@c func handle_multiplyUnsigned_3(_ op: Op, _ s: CPU) -> UInt64 { multiply(op, s, UInt64.self, signed: false) }
+@c func handle_multiplySigned_0(_ op: Op, _ s: CPU) -> UInt64 { multiply(op, s, UInt8.self, signed: true) }
+@c func handle_multiplySigned_1(_ op: Op, _ s: CPU) -> UInt64 { multiply(op, s, UInt16.self, signed: true) }
+@c func handle_multiplySigned_2(_ op: Op, _ s: CPU) -> UInt64 { multiply(op, s, UInt32.self, signed: true) }
+@c func handle_multiplySigned_3(_ op: Op, _ s: CPU) -> UInt64 { multiply(op, s, UInt64.self, signed: true) }
+@c func handle_jcc_0(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 0) }
+@c func handle_jcc_1(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 1) }
+@c func handle_jcc_2(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 2) }
+@c func handle_jcc_3(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 3) }
+@c func handle_jcc_4(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 4) }
+@c func handle_jcc_5(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 5) }
+@c func handle_jcc_6(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 6) }
+@c func handle_jcc_7(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 7) }
+@c func handle_jcc_8(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 8) }
+@c func handle_jcc_9(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 9) }
+@c func handle_jcc_10(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 10) }
+@c func handle_jcc_11(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 11) }
+@c func handle_jcc_12(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 12) }
+@c func handle_jcc_13(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 13) }
+@c func handle_jcc_14(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 14) }
+@c func handle_jcc_15(_ op: Op, _ s: CPU) -> UInt64 { jcc(op, s, 15) }
+@c func handle_pushR64(_ op: Op, _ s: CPU) -> UInt64 { pushR64(op, s) }
+@c func handle_popR64(_ op: Op, _ s: CPU) -> UInt64 { popR64(op, s) }
+@c func handle_pushI64(_ op: Op, _ s: CPU) -> UInt64 { pushI64(op, s) }
+@c func handle_call64(_ op: Op, _ s: CPU) -> UInt64 { call64(op, s) }
+@c func handle_ret64(_ op: Op, _ s: CPU) -> UInt64 { ret64(op, s) }
+@c func handle_callR64(_ op: Op, _ s: CPU) -> UInt64 { callR64(op, s) }
+@c func handle_callM64(_ op: Op, _ s: CPU) -> UInt64 { callM64(op, s) }
+@c func handle_jumpR64(_ op: Op, _ s: CPU) -> UInt64 { jumpR64(op, s) }
+@c func handle_jumpM64(_ op: Op, _ s: CPU) -> UInt64 { jumpM64(op, s) }
+@c func handle_branch(_ op: Op, _ s: CPU) -> UInt64 { branch(op, s) }
+
 /// Handlers by operation and operand size: index `operation * 4 + log2(bytes)`.
 enum HandlerTables {
     static let binaryRR: [Handler] = [
-        { op, s in X86.binaryRR(op, s, Add.self, UInt8.self) },
-        { op, s in X86.binaryRR(op, s, Add.self, UInt16.self) },
-        { op, s in X86.binaryRR(op, s, Add.self, UInt32.self) },
-        { op, s in X86.binaryRR(op, s, Add.self, UInt64.self) },
-        { op, s in X86.binaryRR(op, s, Or.self, UInt8.self) },
-        { op, s in X86.binaryRR(op, s, Or.self, UInt16.self) },
-        { op, s in X86.binaryRR(op, s, Or.self, UInt32.self) },
-        { op, s in X86.binaryRR(op, s, Or.self, UInt64.self) },
-        { op, s in X86.binaryRR(op, s, Adc.self, UInt8.self) },
-        { op, s in X86.binaryRR(op, s, Adc.self, UInt16.self) },
-        { op, s in X86.binaryRR(op, s, Adc.self, UInt32.self) },
-        { op, s in X86.binaryRR(op, s, Adc.self, UInt64.self) },
-        { op, s in X86.binaryRR(op, s, Sbb.self, UInt8.self) },
-        { op, s in X86.binaryRR(op, s, Sbb.self, UInt16.self) },
-        { op, s in X86.binaryRR(op, s, Sbb.self, UInt32.self) },
-        { op, s in X86.binaryRR(op, s, Sbb.self, UInt64.self) },
-        { op, s in X86.binaryRR(op, s, And.self, UInt8.self) },
-        { op, s in X86.binaryRR(op, s, And.self, UInt16.self) },
-        { op, s in X86.binaryRR(op, s, And.self, UInt32.self) },
-        { op, s in X86.binaryRR(op, s, And.self, UInt64.self) },
-        { op, s in X86.binaryRR(op, s, Sub.self, UInt8.self) },
-        { op, s in X86.binaryRR(op, s, Sub.self, UInt16.self) },
-        { op, s in X86.binaryRR(op, s, Sub.self, UInt32.self) },
-        { op, s in X86.binaryRR(op, s, Sub.self, UInt64.self) },
-        { op, s in X86.binaryRR(op, s, Xor.self, UInt8.self) },
-        { op, s in X86.binaryRR(op, s, Xor.self, UInt16.self) },
-        { op, s in X86.binaryRR(op, s, Xor.self, UInt32.self) },
-        { op, s in X86.binaryRR(op, s, Xor.self, UInt64.self) },
-        { op, s in X86.binaryRR(op, s, Cmp.self, UInt8.self) },
-        { op, s in X86.binaryRR(op, s, Cmp.self, UInt16.self) },
-        { op, s in X86.binaryRR(op, s, Cmp.self, UInt32.self) },
-        { op, s in X86.binaryRR(op, s, Cmp.self, UInt64.self) },
-        { op, s in X86.binaryRR(op, s, Test.self, UInt8.self) },
-        { op, s in X86.binaryRR(op, s, Test.self, UInt16.self) },
-        { op, s in X86.binaryRR(op, s, Test.self, UInt32.self) },
-        { op, s in X86.binaryRR(op, s, Test.self, UInt64.self) },
+        handle_binaryRR_0,
+        handle_binaryRR_1,
+        handle_binaryRR_2,
+        handle_binaryRR_3,
+        handle_binaryRR_4,
+        handle_binaryRR_5,
+        handle_binaryRR_6,
+        handle_binaryRR_7,
+        handle_binaryRR_8,
+        handle_binaryRR_9,
+        handle_binaryRR_10,
+        handle_binaryRR_11,
+        handle_binaryRR_12,
+        handle_binaryRR_13,
+        handle_binaryRR_14,
+        handle_binaryRR_15,
+        handle_binaryRR_16,
+        handle_binaryRR_17,
+        handle_binaryRR_18,
+        handle_binaryRR_19,
+        handle_binaryRR_20,
+        handle_binaryRR_21,
+        handle_binaryRR_22,
+        handle_binaryRR_23,
+        handle_binaryRR_24,
+        handle_binaryRR_25,
+        handle_binaryRR_26,
+        handle_binaryRR_27,
+        handle_binaryRR_28,
+        handle_binaryRR_29,
+        handle_binaryRR_30,
+        handle_binaryRR_31,
+        handle_binaryRR_32,
+        handle_binaryRR_33,
+        handle_binaryRR_34,
+        handle_binaryRR_35,
     ]
     static let binaryRI: [Handler] = [
-        { op, s in X86.binaryRI(op, s, Add.self, UInt8.self) },
-        { op, s in X86.binaryRI(op, s, Add.self, UInt16.self) },
-        { op, s in X86.binaryRI(op, s, Add.self, UInt32.self) },
-        { op, s in X86.binaryRI(op, s, Add.self, UInt64.self) },
-        { op, s in X86.binaryRI(op, s, Or.self, UInt8.self) },
-        { op, s in X86.binaryRI(op, s, Or.self, UInt16.self) },
-        { op, s in X86.binaryRI(op, s, Or.self, UInt32.self) },
-        { op, s in X86.binaryRI(op, s, Or.self, UInt64.self) },
-        { op, s in X86.binaryRI(op, s, Adc.self, UInt8.self) },
-        { op, s in X86.binaryRI(op, s, Adc.self, UInt16.self) },
-        { op, s in X86.binaryRI(op, s, Adc.self, UInt32.self) },
-        { op, s in X86.binaryRI(op, s, Adc.self, UInt64.self) },
-        { op, s in X86.binaryRI(op, s, Sbb.self, UInt8.self) },
-        { op, s in X86.binaryRI(op, s, Sbb.self, UInt16.self) },
-        { op, s in X86.binaryRI(op, s, Sbb.self, UInt32.self) },
-        { op, s in X86.binaryRI(op, s, Sbb.self, UInt64.self) },
-        { op, s in X86.binaryRI(op, s, And.self, UInt8.self) },
-        { op, s in X86.binaryRI(op, s, And.self, UInt16.self) },
-        { op, s in X86.binaryRI(op, s, And.self, UInt32.self) },
-        { op, s in X86.binaryRI(op, s, And.self, UInt64.self) },
-        { op, s in X86.binaryRI(op, s, Sub.self, UInt8.self) },
-        { op, s in X86.binaryRI(op, s, Sub.self, UInt16.self) },
-        { op, s in X86.binaryRI(op, s, Sub.self, UInt32.self) },
-        { op, s in X86.binaryRI(op, s, Sub.self, UInt64.self) },
-        { op, s in X86.binaryRI(op, s, Xor.self, UInt8.self) },
-        { op, s in X86.binaryRI(op, s, Xor.self, UInt16.self) },
-        { op, s in X86.binaryRI(op, s, Xor.self, UInt32.self) },
-        { op, s in X86.binaryRI(op, s, Xor.self, UInt64.self) },
-        { op, s in X86.binaryRI(op, s, Cmp.self, UInt8.self) },
-        { op, s in X86.binaryRI(op, s, Cmp.self, UInt16.self) },
-        { op, s in X86.binaryRI(op, s, Cmp.self, UInt32.self) },
-        { op, s in X86.binaryRI(op, s, Cmp.self, UInt64.self) },
-        { op, s in X86.binaryRI(op, s, Test.self, UInt8.self) },
-        { op, s in X86.binaryRI(op, s, Test.self, UInt16.self) },
-        { op, s in X86.binaryRI(op, s, Test.self, UInt32.self) },
-        { op, s in X86.binaryRI(op, s, Test.self, UInt64.self) },
+        handle_binaryRI_0,
+        handle_binaryRI_1,
+        handle_binaryRI_2,
+        handle_binaryRI_3,
+        handle_binaryRI_4,
+        handle_binaryRI_5,
+        handle_binaryRI_6,
+        handle_binaryRI_7,
+        handle_binaryRI_8,
+        handle_binaryRI_9,
+        handle_binaryRI_10,
+        handle_binaryRI_11,
+        handle_binaryRI_12,
+        handle_binaryRI_13,
+        handle_binaryRI_14,
+        handle_binaryRI_15,
+        handle_binaryRI_16,
+        handle_binaryRI_17,
+        handle_binaryRI_18,
+        handle_binaryRI_19,
+        handle_binaryRI_20,
+        handle_binaryRI_21,
+        handle_binaryRI_22,
+        handle_binaryRI_23,
+        handle_binaryRI_24,
+        handle_binaryRI_25,
+        handle_binaryRI_26,
+        handle_binaryRI_27,
+        handle_binaryRI_28,
+        handle_binaryRI_29,
+        handle_binaryRI_30,
+        handle_binaryRI_31,
+        handle_binaryRI_32,
+        handle_binaryRI_33,
+        handle_binaryRI_34,
+        handle_binaryRI_35,
     ]
     static let binaryRM: [Handler] = [
-        { op, s in X86.binaryRM(op, s, Add.self, UInt8.self) },
-        { op, s in X86.binaryRM(op, s, Add.self, UInt16.self) },
-        { op, s in X86.binaryRM(op, s, Add.self, UInt32.self) },
-        { op, s in X86.binaryRM(op, s, Add.self, UInt64.self) },
-        { op, s in X86.binaryRM(op, s, Or.self, UInt8.self) },
-        { op, s in X86.binaryRM(op, s, Or.self, UInt16.self) },
-        { op, s in X86.binaryRM(op, s, Or.self, UInt32.self) },
-        { op, s in X86.binaryRM(op, s, Or.self, UInt64.self) },
-        { op, s in X86.binaryRM(op, s, Adc.self, UInt8.self) },
-        { op, s in X86.binaryRM(op, s, Adc.self, UInt16.self) },
-        { op, s in X86.binaryRM(op, s, Adc.self, UInt32.self) },
-        { op, s in X86.binaryRM(op, s, Adc.self, UInt64.self) },
-        { op, s in X86.binaryRM(op, s, Sbb.self, UInt8.self) },
-        { op, s in X86.binaryRM(op, s, Sbb.self, UInt16.self) },
-        { op, s in X86.binaryRM(op, s, Sbb.self, UInt32.self) },
-        { op, s in X86.binaryRM(op, s, Sbb.self, UInt64.self) },
-        { op, s in X86.binaryRM(op, s, And.self, UInt8.self) },
-        { op, s in X86.binaryRM(op, s, And.self, UInt16.self) },
-        { op, s in X86.binaryRM(op, s, And.self, UInt32.self) },
-        { op, s in X86.binaryRM(op, s, And.self, UInt64.self) },
-        { op, s in X86.binaryRM(op, s, Sub.self, UInt8.self) },
-        { op, s in X86.binaryRM(op, s, Sub.self, UInt16.self) },
-        { op, s in X86.binaryRM(op, s, Sub.self, UInt32.self) },
-        { op, s in X86.binaryRM(op, s, Sub.self, UInt64.self) },
-        { op, s in X86.binaryRM(op, s, Xor.self, UInt8.self) },
-        { op, s in X86.binaryRM(op, s, Xor.self, UInt16.self) },
-        { op, s in X86.binaryRM(op, s, Xor.self, UInt32.self) },
-        { op, s in X86.binaryRM(op, s, Xor.self, UInt64.self) },
-        { op, s in X86.binaryRM(op, s, Cmp.self, UInt8.self) },
-        { op, s in X86.binaryRM(op, s, Cmp.self, UInt16.self) },
-        { op, s in X86.binaryRM(op, s, Cmp.self, UInt32.self) },
-        { op, s in X86.binaryRM(op, s, Cmp.self, UInt64.self) },
-        { op, s in X86.binaryRM(op, s, Test.self, UInt8.self) },
-        { op, s in X86.binaryRM(op, s, Test.self, UInt16.self) },
-        { op, s in X86.binaryRM(op, s, Test.self, UInt32.self) },
-        { op, s in X86.binaryRM(op, s, Test.self, UInt64.self) },
+        handle_binaryRM_0,
+        handle_binaryRM_1,
+        handle_binaryRM_2,
+        handle_binaryRM_3,
+        handle_binaryRM_4,
+        handle_binaryRM_5,
+        handle_binaryRM_6,
+        handle_binaryRM_7,
+        handle_binaryRM_8,
+        handle_binaryRM_9,
+        handle_binaryRM_10,
+        handle_binaryRM_11,
+        handle_binaryRM_12,
+        handle_binaryRM_13,
+        handle_binaryRM_14,
+        handle_binaryRM_15,
+        handle_binaryRM_16,
+        handle_binaryRM_17,
+        handle_binaryRM_18,
+        handle_binaryRM_19,
+        handle_binaryRM_20,
+        handle_binaryRM_21,
+        handle_binaryRM_22,
+        handle_binaryRM_23,
+        handle_binaryRM_24,
+        handle_binaryRM_25,
+        handle_binaryRM_26,
+        handle_binaryRM_27,
+        handle_binaryRM_28,
+        handle_binaryRM_29,
+        handle_binaryRM_30,
+        handle_binaryRM_31,
+        handle_binaryRM_32,
+        handle_binaryRM_33,
+        handle_binaryRM_34,
+        handle_binaryRM_35,
     ]
     static let binaryMR: [Handler] = [
-        { op, s in X86.binaryMR(op, s, Add.self, UInt8.self) },
-        { op, s in X86.binaryMR(op, s, Add.self, UInt16.self) },
-        { op, s in X86.binaryMR(op, s, Add.self, UInt32.self) },
-        { op, s in X86.binaryMR(op, s, Add.self, UInt64.self) },
-        { op, s in X86.binaryMR(op, s, Or.self, UInt8.self) },
-        { op, s in X86.binaryMR(op, s, Or.self, UInt16.self) },
-        { op, s in X86.binaryMR(op, s, Or.self, UInt32.self) },
-        { op, s in X86.binaryMR(op, s, Or.self, UInt64.self) },
-        { op, s in X86.binaryMR(op, s, Adc.self, UInt8.self) },
-        { op, s in X86.binaryMR(op, s, Adc.self, UInt16.self) },
-        { op, s in X86.binaryMR(op, s, Adc.self, UInt32.self) },
-        { op, s in X86.binaryMR(op, s, Adc.self, UInt64.self) },
-        { op, s in X86.binaryMR(op, s, Sbb.self, UInt8.self) },
-        { op, s in X86.binaryMR(op, s, Sbb.self, UInt16.self) },
-        { op, s in X86.binaryMR(op, s, Sbb.self, UInt32.self) },
-        { op, s in X86.binaryMR(op, s, Sbb.self, UInt64.self) },
-        { op, s in X86.binaryMR(op, s, And.self, UInt8.self) },
-        { op, s in X86.binaryMR(op, s, And.self, UInt16.self) },
-        { op, s in X86.binaryMR(op, s, And.self, UInt32.self) },
-        { op, s in X86.binaryMR(op, s, And.self, UInt64.self) },
-        { op, s in X86.binaryMR(op, s, Sub.self, UInt8.self) },
-        { op, s in X86.binaryMR(op, s, Sub.self, UInt16.self) },
-        { op, s in X86.binaryMR(op, s, Sub.self, UInt32.self) },
-        { op, s in X86.binaryMR(op, s, Sub.self, UInt64.self) },
-        { op, s in X86.binaryMR(op, s, Xor.self, UInt8.self) },
-        { op, s in X86.binaryMR(op, s, Xor.self, UInt16.self) },
-        { op, s in X86.binaryMR(op, s, Xor.self, UInt32.self) },
-        { op, s in X86.binaryMR(op, s, Xor.self, UInt64.self) },
-        { op, s in X86.binaryMR(op, s, Cmp.self, UInt8.self) },
-        { op, s in X86.binaryMR(op, s, Cmp.self, UInt16.self) },
-        { op, s in X86.binaryMR(op, s, Cmp.self, UInt32.self) },
-        { op, s in X86.binaryMR(op, s, Cmp.self, UInt64.self) },
-        { op, s in X86.binaryMR(op, s, Test.self, UInt8.self) },
-        { op, s in X86.binaryMR(op, s, Test.self, UInt16.self) },
-        { op, s in X86.binaryMR(op, s, Test.self, UInt32.self) },
-        { op, s in X86.binaryMR(op, s, Test.self, UInt64.self) },
+        handle_binaryMR_0,
+        handle_binaryMR_1,
+        handle_binaryMR_2,
+        handle_binaryMR_3,
+        handle_binaryMR_4,
+        handle_binaryMR_5,
+        handle_binaryMR_6,
+        handle_binaryMR_7,
+        handle_binaryMR_8,
+        handle_binaryMR_9,
+        handle_binaryMR_10,
+        handle_binaryMR_11,
+        handle_binaryMR_12,
+        handle_binaryMR_13,
+        handle_binaryMR_14,
+        handle_binaryMR_15,
+        handle_binaryMR_16,
+        handle_binaryMR_17,
+        handle_binaryMR_18,
+        handle_binaryMR_19,
+        handle_binaryMR_20,
+        handle_binaryMR_21,
+        handle_binaryMR_22,
+        handle_binaryMR_23,
+        handle_binaryMR_24,
+        handle_binaryMR_25,
+        handle_binaryMR_26,
+        handle_binaryMR_27,
+        handle_binaryMR_28,
+        handle_binaryMR_29,
+        handle_binaryMR_30,
+        handle_binaryMR_31,
+        handle_binaryMR_32,
+        handle_binaryMR_33,
+        handle_binaryMR_34,
+        handle_binaryMR_35,
     ]
     static let binaryMI: [Handler] = [
-        { op, s in X86.binaryMI(op, s, Add.self, UInt8.self) },
-        { op, s in X86.binaryMI(op, s, Add.self, UInt16.self) },
-        { op, s in X86.binaryMI(op, s, Add.self, UInt32.self) },
-        { op, s in X86.binaryMI(op, s, Add.self, UInt64.self) },
-        { op, s in X86.binaryMI(op, s, Or.self, UInt8.self) },
-        { op, s in X86.binaryMI(op, s, Or.self, UInt16.self) },
-        { op, s in X86.binaryMI(op, s, Or.self, UInt32.self) },
-        { op, s in X86.binaryMI(op, s, Or.self, UInt64.self) },
-        { op, s in X86.binaryMI(op, s, Adc.self, UInt8.self) },
-        { op, s in X86.binaryMI(op, s, Adc.self, UInt16.self) },
-        { op, s in X86.binaryMI(op, s, Adc.self, UInt32.self) },
-        { op, s in X86.binaryMI(op, s, Adc.self, UInt64.self) },
-        { op, s in X86.binaryMI(op, s, Sbb.self, UInt8.self) },
-        { op, s in X86.binaryMI(op, s, Sbb.self, UInt16.self) },
-        { op, s in X86.binaryMI(op, s, Sbb.self, UInt32.self) },
-        { op, s in X86.binaryMI(op, s, Sbb.self, UInt64.self) },
-        { op, s in X86.binaryMI(op, s, And.self, UInt8.self) },
-        { op, s in X86.binaryMI(op, s, And.self, UInt16.self) },
-        { op, s in X86.binaryMI(op, s, And.self, UInt32.self) },
-        { op, s in X86.binaryMI(op, s, And.self, UInt64.self) },
-        { op, s in X86.binaryMI(op, s, Sub.self, UInt8.self) },
-        { op, s in X86.binaryMI(op, s, Sub.self, UInt16.self) },
-        { op, s in X86.binaryMI(op, s, Sub.self, UInt32.self) },
-        { op, s in X86.binaryMI(op, s, Sub.self, UInt64.self) },
-        { op, s in X86.binaryMI(op, s, Xor.self, UInt8.self) },
-        { op, s in X86.binaryMI(op, s, Xor.self, UInt16.self) },
-        { op, s in X86.binaryMI(op, s, Xor.self, UInt32.self) },
-        { op, s in X86.binaryMI(op, s, Xor.self, UInt64.self) },
-        { op, s in X86.binaryMI(op, s, Cmp.self, UInt8.self) },
-        { op, s in X86.binaryMI(op, s, Cmp.self, UInt16.self) },
-        { op, s in X86.binaryMI(op, s, Cmp.self, UInt32.self) },
-        { op, s in X86.binaryMI(op, s, Cmp.self, UInt64.self) },
-        { op, s in X86.binaryMI(op, s, Test.self, UInt8.self) },
-        { op, s in X86.binaryMI(op, s, Test.self, UInt16.self) },
-        { op, s in X86.binaryMI(op, s, Test.self, UInt32.self) },
-        { op, s in X86.binaryMI(op, s, Test.self, UInt64.self) },
+        handle_binaryMI_0,
+        handle_binaryMI_1,
+        handle_binaryMI_2,
+        handle_binaryMI_3,
+        handle_binaryMI_4,
+        handle_binaryMI_5,
+        handle_binaryMI_6,
+        handle_binaryMI_7,
+        handle_binaryMI_8,
+        handle_binaryMI_9,
+        handle_binaryMI_10,
+        handle_binaryMI_11,
+        handle_binaryMI_12,
+        handle_binaryMI_13,
+        handle_binaryMI_14,
+        handle_binaryMI_15,
+        handle_binaryMI_16,
+        handle_binaryMI_17,
+        handle_binaryMI_18,
+        handle_binaryMI_19,
+        handle_binaryMI_20,
+        handle_binaryMI_21,
+        handle_binaryMI_22,
+        handle_binaryMI_23,
+        handle_binaryMI_24,
+        handle_binaryMI_25,
+        handle_binaryMI_26,
+        handle_binaryMI_27,
+        handle_binaryMI_28,
+        handle_binaryMI_29,
+        handle_binaryMI_30,
+        handle_binaryMI_31,
+        handle_binaryMI_32,
+        handle_binaryMI_33,
+        handle_binaryMI_34,
+        handle_binaryMI_35,
     ]
     static let binaryLocked: [Handler] = [
-        { op, s in X86.binaryLocked(op, s, Add.self, UInt8.self) },
-        { op, s in X86.binaryLocked(op, s, Add.self, UInt16.self) },
-        { op, s in X86.binaryLocked(op, s, Add.self, UInt32.self) },
-        { op, s in X86.binaryLocked(op, s, Add.self, UInt64.self) },
-        { op, s in X86.binaryLocked(op, s, Or.self, UInt8.self) },
-        { op, s in X86.binaryLocked(op, s, Or.self, UInt16.self) },
-        { op, s in X86.binaryLocked(op, s, Or.self, UInt32.self) },
-        { op, s in X86.binaryLocked(op, s, Or.self, UInt64.self) },
-        { op, s in X86.binaryLocked(op, s, Adc.self, UInt8.self) },
-        { op, s in X86.binaryLocked(op, s, Adc.self, UInt16.self) },
-        { op, s in X86.binaryLocked(op, s, Adc.self, UInt32.self) },
-        { op, s in X86.binaryLocked(op, s, Adc.self, UInt64.self) },
-        { op, s in X86.binaryLocked(op, s, Sbb.self, UInt8.self) },
-        { op, s in X86.binaryLocked(op, s, Sbb.self, UInt16.self) },
-        { op, s in X86.binaryLocked(op, s, Sbb.self, UInt32.self) },
-        { op, s in X86.binaryLocked(op, s, Sbb.self, UInt64.self) },
-        { op, s in X86.binaryLocked(op, s, And.self, UInt8.self) },
-        { op, s in X86.binaryLocked(op, s, And.self, UInt16.self) },
-        { op, s in X86.binaryLocked(op, s, And.self, UInt32.self) },
-        { op, s in X86.binaryLocked(op, s, And.self, UInt64.self) },
-        { op, s in X86.binaryLocked(op, s, Sub.self, UInt8.self) },
-        { op, s in X86.binaryLocked(op, s, Sub.self, UInt16.self) },
-        { op, s in X86.binaryLocked(op, s, Sub.self, UInt32.self) },
-        { op, s in X86.binaryLocked(op, s, Sub.self, UInt64.self) },
-        { op, s in X86.binaryLocked(op, s, Xor.self, UInt8.self) },
-        { op, s in X86.binaryLocked(op, s, Xor.self, UInt16.self) },
-        { op, s in X86.binaryLocked(op, s, Xor.self, UInt32.self) },
-        { op, s in X86.binaryLocked(op, s, Xor.self, UInt64.self) },
-        { op, s in X86.binaryLocked(op, s, Cmp.self, UInt8.self) },
-        { op, s in X86.binaryLocked(op, s, Cmp.self, UInt16.self) },
-        { op, s in X86.binaryLocked(op, s, Cmp.self, UInt32.self) },
-        { op, s in X86.binaryLocked(op, s, Cmp.self, UInt64.self) },
-        { op, s in X86.binaryLocked(op, s, Test.self, UInt8.self) },
-        { op, s in X86.binaryLocked(op, s, Test.self, UInt16.self) },
-        { op, s in X86.binaryLocked(op, s, Test.self, UInt32.self) },
-        { op, s in X86.binaryLocked(op, s, Test.self, UInt64.self) },
+        handle_binaryLocked_0,
+        handle_binaryLocked_1,
+        handle_binaryLocked_2,
+        handle_binaryLocked_3,
+        handle_binaryLocked_4,
+        handle_binaryLocked_5,
+        handle_binaryLocked_6,
+        handle_binaryLocked_7,
+        handle_binaryLocked_8,
+        handle_binaryLocked_9,
+        handle_binaryLocked_10,
+        handle_binaryLocked_11,
+        handle_binaryLocked_12,
+        handle_binaryLocked_13,
+        handle_binaryLocked_14,
+        handle_binaryLocked_15,
+        handle_binaryLocked_16,
+        handle_binaryLocked_17,
+        handle_binaryLocked_18,
+        handle_binaryLocked_19,
+        handle_binaryLocked_20,
+        handle_binaryLocked_21,
+        handle_binaryLocked_22,
+        handle_binaryLocked_23,
+        handle_binaryLocked_24,
+        handle_binaryLocked_25,
+        handle_binaryLocked_26,
+        handle_binaryLocked_27,
+        handle_binaryLocked_28,
+        handle_binaryLocked_29,
+        handle_binaryLocked_30,
+        handle_binaryLocked_31,
+        handle_binaryLocked_32,
+        handle_binaryLocked_33,
+        handle_binaryLocked_34,
+        handle_binaryLocked_35,
     ]
     static let unaryR: [Handler] = [
-        { op, s in X86.unaryR(op, s, Inc.self, UInt8.self) },
-        { op, s in X86.unaryR(op, s, Inc.self, UInt16.self) },
-        { op, s in X86.unaryR(op, s, Inc.self, UInt32.self) },
-        { op, s in X86.unaryR(op, s, Inc.self, UInt64.self) },
-        { op, s in X86.unaryR(op, s, Dec.self, UInt8.self) },
-        { op, s in X86.unaryR(op, s, Dec.self, UInt16.self) },
-        { op, s in X86.unaryR(op, s, Dec.self, UInt32.self) },
-        { op, s in X86.unaryR(op, s, Dec.self, UInt64.self) },
-        { op, s in X86.unaryR(op, s, Neg.self, UInt8.self) },
-        { op, s in X86.unaryR(op, s, Neg.self, UInt16.self) },
-        { op, s in X86.unaryR(op, s, Neg.self, UInt32.self) },
-        { op, s in X86.unaryR(op, s, Neg.self, UInt64.self) },
-        { op, s in X86.unaryR(op, s, Not.self, UInt8.self) },
-        { op, s in X86.unaryR(op, s, Not.self, UInt16.self) },
-        { op, s in X86.unaryR(op, s, Not.self, UInt32.self) },
-        { op, s in X86.unaryR(op, s, Not.self, UInt64.self) },
+        handle_unaryR_0,
+        handle_unaryR_1,
+        handle_unaryR_2,
+        handle_unaryR_3,
+        handle_unaryR_4,
+        handle_unaryR_5,
+        handle_unaryR_6,
+        handle_unaryR_7,
+        handle_unaryR_8,
+        handle_unaryR_9,
+        handle_unaryR_10,
+        handle_unaryR_11,
+        handle_unaryR_12,
+        handle_unaryR_13,
+        handle_unaryR_14,
+        handle_unaryR_15,
     ]
     static let unaryM: [Handler] = [
-        { op, s in X86.unaryM(op, s, Inc.self, UInt8.self) },
-        { op, s in X86.unaryM(op, s, Inc.self, UInt16.self) },
-        { op, s in X86.unaryM(op, s, Inc.self, UInt32.self) },
-        { op, s in X86.unaryM(op, s, Inc.self, UInt64.self) },
-        { op, s in X86.unaryM(op, s, Dec.self, UInt8.self) },
-        { op, s in X86.unaryM(op, s, Dec.self, UInt16.self) },
-        { op, s in X86.unaryM(op, s, Dec.self, UInt32.self) },
-        { op, s in X86.unaryM(op, s, Dec.self, UInt64.self) },
-        { op, s in X86.unaryM(op, s, Neg.self, UInt8.self) },
-        { op, s in X86.unaryM(op, s, Neg.self, UInt16.self) },
-        { op, s in X86.unaryM(op, s, Neg.self, UInt32.self) },
-        { op, s in X86.unaryM(op, s, Neg.self, UInt64.self) },
-        { op, s in X86.unaryM(op, s, Not.self, UInt8.self) },
-        { op, s in X86.unaryM(op, s, Not.self, UInt16.self) },
-        { op, s in X86.unaryM(op, s, Not.self, UInt32.self) },
-        { op, s in X86.unaryM(op, s, Not.self, UInt64.self) },
+        handle_unaryM_0,
+        handle_unaryM_1,
+        handle_unaryM_2,
+        handle_unaryM_3,
+        handle_unaryM_4,
+        handle_unaryM_5,
+        handle_unaryM_6,
+        handle_unaryM_7,
+        handle_unaryM_8,
+        handle_unaryM_9,
+        handle_unaryM_10,
+        handle_unaryM_11,
+        handle_unaryM_12,
+        handle_unaryM_13,
+        handle_unaryM_14,
+        handle_unaryM_15,
     ]
     static let unaryLocked: [Handler] = [
-        { op, s in X86.unaryLocked(op, s, Inc.self, UInt8.self) },
-        { op, s in X86.unaryLocked(op, s, Inc.self, UInt16.self) },
-        { op, s in X86.unaryLocked(op, s, Inc.self, UInt32.self) },
-        { op, s in X86.unaryLocked(op, s, Inc.self, UInt64.self) },
-        { op, s in X86.unaryLocked(op, s, Dec.self, UInt8.self) },
-        { op, s in X86.unaryLocked(op, s, Dec.self, UInt16.self) },
-        { op, s in X86.unaryLocked(op, s, Dec.self, UInt32.self) },
-        { op, s in X86.unaryLocked(op, s, Dec.self, UInt64.self) },
-        { op, s in X86.unaryLocked(op, s, Neg.self, UInt8.self) },
-        { op, s in X86.unaryLocked(op, s, Neg.self, UInt16.self) },
-        { op, s in X86.unaryLocked(op, s, Neg.self, UInt32.self) },
-        { op, s in X86.unaryLocked(op, s, Neg.self, UInt64.self) },
-        { op, s in X86.unaryLocked(op, s, Not.self, UInt8.self) },
-        { op, s in X86.unaryLocked(op, s, Not.self, UInt16.self) },
-        { op, s in X86.unaryLocked(op, s, Not.self, UInt32.self) },
-        { op, s in X86.unaryLocked(op, s, Not.self, UInt64.self) },
+        handle_unaryLocked_0,
+        handle_unaryLocked_1,
+        handle_unaryLocked_2,
+        handle_unaryLocked_3,
+        handle_unaryLocked_4,
+        handle_unaryLocked_5,
+        handle_unaryLocked_6,
+        handle_unaryLocked_7,
+        handle_unaryLocked_8,
+        handle_unaryLocked_9,
+        handle_unaryLocked_10,
+        handle_unaryLocked_11,
+        handle_unaryLocked_12,
+        handle_unaryLocked_13,
+        handle_unaryLocked_14,
+        handle_unaryLocked_15,
     ]
     static let movRR: [Handler] = [
-        { op, s in X86.movRR(op, s, UInt8.self) },
-        { op, s in X86.movRR(op, s, UInt16.self) },
-        { op, s in X86.movRR(op, s, UInt32.self) },
-        { op, s in X86.movRR(op, s, UInt64.self) },
+        handle_movRR_0,
+        handle_movRR_1,
+        handle_movRR_2,
+        handle_movRR_3,
     ]
     static let movRI: [Handler] = [
-        { op, s in X86.movRI(op, s, UInt8.self) },
-        { op, s in X86.movRI(op, s, UInt16.self) },
-        { op, s in X86.movRI(op, s, UInt32.self) },
-        { op, s in X86.movRI(op, s, UInt64.self) },
+        handle_movRI_0,
+        handle_movRI_1,
+        handle_movRI_2,
+        handle_movRI_3,
     ]
     static let movRM: [Handler] = [
-        { op, s in X86.movRM(op, s, UInt8.self) },
-        { op, s in X86.movRM(op, s, UInt16.self) },
-        { op, s in X86.movRM(op, s, UInt32.self) },
-        { op, s in X86.movRM(op, s, UInt64.self) },
+        handle_movRM_0,
+        handle_movRM_1,
+        handle_movRM_2,
+        handle_movRM_3,
     ]
     static let movMR: [Handler] = [
-        { op, s in X86.movMR(op, s, UInt8.self) },
-        { op, s in X86.movMR(op, s, UInt16.self) },
-        { op, s in X86.movMR(op, s, UInt32.self) },
-        { op, s in X86.movMR(op, s, UInt64.self) },
+        handle_movMR_0,
+        handle_movMR_1,
+        handle_movMR_2,
+        handle_movMR_3,
     ]
     static let movMI: [Handler] = [
-        { op, s in X86.movMI(op, s, UInt8.self) },
-        { op, s in X86.movMI(op, s, UInt16.self) },
-        { op, s in X86.movMI(op, s, UInt32.self) },
-        { op, s in X86.movMI(op, s, UInt64.self) },
+        handle_movMI_0,
+        handle_movMI_1,
+        handle_movMI_2,
+        handle_movMI_3,
     ]
     static let lea: [Handler] = [
-        { op, s in X86.lea(op, s, UInt8.self) },
-        { op, s in X86.lea(op, s, UInt16.self) },
-        { op, s in X86.lea(op, s, UInt32.self) },
-        { op, s in X86.lea(op, s, UInt64.self) },
+        handle_lea_0,
+        handle_lea_1,
+        handle_lea_2,
+        handle_lea_3,
     ]
     static let exchangeRR: [Handler] = [
-        { op, s in X86.exchangeRR(op, s, UInt8.self) },
-        { op, s in X86.exchangeRR(op, s, UInt16.self) },
-        { op, s in X86.exchangeRR(op, s, UInt32.self) },
-        { op, s in X86.exchangeRR(op, s, UInt64.self) },
+        handle_exchangeRR_0,
+        handle_exchangeRR_1,
+        handle_exchangeRR_2,
+        handle_exchangeRR_3,
     ]
     static let exchangeM: [Handler] = [
-        { op, s in X86.exchangeM(op, s, UInt8.self) },
-        { op, s in X86.exchangeM(op, s, UInt16.self) },
-        { op, s in X86.exchangeM(op, s, UInt32.self) },
-        { op, s in X86.exchangeM(op, s, UInt64.self) },
+        handle_exchangeM_0,
+        handle_exchangeM_1,
+        handle_exchangeM_2,
+        handle_exchangeM_3,
     ]
     static let cmovR: [Handler] = [
-        { op, s in X86.cmovR(op, s, UInt8.self) },
-        { op, s in X86.cmovR(op, s, UInt16.self) },
-        { op, s in X86.cmovR(op, s, UInt32.self) },
-        { op, s in X86.cmovR(op, s, UInt64.self) },
+        handle_cmovR_0,
+        handle_cmovR_1,
+        handle_cmovR_2,
+        handle_cmovR_3,
     ]
     static let cmovM: [Handler] = [
-        { op, s in X86.cmovM(op, s, UInt8.self) },
-        { op, s in X86.cmovM(op, s, UInt16.self) },
-        { op, s in X86.cmovM(op, s, UInt32.self) },
-        { op, s in X86.cmovM(op, s, UInt64.self) },
+        handle_cmovM_0,
+        handle_cmovM_1,
+        handle_cmovM_2,
+        handle_cmovM_3,
     ]
     static let exchangeAddR: [Handler] = [
-        { op, s in X86.exchangeAddR(op, s, UInt8.self) },
-        { op, s in X86.exchangeAddR(op, s, UInt16.self) },
-        { op, s in X86.exchangeAddR(op, s, UInt32.self) },
-        { op, s in X86.exchangeAddR(op, s, UInt64.self) },
+        handle_exchangeAddR_0,
+        handle_exchangeAddR_1,
+        handle_exchangeAddR_2,
+        handle_exchangeAddR_3,
     ]
     static let exchangeAddM: [Handler] = [
-        { op, s in X86.exchangeAddM(op, s, UInt8.self) },
-        { op, s in X86.exchangeAddM(op, s, UInt16.self) },
-        { op, s in X86.exchangeAddM(op, s, UInt32.self) },
-        { op, s in X86.exchangeAddM(op, s, UInt64.self) },
+        handle_exchangeAddM_0,
+        handle_exchangeAddM_1,
+        handle_exchangeAddM_2,
+        handle_exchangeAddM_3,
     ]
     static let compareExchangeR: [Handler] = [
-        { op, s in X86.compareExchangeR(op, s, UInt8.self) },
-        { op, s in X86.compareExchangeR(op, s, UInt16.self) },
-        { op, s in X86.compareExchangeR(op, s, UInt32.self) },
-        { op, s in X86.compareExchangeR(op, s, UInt64.self) },
+        handle_compareExchangeR_0,
+        handle_compareExchangeR_1,
+        handle_compareExchangeR_2,
+        handle_compareExchangeR_3,
     ]
     static let compareExchangeM: [Handler] = [
-        { op, s in X86.compareExchangeM(op, s, UInt8.self) },
-        { op, s in X86.compareExchangeM(op, s, UInt16.self) },
-        { op, s in X86.compareExchangeM(op, s, UInt32.self) },
-        { op, s in X86.compareExchangeM(op, s, UInt64.self) },
+        handle_compareExchangeM_0,
+        handle_compareExchangeM_1,
+        handle_compareExchangeM_2,
+        handle_compareExchangeM_3,
     ]
     static let multiplyTruncating: [Handler] = [
-        { op, s in X86.multiplyTruncating(op, s, UInt8.self) },
-        { op, s in X86.multiplyTruncating(op, s, UInt16.self) },
-        { op, s in X86.multiplyTruncating(op, s, UInt32.self) },
-        { op, s in X86.multiplyTruncating(op, s, UInt64.self) },
+        handle_multiplyTruncating_0,
+        handle_multiplyTruncating_1,
+        handle_multiplyTruncating_2,
+        handle_multiplyTruncating_3,
     ]
     static let divide: [Handler] = [
-        { op, s in X86.divide(op, s, UInt8.self) },
-        { op, s in X86.divide(op, s, UInt16.self) },
-        { op, s in X86.divide(op, s, UInt32.self) },
-        { op, s in X86.divide(op, s, UInt64.self) },
+        handle_divide_0,
+        handle_divide_1,
+        handle_divide_2,
+        handle_divide_3,
     ]
     static let divideSigned: [Handler] = [
-        { op, s in X86.divideSigned(op, s, UInt8.self) },
-        { op, s in X86.divideSigned(op, s, UInt16.self) },
-        { op, s in X86.divideSigned(op, s, UInt32.self) },
-        { op, s in X86.divideSigned(op, s, UInt64.self) },
+        handle_divideSigned_0,
+        handle_divideSigned_1,
+        handle_divideSigned_2,
+        handle_divideSigned_3,
     ]
     static let moveString: [Handler] = [
-        { op, s in X86.moveString(op, s, UInt8.self) },
-        { op, s in X86.moveString(op, s, UInt16.self) },
-        { op, s in X86.moveString(op, s, UInt32.self) },
-        { op, s in X86.moveString(op, s, UInt64.self) },
+        handle_moveString_0,
+        handle_moveString_1,
+        handle_moveString_2,
+        handle_moveString_3,
     ]
     static let storeString: [Handler] = [
-        { op, s in X86.storeString(op, s, UInt8.self) },
-        { op, s in X86.storeString(op, s, UInt16.self) },
-        { op, s in X86.storeString(op, s, UInt32.self) },
-        { op, s in X86.storeString(op, s, UInt64.self) },
+        handle_storeString_0,
+        handle_storeString_1,
+        handle_storeString_2,
+        handle_storeString_3,
     ]
     static let loadString: [Handler] = [
-        { op, s in X86.loadString(op, s, UInt8.self) },
-        { op, s in X86.loadString(op, s, UInt16.self) },
-        { op, s in X86.loadString(op, s, UInt32.self) },
-        { op, s in X86.loadString(op, s, UInt64.self) },
+        handle_loadString_0,
+        handle_loadString_1,
+        handle_loadString_2,
+        handle_loadString_3,
     ]
     static let scanString: [Handler] = [
-        { op, s in X86.scanString(op, s, UInt8.self) },
-        { op, s in X86.scanString(op, s, UInt16.self) },
-        { op, s in X86.scanString(op, s, UInt32.self) },
-        { op, s in X86.scanString(op, s, UInt64.self) },
+        handle_scanString_0,
+        handle_scanString_1,
+        handle_scanString_2,
+        handle_scanString_3,
     ]
     static let compareString: [Handler] = [
-        { op, s in X86.compareString(op, s, UInt8.self) },
-        { op, s in X86.compareString(op, s, UInt16.self) },
-        { op, s in X86.compareString(op, s, UInt32.self) },
-        { op, s in X86.compareString(op, s, UInt64.self) },
+        handle_compareString_0,
+        handle_compareString_1,
+        handle_compareString_2,
+        handle_compareString_3,
     ]
     static let portIn: [Handler] = [
-        { op, s in X86.portIn(op, s, UInt8.self) },
-        { op, s in X86.portIn(op, s, UInt16.self) },
-        { op, s in X86.portIn(op, s, UInt32.self) },
-        { op, s in X86.portIn(op, s, UInt64.self) },
+        handle_portIn_0,
+        handle_portIn_1,
+        handle_portIn_2,
+        handle_portIn_3,
     ]
     static let portOut: [Handler] = [
-        { op, s in X86.portOut(op, s, UInt8.self) },
-        { op, s in X86.portOut(op, s, UInt16.self) },
-        { op, s in X86.portOut(op, s, UInt32.self) },
-        { op, s in X86.portOut(op, s, UInt64.self) },
+        handle_portOut_0,
+        handle_portOut_1,
+        handle_portOut_2,
+        handle_portOut_3,
     ]
     static let portInString: [Handler] = [
-        { op, s in X86.portInString(op, s, UInt8.self) },
-        { op, s in X86.portInString(op, s, UInt16.self) },
-        { op, s in X86.portInString(op, s, UInt32.self) },
-        { op, s in X86.portInString(op, s, UInt64.self) },
+        handle_portInString_0,
+        handle_portInString_1,
+        handle_portInString_2,
+        handle_portInString_3,
     ]
     static let portOutString: [Handler] = [
-        { op, s in X86.portOutString(op, s, UInt8.self) },
-        { op, s in X86.portOutString(op, s, UInt16.self) },
-        { op, s in X86.portOutString(op, s, UInt32.self) },
-        { op, s in X86.portOutString(op, s, UInt64.self) },
+        handle_portOutString_0,
+        handle_portOutString_1,
+        handle_portOutString_2,
+        handle_portOutString_3,
     ]
     static let zeroExtend8RR: [Handler] = [
-        { op, s in X86.extendRR(op, s, UInt8.self, UInt8.self, signed: false) },
-        { op, s in X86.extendRR(op, s, UInt8.self, UInt16.self, signed: false) },
-        { op, s in X86.extendRR(op, s, UInt8.self, UInt32.self, signed: false) },
-        { op, s in X86.extendRR(op, s, UInt8.self, UInt64.self, signed: false) },
+        handle_zeroExtend8RR_0,
+        handle_zeroExtend8RR_1,
+        handle_zeroExtend8RR_2,
+        handle_zeroExtend8RR_3,
     ]
     static let zeroExtend8RM: [Handler] = [
-        { op, s in X86.extendRM(op, s, UInt8.self, UInt8.self, signed: false) },
-        { op, s in X86.extendRM(op, s, UInt8.self, UInt16.self, signed: false) },
-        { op, s in X86.extendRM(op, s, UInt8.self, UInt32.self, signed: false) },
-        { op, s in X86.extendRM(op, s, UInt8.self, UInt64.self, signed: false) },
+        handle_zeroExtend8RM_0,
+        handle_zeroExtend8RM_1,
+        handle_zeroExtend8RM_2,
+        handle_zeroExtend8RM_3,
     ]
     static let signExtend8RR: [Handler] = [
-        { op, s in X86.extendRR(op, s, UInt8.self, UInt8.self, signed: true) },
-        { op, s in X86.extendRR(op, s, UInt8.self, UInt16.self, signed: true) },
-        { op, s in X86.extendRR(op, s, UInt8.self, UInt32.self, signed: true) },
-        { op, s in X86.extendRR(op, s, UInt8.self, UInt64.self, signed: true) },
+        handle_signExtend8RR_0,
+        handle_signExtend8RR_1,
+        handle_signExtend8RR_2,
+        handle_signExtend8RR_3,
     ]
     static let signExtend8RM: [Handler] = [
-        { op, s in X86.extendRM(op, s, UInt8.self, UInt8.self, signed: true) },
-        { op, s in X86.extendRM(op, s, UInt8.self, UInt16.self, signed: true) },
-        { op, s in X86.extendRM(op, s, UInt8.self, UInt32.self, signed: true) },
-        { op, s in X86.extendRM(op, s, UInt8.self, UInt64.self, signed: true) },
+        handle_signExtend8RM_0,
+        handle_signExtend8RM_1,
+        handle_signExtend8RM_2,
+        handle_signExtend8RM_3,
     ]
     static let zeroExtend16RR: [Handler] = [
-        { op, s in X86.extendRR(op, s, UInt16.self, UInt8.self, signed: false) },
-        { op, s in X86.extendRR(op, s, UInt16.self, UInt16.self, signed: false) },
-        { op, s in X86.extendRR(op, s, UInt16.self, UInt32.self, signed: false) },
-        { op, s in X86.extendRR(op, s, UInt16.self, UInt64.self, signed: false) },
+        handle_zeroExtend16RR_0,
+        handle_zeroExtend16RR_1,
+        handle_zeroExtend16RR_2,
+        handle_zeroExtend16RR_3,
     ]
     static let zeroExtend16RM: [Handler] = [
-        { op, s in X86.extendRM(op, s, UInt16.self, UInt8.self, signed: false) },
-        { op, s in X86.extendRM(op, s, UInt16.self, UInt16.self, signed: false) },
-        { op, s in X86.extendRM(op, s, UInt16.self, UInt32.self, signed: false) },
-        { op, s in X86.extendRM(op, s, UInt16.self, UInt64.self, signed: false) },
+        handle_zeroExtend16RM_0,
+        handle_zeroExtend16RM_1,
+        handle_zeroExtend16RM_2,
+        handle_zeroExtend16RM_3,
     ]
     static let signExtend16RR: [Handler] = [
-        { op, s in X86.extendRR(op, s, UInt16.self, UInt8.self, signed: true) },
-        { op, s in X86.extendRR(op, s, UInt16.self, UInt16.self, signed: true) },
-        { op, s in X86.extendRR(op, s, UInt16.self, UInt32.self, signed: true) },
-        { op, s in X86.extendRR(op, s, UInt16.self, UInt64.self, signed: true) },
+        handle_signExtend16RR_0,
+        handle_signExtend16RR_1,
+        handle_signExtend16RR_2,
+        handle_signExtend16RR_3,
     ]
     static let signExtend16RM: [Handler] = [
-        { op, s in X86.extendRM(op, s, UInt16.self, UInt8.self, signed: true) },
-        { op, s in X86.extendRM(op, s, UInt16.self, UInt16.self, signed: true) },
-        { op, s in X86.extendRM(op, s, UInt16.self, UInt32.self, signed: true) },
-        { op, s in X86.extendRM(op, s, UInt16.self, UInt64.self, signed: true) },
+        handle_signExtend16RM_0,
+        handle_signExtend16RM_1,
+        handle_signExtend16RM_2,
+        handle_signExtend16RM_3,
     ]
     static let zeroExtend32RR: [Handler] = [
-        { op, s in X86.extendRR(op, s, UInt32.self, UInt8.self, signed: false) },
-        { op, s in X86.extendRR(op, s, UInt32.self, UInt16.self, signed: false) },
-        { op, s in X86.extendRR(op, s, UInt32.self, UInt32.self, signed: false) },
-        { op, s in X86.extendRR(op, s, UInt32.self, UInt64.self, signed: false) },
+        handle_zeroExtend32RR_0,
+        handle_zeroExtend32RR_1,
+        handle_zeroExtend32RR_2,
+        handle_zeroExtend32RR_3,
     ]
     static let zeroExtend32RM: [Handler] = [
-        { op, s in X86.extendRM(op, s, UInt32.self, UInt8.self, signed: false) },
-        { op, s in X86.extendRM(op, s, UInt32.self, UInt16.self, signed: false) },
-        { op, s in X86.extendRM(op, s, UInt32.self, UInt32.self, signed: false) },
-        { op, s in X86.extendRM(op, s, UInt32.self, UInt64.self, signed: false) },
+        handle_zeroExtend32RM_0,
+        handle_zeroExtend32RM_1,
+        handle_zeroExtend32RM_2,
+        handle_zeroExtend32RM_3,
     ]
     static let signExtend32RR: [Handler] = [
-        { op, s in X86.extendRR(op, s, UInt32.self, UInt8.self, signed: true) },
-        { op, s in X86.extendRR(op, s, UInt32.self, UInt16.self, signed: true) },
-        { op, s in X86.extendRR(op, s, UInt32.self, UInt32.self, signed: true) },
-        { op, s in X86.extendRR(op, s, UInt32.self, UInt64.self, signed: true) },
+        handle_signExtend32RR_0,
+        handle_signExtend32RR_1,
+        handle_signExtend32RR_2,
+        handle_signExtend32RR_3,
     ]
     static let signExtend32RM: [Handler] = [
-        { op, s in X86.extendRM(op, s, UInt32.self, UInt8.self, signed: true) },
-        { op, s in X86.extendRM(op, s, UInt32.self, UInt16.self, signed: true) },
-        { op, s in X86.extendRM(op, s, UInt32.self, UInt32.self, signed: true) },
-        { op, s in X86.extendRM(op, s, UInt32.self, UInt64.self, signed: true) },
+        handle_signExtend32RM_0,
+        handle_signExtend32RM_1,
+        handle_signExtend32RM_2,
+        handle_signExtend32RM_3,
     ]
     static let shiftRI: [Handler] = [
-        { op, s in X86.shiftRI(op, s, Rol.self, UInt8.self) },
-        { op, s in X86.shiftRI(op, s, Rol.self, UInt16.self) },
-        { op, s in X86.shiftRI(op, s, Rol.self, UInt32.self) },
-        { op, s in X86.shiftRI(op, s, Rol.self, UInt64.self) },
-        { op, s in X86.shiftRI(op, s, Ror.self, UInt8.self) },
-        { op, s in X86.shiftRI(op, s, Ror.self, UInt16.self) },
-        { op, s in X86.shiftRI(op, s, Ror.self, UInt32.self) },
-        { op, s in X86.shiftRI(op, s, Ror.self, UInt64.self) },
-        { op, s in X86.shiftRI(op, s, Rcl.self, UInt8.self) },
-        { op, s in X86.shiftRI(op, s, Rcl.self, UInt16.self) },
-        { op, s in X86.shiftRI(op, s, Rcl.self, UInt32.self) },
-        { op, s in X86.shiftRI(op, s, Rcl.self, UInt64.self) },
-        { op, s in X86.shiftRI(op, s, Rcr.self, UInt8.self) },
-        { op, s in X86.shiftRI(op, s, Rcr.self, UInt16.self) },
-        { op, s in X86.shiftRI(op, s, Rcr.self, UInt32.self) },
-        { op, s in X86.shiftRI(op, s, Rcr.self, UInt64.self) },
-        { op, s in X86.shiftRI(op, s, Shl.self, UInt8.self) },
-        { op, s in X86.shiftRI(op, s, Shl.self, UInt16.self) },
-        { op, s in X86.shiftRI(op, s, Shl.self, UInt32.self) },
-        { op, s in X86.shiftRI(op, s, Shl.self, UInt64.self) },
-        { op, s in X86.shiftRI(op, s, Shr.self, UInt8.self) },
-        { op, s in X86.shiftRI(op, s, Shr.self, UInt16.self) },
-        { op, s in X86.shiftRI(op, s, Shr.self, UInt32.self) },
-        { op, s in X86.shiftRI(op, s, Shr.self, UInt64.self) },
-        { op, s in X86.shiftRI(op, s, Shl.self, UInt8.self) },
-        { op, s in X86.shiftRI(op, s, Shl.self, UInt16.self) },
-        { op, s in X86.shiftRI(op, s, Shl.self, UInt32.self) },
-        { op, s in X86.shiftRI(op, s, Shl.self, UInt64.self) },
-        { op, s in X86.shiftRI(op, s, Sar.self, UInt8.self) },
-        { op, s in X86.shiftRI(op, s, Sar.self, UInt16.self) },
-        { op, s in X86.shiftRI(op, s, Sar.self, UInt32.self) },
-        { op, s in X86.shiftRI(op, s, Sar.self, UInt64.self) },
+        handle_shiftRI_0,
+        handle_shiftRI_1,
+        handle_shiftRI_2,
+        handle_shiftRI_3,
+        handle_shiftRI_4,
+        handle_shiftRI_5,
+        handle_shiftRI_6,
+        handle_shiftRI_7,
+        handle_shiftRI_8,
+        handle_shiftRI_9,
+        handle_shiftRI_10,
+        handle_shiftRI_11,
+        handle_shiftRI_12,
+        handle_shiftRI_13,
+        handle_shiftRI_14,
+        handle_shiftRI_15,
+        handle_shiftRI_16,
+        handle_shiftRI_17,
+        handle_shiftRI_18,
+        handle_shiftRI_19,
+        handle_shiftRI_20,
+        handle_shiftRI_21,
+        handle_shiftRI_22,
+        handle_shiftRI_23,
+        handle_shiftRI_24,
+        handle_shiftRI_25,
+        handle_shiftRI_26,
+        handle_shiftRI_27,
+        handle_shiftRI_28,
+        handle_shiftRI_29,
+        handle_shiftRI_30,
+        handle_shiftRI_31,
     ]
     static let shiftRC: [Handler] = [
-        { op, s in X86.shiftRC(op, s, Rol.self, UInt8.self) },
-        { op, s in X86.shiftRC(op, s, Rol.self, UInt16.self) },
-        { op, s in X86.shiftRC(op, s, Rol.self, UInt32.self) },
-        { op, s in X86.shiftRC(op, s, Rol.self, UInt64.self) },
-        { op, s in X86.shiftRC(op, s, Ror.self, UInt8.self) },
-        { op, s in X86.shiftRC(op, s, Ror.self, UInt16.self) },
-        { op, s in X86.shiftRC(op, s, Ror.self, UInt32.self) },
-        { op, s in X86.shiftRC(op, s, Ror.self, UInt64.self) },
-        { op, s in X86.shiftRC(op, s, Rcl.self, UInt8.self) },
-        { op, s in X86.shiftRC(op, s, Rcl.self, UInt16.self) },
-        { op, s in X86.shiftRC(op, s, Rcl.self, UInt32.self) },
-        { op, s in X86.shiftRC(op, s, Rcl.self, UInt64.self) },
-        { op, s in X86.shiftRC(op, s, Rcr.self, UInt8.self) },
-        { op, s in X86.shiftRC(op, s, Rcr.self, UInt16.self) },
-        { op, s in X86.shiftRC(op, s, Rcr.self, UInt32.self) },
-        { op, s in X86.shiftRC(op, s, Rcr.self, UInt64.self) },
-        { op, s in X86.shiftRC(op, s, Shl.self, UInt8.self) },
-        { op, s in X86.shiftRC(op, s, Shl.self, UInt16.self) },
-        { op, s in X86.shiftRC(op, s, Shl.self, UInt32.self) },
-        { op, s in X86.shiftRC(op, s, Shl.self, UInt64.self) },
-        { op, s in X86.shiftRC(op, s, Shr.self, UInt8.self) },
-        { op, s in X86.shiftRC(op, s, Shr.self, UInt16.self) },
-        { op, s in X86.shiftRC(op, s, Shr.self, UInt32.self) },
-        { op, s in X86.shiftRC(op, s, Shr.self, UInt64.self) },
-        { op, s in X86.shiftRC(op, s, Shl.self, UInt8.self) },
-        { op, s in X86.shiftRC(op, s, Shl.self, UInt16.self) },
-        { op, s in X86.shiftRC(op, s, Shl.self, UInt32.self) },
-        { op, s in X86.shiftRC(op, s, Shl.self, UInt64.self) },
-        { op, s in X86.shiftRC(op, s, Sar.self, UInt8.self) },
-        { op, s in X86.shiftRC(op, s, Sar.self, UInt16.self) },
-        { op, s in X86.shiftRC(op, s, Sar.self, UInt32.self) },
-        { op, s in X86.shiftRC(op, s, Sar.self, UInt64.self) },
+        handle_shiftRC_0,
+        handle_shiftRC_1,
+        handle_shiftRC_2,
+        handle_shiftRC_3,
+        handle_shiftRC_4,
+        handle_shiftRC_5,
+        handle_shiftRC_6,
+        handle_shiftRC_7,
+        handle_shiftRC_8,
+        handle_shiftRC_9,
+        handle_shiftRC_10,
+        handle_shiftRC_11,
+        handle_shiftRC_12,
+        handle_shiftRC_13,
+        handle_shiftRC_14,
+        handle_shiftRC_15,
+        handle_shiftRC_16,
+        handle_shiftRC_17,
+        handle_shiftRC_18,
+        handle_shiftRC_19,
+        handle_shiftRC_20,
+        handle_shiftRC_21,
+        handle_shiftRC_22,
+        handle_shiftRC_23,
+        handle_shiftRC_24,
+        handle_shiftRC_25,
+        handle_shiftRC_26,
+        handle_shiftRC_27,
+        handle_shiftRC_28,
+        handle_shiftRC_29,
+        handle_shiftRC_30,
+        handle_shiftRC_31,
     ]
     static let shiftM: [Handler] = [
-        { op, s in X86.shiftM(op, s, Rol.self, UInt8.self) },
-        { op, s in X86.shiftM(op, s, Rol.self, UInt16.self) },
-        { op, s in X86.shiftM(op, s, Rol.self, UInt32.self) },
-        { op, s in X86.shiftM(op, s, Rol.self, UInt64.self) },
-        { op, s in X86.shiftM(op, s, Ror.self, UInt8.self) },
-        { op, s in X86.shiftM(op, s, Ror.self, UInt16.self) },
-        { op, s in X86.shiftM(op, s, Ror.self, UInt32.self) },
-        { op, s in X86.shiftM(op, s, Ror.self, UInt64.self) },
-        { op, s in X86.shiftM(op, s, Rcl.self, UInt8.self) },
-        { op, s in X86.shiftM(op, s, Rcl.self, UInt16.self) },
-        { op, s in X86.shiftM(op, s, Rcl.self, UInt32.self) },
-        { op, s in X86.shiftM(op, s, Rcl.self, UInt64.self) },
-        { op, s in X86.shiftM(op, s, Rcr.self, UInt8.self) },
-        { op, s in X86.shiftM(op, s, Rcr.self, UInt16.self) },
-        { op, s in X86.shiftM(op, s, Rcr.self, UInt32.self) },
-        { op, s in X86.shiftM(op, s, Rcr.self, UInt64.self) },
-        { op, s in X86.shiftM(op, s, Shl.self, UInt8.self) },
-        { op, s in X86.shiftM(op, s, Shl.self, UInt16.self) },
-        { op, s in X86.shiftM(op, s, Shl.self, UInt32.self) },
-        { op, s in X86.shiftM(op, s, Shl.self, UInt64.self) },
-        { op, s in X86.shiftM(op, s, Shr.self, UInt8.self) },
-        { op, s in X86.shiftM(op, s, Shr.self, UInt16.self) },
-        { op, s in X86.shiftM(op, s, Shr.self, UInt32.self) },
-        { op, s in X86.shiftM(op, s, Shr.self, UInt64.self) },
-        { op, s in X86.shiftM(op, s, Shl.self, UInt8.self) },
-        { op, s in X86.shiftM(op, s, Shl.self, UInt16.self) },
-        { op, s in X86.shiftM(op, s, Shl.self, UInt32.self) },
-        { op, s in X86.shiftM(op, s, Shl.self, UInt64.self) },
-        { op, s in X86.shiftM(op, s, Sar.self, UInt8.self) },
-        { op, s in X86.shiftM(op, s, Sar.self, UInt16.self) },
-        { op, s in X86.shiftM(op, s, Sar.self, UInt32.self) },
-        { op, s in X86.shiftM(op, s, Sar.self, UInt64.self) },
+        handle_shiftM_0,
+        handle_shiftM_1,
+        handle_shiftM_2,
+        handle_shiftM_3,
+        handle_shiftM_4,
+        handle_shiftM_5,
+        handle_shiftM_6,
+        handle_shiftM_7,
+        handle_shiftM_8,
+        handle_shiftM_9,
+        handle_shiftM_10,
+        handle_shiftM_11,
+        handle_shiftM_12,
+        handle_shiftM_13,
+        handle_shiftM_14,
+        handle_shiftM_15,
+        handle_shiftM_16,
+        handle_shiftM_17,
+        handle_shiftM_18,
+        handle_shiftM_19,
+        handle_shiftM_20,
+        handle_shiftM_21,
+        handle_shiftM_22,
+        handle_shiftM_23,
+        handle_shiftM_24,
+        handle_shiftM_25,
+        handle_shiftM_26,
+        handle_shiftM_27,
+        handle_shiftM_28,
+        handle_shiftM_29,
+        handle_shiftM_30,
+        handle_shiftM_31,
     ]
     static let doubleShiftLeft: [Handler] = [
-        { op, s in X86.doubleShift(op, s, UInt8.self, left: true) },
-        { op, s in X86.doubleShift(op, s, UInt16.self, left: true) },
-        { op, s in X86.doubleShift(op, s, UInt32.self, left: true) },
-        { op, s in X86.doubleShift(op, s, UInt64.self, left: true) },
+        handle_doubleShiftLeft_0,
+        handle_doubleShiftLeft_1,
+        handle_doubleShiftLeft_2,
+        handle_doubleShiftLeft_3,
     ]
     static let doubleShiftRight: [Handler] = [
-        { op, s in X86.doubleShift(op, s, UInt8.self, left: false) },
-        { op, s in X86.doubleShift(op, s, UInt16.self, left: false) },
-        { op, s in X86.doubleShift(op, s, UInt32.self, left: false) },
-        { op, s in X86.doubleShift(op, s, UInt64.self, left: false) },
+        handle_doubleShiftRight_0,
+        handle_doubleShiftRight_1,
+        handle_doubleShiftRight_2,
+        handle_doubleShiftRight_3,
     ]
     static let bit: [Handler] = [
-        { op, s in X86.bitOperation(op, s, BitTest.self, UInt8.self) },
-        { op, s in X86.bitOperation(op, s, BitTest.self, UInt16.self) },
-        { op, s in X86.bitOperation(op, s, BitTest.self, UInt32.self) },
-        { op, s in X86.bitOperation(op, s, BitTest.self, UInt64.self) },
-        { op, s in X86.bitOperation(op, s, BitSet.self, UInt8.self) },
-        { op, s in X86.bitOperation(op, s, BitSet.self, UInt16.self) },
-        { op, s in X86.bitOperation(op, s, BitSet.self, UInt32.self) },
-        { op, s in X86.bitOperation(op, s, BitSet.self, UInt64.self) },
-        { op, s in X86.bitOperation(op, s, BitReset.self, UInt8.self) },
-        { op, s in X86.bitOperation(op, s, BitReset.self, UInt16.self) },
-        { op, s in X86.bitOperation(op, s, BitReset.self, UInt32.self) },
-        { op, s in X86.bitOperation(op, s, BitReset.self, UInt64.self) },
-        { op, s in X86.bitOperation(op, s, BitComplement.self, UInt8.self) },
-        { op, s in X86.bitOperation(op, s, BitComplement.self, UInt16.self) },
-        { op, s in X86.bitOperation(op, s, BitComplement.self, UInt32.self) },
-        { op, s in X86.bitOperation(op, s, BitComplement.self, UInt64.self) },
+        handle_bit_0,
+        handle_bit_1,
+        handle_bit_2,
+        handle_bit_3,
+        handle_bit_4,
+        handle_bit_5,
+        handle_bit_6,
+        handle_bit_7,
+        handle_bit_8,
+        handle_bit_9,
+        handle_bit_10,
+        handle_bit_11,
+        handle_bit_12,
+        handle_bit_13,
+        handle_bit_14,
+        handle_bit_15,
     ]
     static let bitScanForward: [Handler] = [
-        { op, s in X86.bitScan(op, s, UInt8.self, reverse: false) },
-        { op, s in X86.bitScan(op, s, UInt16.self, reverse: false) },
-        { op, s in X86.bitScan(op, s, UInt32.self, reverse: false) },
-        { op, s in X86.bitScan(op, s, UInt64.self, reverse: false) },
+        handle_bitScanForward_0,
+        handle_bitScanForward_1,
+        handle_bitScanForward_2,
+        handle_bitScanForward_3,
     ]
     static let bitScanReverse: [Handler] = [
-        { op, s in X86.bitScan(op, s, UInt8.self, reverse: true) },
-        { op, s in X86.bitScan(op, s, UInt16.self, reverse: true) },
-        { op, s in X86.bitScan(op, s, UInt32.self, reverse: true) },
-        { op, s in X86.bitScan(op, s, UInt64.self, reverse: true) },
+        handle_bitScanReverse_0,
+        handle_bitScanReverse_1,
+        handle_bitScanReverse_2,
+        handle_bitScanReverse_3,
     ]
     static let multiplyUnsigned: [Handler] = [
-        { op, s in X86.multiply(op, s, UInt8.self, signed: false) },
-        { op, s in X86.multiply(op, s, UInt16.self, signed: false) },
-        { op, s in X86.multiply(op, s, UInt32.self, signed: false) },
-        { op, s in X86.multiply(op, s, UInt64.self, signed: false) },
+        handle_multiplyUnsigned_0,
+        handle_multiplyUnsigned_1,
+        handle_multiplyUnsigned_2,
+        handle_multiplyUnsigned_3,
     ]
     static let multiplySigned: [Handler] = [
-        { op, s in X86.multiply(op, s, UInt8.self, signed: true) },
-        { op, s in X86.multiply(op, s, UInt16.self, signed: true) },
-        { op, s in X86.multiply(op, s, UInt32.self, signed: true) },
-        { op, s in X86.multiply(op, s, UInt64.self, signed: true) },
+        handle_multiplySigned_0,
+        handle_multiplySigned_1,
+        handle_multiplySigned_2,
+        handle_multiplySigned_3,
     ]
     static let jcc: [Handler] = [
-        { op, s in X86.jcc(op, s, 0) },
-        { op, s in X86.jcc(op, s, 1) },
-        { op, s in X86.jcc(op, s, 2) },
-        { op, s in X86.jcc(op, s, 3) },
-        { op, s in X86.jcc(op, s, 4) },
-        { op, s in X86.jcc(op, s, 5) },
-        { op, s in X86.jcc(op, s, 6) },
-        { op, s in X86.jcc(op, s, 7) },
-        { op, s in X86.jcc(op, s, 8) },
-        { op, s in X86.jcc(op, s, 9) },
-        { op, s in X86.jcc(op, s, 10) },
-        { op, s in X86.jcc(op, s, 11) },
-        { op, s in X86.jcc(op, s, 12) },
-        { op, s in X86.jcc(op, s, 13) },
-        { op, s in X86.jcc(op, s, 14) },
-        { op, s in X86.jcc(op, s, 15) },
+        handle_jcc_0,
+        handle_jcc_1,
+        handle_jcc_2,
+        handle_jcc_3,
+        handle_jcc_4,
+        handle_jcc_5,
+        handle_jcc_6,
+        handle_jcc_7,
+        handle_jcc_8,
+        handle_jcc_9,
+        handle_jcc_10,
+        handle_jcc_11,
+        handle_jcc_12,
+        handle_jcc_13,
+        handle_jcc_14,
+        handle_jcc_15,
     ]
-    static let pushR64: Handler = { op, s in X86.pushR64(op, s) }
-    static let popR64: Handler = { op, s in X86.popR64(op, s) }
-    static let pushI64: Handler = { op, s in X86.pushI64(op, s) }
-    static let call64: Handler = { op, s in X86.call64(op, s) }
-    static let ret64: Handler = { op, s in X86.ret64(op, s) }
-    static let callR64: Handler = { op, s in X86.callR64(op, s) }
-    static let callM64: Handler = { op, s in X86.callM64(op, s) }
-    static let jumpR64: Handler = { op, s in X86.jumpR64(op, s) }
-    static let jumpM64: Handler = { op, s in X86.jumpM64(op, s) }
+    static let pushR64: Handler = handle_pushR64
+    static let popR64: Handler = handle_popR64
+    static let pushI64: Handler = handle_pushI64
+    static let call64: Handler = handle_call64
+    static let ret64: Handler = handle_ret64
+    static let callR64: Handler = handle_callR64
+    static let callM64: Handler = handle_callM64
+    static let jumpR64: Handler = handle_jumpR64
+    static let jumpM64: Handler = handle_jumpM64
+    static let branch: Handler = handle_branch
 }

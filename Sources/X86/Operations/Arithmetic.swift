@@ -82,7 +82,7 @@ enum Test: BinaryOperation {
 /// rm register op= reg register.
 @inline(__always) func binaryRR<O: BinaryOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _: T.Type
-) -> Op? {
+) -> Next {
     let a: T = reg(s, op.pointee.rm)
     let b: T = reg(s, op.pointee.reg)
     let r = O.compute(s, a, b)
@@ -92,7 +92,7 @@ enum Test: BinaryOperation {
 }
 @inline(__always) func binaryRI<O: BinaryOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _: T.Type
-) -> Op? {
+) -> Next {
     let a: T = reg(s, op.pointee.rm)
     let b = T(truncatingIfNeeded: op.pointee.imm)
     let r = O.compute(s, a, b)
@@ -103,8 +103,8 @@ enum Test: BinaryOperation {
 /// reg register op= memory.
 @inline(__always) func binaryRM<O: BinaryOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _: T.Type
-) -> Op? {
-    guard let b: T = load(op, s, address(op, s)) else { return nil }
+) -> Next {
+    guard let b: T = load(op, s, address(op, s)) else { return 0 }
     let a: T = reg(s, op.pointee.reg)
     let r = O.compute(s, a, b)
     O.flags(s, a, b, r)
@@ -113,7 +113,7 @@ enum Test: BinaryOperation {
 }
 @inline(__always) func modifyMemory<O: BinaryOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _ b: T
-) -> Op? {
+) -> Next {
     let linear = address(op, s)
     if O.writes {
         if let p = writablePointer(s, linear, T.self) {
@@ -123,12 +123,12 @@ enum Test: BinaryOperation {
             O.flags(s, a, b, r)
             return next(op, s)
         }
-        guard let a: T = loadForWrite(op, s, linear) else { return nil }
+        guard let a: T = loadForWrite(op, s, linear) else { return 0 }
         let r = O.compute(s, a, b)
-        guard store(op, s, linear, r) else { return nil }
+        guard store(op, s, linear, r) else { return 0 }
         O.flags(s, a, b, r)
     } else {
-        guard let a: T = load(op, s, linear) else { return nil }
+        guard let a: T = load(op, s, linear) else { return 0 }
         O.flags(s, a, b, O.compute(s, a, b))
     }
     return next(op, s)
@@ -136,21 +136,21 @@ enum Test: BinaryOperation {
 /// memory op= reg register.
 @inline(__always) func binaryMR<O: BinaryOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _ o: O.Type, _: T.Type
-) -> Op? {
+) -> Next {
     modifyMemory(op, s, o, reg(s, op.pointee.reg) as T)
 }
 @inline(__always) func binaryMI<O: BinaryOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _ o: O.Type, _: T.Type
-) -> Op? {
+) -> Next {
     modifyMemory(op, s, o, T(truncatingIfNeeded: op.pointee.imm))
 }
 
 /// memory op= operand, atomically. The immediate form has the zero register's offset in `reg`.
 @inline(__always) func binaryLocked<O: BinaryOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _: T.Type
-) -> Op? {
+) -> Next {
     let b: T = op.pointee.aux == 1 ? T(truncatingIfNeeded: op.pointee.imm) : reg(s, op.pointee.reg)
-    guard let (a, r) = atomicUpdate(op, s, address(op, s), { O.compute(s, $0, b) }) else { return nil }
+    guard let (a, r) = atomicUpdate(op, s, address(op, s), { O.compute(s, $0, b) }) else { return 0 }
     O.flags(s, a, b, r)
     return next(op, s)
 }
@@ -240,7 +240,7 @@ enum Not: UnaryOperation {
 
 @inline(__always) func unaryR<O: UnaryOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _: T.Type
-) -> Op? {
+) -> Next {
     let a: T = reg(s, op.pointee.rm)
     let r = O.compute(a)
     O.flags(s, a, r)
@@ -249,7 +249,7 @@ enum Not: UnaryOperation {
 }
 @inline(__always) func unaryM<O: UnaryOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _: T.Type
-) -> Op? {
+) -> Next {
     let linear = address(op, s)
     if let p = writablePointer(s, linear, T.self) {
         let a = UnsafeRawPointer(p).loadUnaligned(as: T.self)
@@ -258,16 +258,16 @@ enum Not: UnaryOperation {
         O.flags(s, a, r)
         return next(op, s)
     }
-    guard let a: T = loadForWrite(op, s, linear) else { return nil }
+    guard let a: T = loadForWrite(op, s, linear) else { return 0 }
     let r = O.compute(a)
-    guard store(op, s, linear, r) else { return nil }
+    guard store(op, s, linear, r) else { return 0 }
     O.flags(s, a, r)
     return next(op, s)
 }
 @inline(__always) func unaryLocked<O: UnaryOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _: T.Type
-) -> Op? {
-    guard let (a, r): (T, T) = atomicUpdate(op, s, address(op, s), { O.compute($0) }) else { return nil }
+) -> Next {
+    guard let (a, r): (T, T) = atomicUpdate(op, s, address(op, s), { O.compute($0) }) else { return 0 }
     O.flags(s, a, r)
     return next(op, s)
 }

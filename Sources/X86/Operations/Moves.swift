@@ -1,46 +1,46 @@
 import CX86
 
-@inline(__always) func movRR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func movRR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     setReg(s, op.pointee.rm, reg(s, op.pointee.reg) as T)
     return next(op, s)
 }
-@inline(__always) func movRI<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func movRI<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     setReg(s, op.pointee.rm, T(truncatingIfNeeded: op.pointee.imm))
     return next(op, s)
 }
-@inline(__always) func movRM<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
-    guard let value: T = load(op, s, address(op, s)) else { return nil }
+@inline(__always) func movRM<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
+    guard let value: T = load(op, s, address(op, s)) else { return 0 }
     setReg(s, op.pointee.reg, value)
     return next(op, s)
 }
-@inline(__always) func movMR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
-    guard store(op, s, address(op, s), reg(s, op.pointee.reg) as T) else { return nil }
+@inline(__always) func movMR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
+    guard store(op, s, address(op, s), reg(s, op.pointee.reg) as T) else { return 0 }
     return next(op, s)
 }
-@inline(__always) func movMI<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
-    guard store(op, s, address(op, s), T(truncatingIfNeeded: op.pointee.imm)) else { return nil }
+@inline(__always) func movMI<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
+    guard store(op, s, address(op, s), T(truncatingIfNeeded: op.pointee.imm)) else { return 0 }
     return next(op, s)
 }
 /// Zero- or sign-extending moves, F (from) to T.
 @inline(__always) func extendRR<F: FixedWidthInteger & UnsignedInteger, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: F.Type, _: T.Type, signed: Bool
-) -> Op? {
+) -> Next {
     let value: F = reg(s, op.pointee.rm)
     setReg(s, op.pointee.reg, signed ? T(truncatingIfNeeded: signExtended(value)) : T(truncatingIfNeeded: value))
     return next(op, s)
 }
 @inline(__always) func extendRM<F: FixedWidthInteger & UnsignedInteger, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: F.Type, _: T.Type, signed: Bool
-) -> Op? {
-    guard let value: F = load(op, s, address(op, s)) else { return nil }
+) -> Next {
+    guard let value: F = load(op, s, address(op, s)) else { return 0 }
     setReg(s, op.pointee.reg, signed ? T(truncatingIfNeeded: signExtended(value)) : T(truncatingIfNeeded: value))
     return next(op, s)
 }
-@inline(__always) func lea<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func lea<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     setReg(s, op.pointee.reg, T(truncatingIfNeeded: effectiveOffset(op, s)))
     return next(op, s)
 }
-@inline(__always) func exchangeRR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func exchangeRR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let a: T = reg(s, op.pointee.rm)
     let b: T = reg(s, op.pointee.reg)
     setReg(s, op.pointee.rm, b)
@@ -48,24 +48,24 @@ import CX86
     return next(op, s)
 }
 /// XCHG with memory locks whether or not the prefix is there.
-@inline(__always) func exchangeM<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func exchangeM<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let b: T = reg(s, op.pointee.reg)
-    guard let (a, _): (T, T) = atomicUpdate(op, s, address(op, s), { _ in b }) else { return nil }
+    guard let (a, _): (T, T) = atomicUpdate(op, s, address(op, s), { _ in b }) else { return 0 }
     setReg(s, op.pointee.reg, a)
     return next(op, s)
 }
-@inline(__always) func cmovR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func cmovR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let value: T = condition(s, op.pointee.aux) ? reg(s, op.pointee.rm) : reg(s, op.pointee.reg)
     setReg(s, op.pointee.reg, value)
     return next(op, s)
 }
 /// The memory operand is read, and may fault, whether or not the condition holds.
-@inline(__always) func cmovM<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
-    guard let loaded: T = load(op, s, address(op, s)) else { return nil }
+@inline(__always) func cmovM<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
+    guard let loaded: T = load(op, s, address(op, s)) else { return 0 }
     setReg(s, op.pointee.reg, condition(s, op.pointee.aux) ? loaded : reg(s, op.pointee.reg))
     return next(op, s)
 }
-@inline(__always) func exchangeAddR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func exchangeAddR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let a: T = reg(s, op.pointee.rm)
     let b: T = reg(s, op.pointee.reg)
     let r = a &+ b
@@ -74,14 +74,14 @@ import CX86
     setReg(s, op.pointee.rm, r)
     return next(op, s)
 }
-@inline(__always) func exchangeAddM<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func exchangeAddM<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let b: T = reg(s, op.pointee.reg)
-    guard let (a, r): (T, T) = atomicUpdate(op, s, address(op, s), { $0 &+ b }) else { return nil }
+    guard let (a, r): (T, T) = atomicUpdate(op, s, address(op, s), { $0 &+ b }) else { return 0 }
     Add.flags(s, a, b, r)
     setReg(s, op.pointee.reg, a)
     return next(op, s)
 }
-@inline(__always) func compareExchangeR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func compareExchangeR<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let a: T = reg(s, 0)
     let d: T = reg(s, op.pointee.rm)
     Cmp.flags(s, a, d, a &- d)
@@ -92,11 +92,11 @@ import CX86
     }
     return next(op, s)
 }
-@inline(__always) func compareExchangeM<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func compareExchangeM<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let a: T = reg(s, 0)
     let b: T = reg(s, op.pointee.reg)
     // The destination is written in any case: with its own value when the comparison fails. SDM vol. 2 CMPXCHG.
-    guard let (d, _): (T, T) = atomicUpdate(op, s, address(op, s), { $0 == a ? b : $0 }) else { return nil }
+    guard let (d, _): (T, T) = atomicUpdate(op, s, address(op, s), { $0 == a ? b : $0 }) else { return 0 }
     Cmp.flags(s, a, d, a &- d)
     if a != d { setReg(s, 0, d) }
     return next(op, s)
@@ -110,56 +110,56 @@ import CX86
     setGPR(s, GPR.rsp, rsp)
     return true
 }
-@inline(__always) func pushR64(_ op: Op, _ s: CPU) -> Op? {
-    guard push64(op, s, reg(s, op.pointee.rm)) else { return nil }
+@inline(__always) func pushR64(_ op: Op, _ s: CPU) -> Next {
+    guard push64(op, s, reg(s, op.pointee.rm)) else { return 0 }
     return next(op, s)
 }
-@inline(__always) func popR64(_ op: Op, _ s: CPU) -> Op? {
+@inline(__always) func popR64(_ op: Op, _ s: CPU) -> Next {
     let rsp = gpr(s, GPR.rsp)
-    guard let value: UInt64 = load(op, s, rsp) else { return nil }
+    guard let value: UInt64 = load(op, s, rsp) else { return 0 }
     setGPR(s, GPR.rsp, rsp &+ 8)
     setReg(s, op.pointee.rm, value)
     return next(op, s)
 }
-@inline(__always) func pushI64(_ op: Op, _ s: CPU) -> Op? {
-    guard push64(op, s, op.pointee.imm) else { return nil }
+@inline(__always) func pushI64(_ op: Op, _ s: CPU) -> Next {
+    guard push64(op, s, op.pointee.imm) else { return 0 }
     return next(op, s)
 }
-@inline(__always) func call64(_ op: Op, _ s: CPU) -> Op? {
-    guard push64(op, s, followingRIP(op, s)) else { return nil }
+@inline(__always) func call64(_ op: Op, _ s: CPU) -> Next {
+    guard push64(op, s, followingRIP(op, s)) else { return 0 }
     return branch(op, s)
 }
-@inline(__always) func ret64(_ op: Op, _ s: CPU) -> Op? {
+@inline(__always) func ret64(_ op: Op, _ s: CPU) -> Next {
     let rsp = gpr(s, GPR.rsp)
-    guard let target: UInt64 = load(op, s, rsp) else { return nil }
+    guard let target: UInt64 = load(op, s, rsp) else { return 0 }
     guard isCanonical(target) else { return raise(op, s, Vector.generalProtection, 0) }
     setGPR(s, GPR.rsp, rsp &+ 8 &+ op.pointee.imm)
     return jump(s, target)
 }
-@inline(__always) func callR64(_ op: Op, _ s: CPU) -> Op? {
+@inline(__always) func callR64(_ op: Op, _ s: CPU) -> Next {
     let target: UInt64 = reg(s, op.pointee.rm)
     guard isCanonical(target) else { return raise(op, s, Vector.generalProtection, 0) }
-    guard push64(op, s, followingRIP(op, s)) else { return nil }
+    guard push64(op, s, followingRIP(op, s)) else { return 0 }
     return jump(s, target)
 }
-@inline(__always) func callM64(_ op: Op, _ s: CPU) -> Op? {
-    guard let target: UInt64 = load(op, s, address(op, s)) else { return nil }
+@inline(__always) func callM64(_ op: Op, _ s: CPU) -> Next {
+    guard let target: UInt64 = load(op, s, address(op, s)) else { return 0 }
     guard isCanonical(target) else { return raise(op, s, Vector.generalProtection, 0) }
-    guard push64(op, s, followingRIP(op, s)) else { return nil }
+    guard push64(op, s, followingRIP(op, s)) else { return 0 }
     return jump(s, target)
 }
-@inline(__always) func jumpR64(_ op: Op, _ s: CPU) -> Op? {
+@inline(__always) func jumpR64(_ op: Op, _ s: CPU) -> Next {
     let target: UInt64 = reg(s, op.pointee.rm)
     guard isCanonical(target) else { return raise(op, s, Vector.generalProtection, 0) }
     return jump(s, target)
 }
-@inline(__always) func jumpM64(_ op: Op, _ s: CPU) -> Op? {
-    guard let target: UInt64 = load(op, s, address(op, s)) else { return nil }
+@inline(__always) func jumpM64(_ op: Op, _ s: CPU) -> Next {
+    guard let target: UInt64 = load(op, s, address(op, s)) else { return 0 }
     guard isCanonical(target) else { return raise(op, s, Vector.generalProtection, 0) }
     return jump(s, target)
 }
 /// Taken: to the target. Not taken: on in the same block.
-@inline(__always) func jcc(_ op: Op, _ s: CPU, _ code: UInt8) -> Op? {
+@inline(__always) func jcc(_ op: Op, _ s: CPU, _ code: UInt8) -> Next {
     condition(s, code) ? branch(op, s) : next(op, s)
 }
 

@@ -82,7 +82,7 @@ enum Rcr: ShiftOperation {
 }
 @inline(__always) func shiftRI<O: ShiftOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _: T.Type
-) -> Op? {
+) -> Next {
     let count = masked(op.pointee.imm, T.self)
     let a: T = reg(s, op.pointee.rm)
     setReg(s, op.pointee.rm, count == 0 ? a : O.compute(s, a, count))
@@ -90,7 +90,7 @@ enum Rcr: ShiftOperation {
 }
 @inline(__always) func shiftRC<O: ShiftOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _: T.Type
-) -> Op? {
+) -> Next {
     let count = masked(gpr(s, GPR.rcx), T.self)
     let a: T = reg(s, op.pointee.rm)
     setReg(s, op.pointee.rm, count == 0 ? a : O.compute(s, a, count))
@@ -99,16 +99,16 @@ enum Rcr: ShiftOperation {
 /// Memory, by immediate or (aux = 1) by CL. Flags are put back when the store faults.
 @inline(__always) func shiftM<O: ShiftOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _: T.Type
-) -> Op? {
+) -> Next {
     let count = masked(op.pointee.aux == 1 ? gpr(s, GPR.rcx) : op.pointee.imm, T.self)
     let linear = address(op, s)
-    guard let a: T = loadForWrite(op, s, linear) else { return nil }
+    guard let a: T = loadForWrite(op, s, linear) else { return 0 }
     if count == 0 { return next(op, s) }
     let flags = (s.pointee.fres, s.pointee.faux)
     let r = O.compute(s, a, count)
     guard store(op, s, linear, r) else {
         (s.pointee.fres, s.pointee.faux) = flags
-        return nil
+        return 0
     }
     return next(op, s)
 }
@@ -116,13 +116,13 @@ enum Rcr: ShiftOperation {
 /// SHLD (`left`) and SHRD. A count of over the operand's width (16-bit only) leaves undefined results; we rotate on.
 @inline(__always) func doubleShift<T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: T.Type, left: Bool
-) -> Op? {
+) -> Next {
     let count = masked(op.pointee.aux & 1 == 1 ? gpr(s, GPR.rcx) : op.pointee.imm, T.self)
     let fromMemory = op.pointee.aux & 2 != 0
     let linear = fromMemory ? address(op, s) : 0
     let a: T
     if fromMemory {
-        guard let loaded: T = loadForWrite(op, s, linear) else { return nil }
+        guard let loaded: T = loadForWrite(op, s, linear) else { return 0 }
         a = loaded
     } else {
         a = reg(s, op.pointee.rm)
@@ -151,7 +151,7 @@ enum Rcr: ShiftOperation {
         carry = bit(b, count - width - 1)
     }
     if fromMemory {
-        guard store(op, s, linear, r) else { return nil }
+        guard store(op, s, linear, r) else { return 0 }
     } else {
         setReg(s, op.pointee.rm, r)
     }
@@ -184,7 +184,7 @@ enum BitComplement: BitOperation {
 /// aux bit 0: index is the immediate; bit 1: memory operand; bit 2: locked.
 @inline(__always) func bitOperation<O: BitOperation, T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: O.Type, _: T.Type
-) -> Op? {
+) -> Next {
     let aux = op.pointee.aux
     let raw: T = aux & 1 != 0 ? T(truncatingIfNeeded: op.pointee.imm) : reg(s, op.pointee.reg)
     let mask = T(1) << (raw & T(T.bitWidth - 1))
@@ -202,14 +202,14 @@ enum BitComplement: BitOperation {
             linear = ((offset &<< shift) &>> shift) &+ segmentBase(s, op.pointee.seg)
         }
         if !O.writes {
-            guard let loaded: T = load(op, s, linear) else { return nil }
+            guard let loaded: T = load(op, s, linear) else { return 0 }
             old = loaded
         } else if aux & 4 != 0 {
-            guard let (before, _): (T, T) = atomicUpdate(op, s, linear, { O.compute($0, mask) }) else { return nil }
+            guard let (before, _): (T, T) = atomicUpdate(op, s, linear, { O.compute($0, mask) }) else { return 0 }
             old = before
         } else {
-            guard let loaded: T = loadForWrite(op, s, linear) else { return nil }
-            guard store(op, s, linear, O.compute(loaded, mask)) else { return nil }
+            guard let loaded: T = loadForWrite(op, s, linear) else { return 0 }
+            guard store(op, s, linear, O.compute(loaded, mask)) else { return 0 }
             old = loaded
         }
     }
@@ -219,10 +219,10 @@ enum BitComplement: BitOperation {
 /// BSF and BSR: a zero source sets ZF and leaves the destination, as processors do.
 @inline(__always) func bitScan<T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: T.Type, reverse: Bool
-) -> Op? {
+) -> Next {
     let a: T
     if op.pointee.aux & 2 != 0 {
-        guard let loaded: T = load(op, s, address(op, s)) else { return nil }
+        guard let loaded: T = load(op, s, address(op, s)) else { return 0 }
         a = loaded
     } else {
         a = reg(s, op.pointee.rm)
@@ -245,8 +245,8 @@ enum BitComplement: BitOperation {
 
 @inline(__always) func multiply<T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _: T.Type, signed: Bool
-) -> Op? {
-    guard let b: T = operand(op, s) else { return nil }
+) -> Next {
+    guard let b: T = operand(op, s) else { return 0 }
     let a: T = reg(s, 0)
     var (high, low) = a.multipliedFullWidth(by: b)
     var lowT = T(truncatingIfNeeded: low)
@@ -268,8 +268,8 @@ enum BitComplement: BitOperation {
     return next(op, s)
 }
 /// IMUL with two or (aux bit 0) three operands.
-@inline(__always) func multiplyTruncating<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
-    guard let b: T = operand(op, s) else { return nil }
+@inline(__always) func multiplyTruncating<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
+    guard let b: T = operand(op, s) else { return 0 }
     let a: T = op.pointee.aux & 1 != 0 ? T(truncatingIfNeeded: op.pointee.imm) : reg(s, op.pointee.reg)
     let low: T
     let over: Bool
@@ -286,8 +286,8 @@ enum BitComplement: BitOperation {
     setFlags(s, result: low, carry: over, overflow: over)
     return next(op, s)
 }
-@inline(__always) func divide<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
-    guard let d: T = operand(op, s) else { return nil }
+@inline(__always) func divide<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
+    guard let d: T = operand(op, s) else { return 0 }
     let high: T
     let low: T
     if T.bitWidth == 8 {
@@ -302,7 +302,7 @@ enum BitComplement: BitOperation {
     let (q, r) = d.dividingFullWidth((high, T.Magnitude(truncatingIfNeeded: low)))
     return storeQuotient(op, s, q, r)
 }
-@inline(__always) private func storeQuotient<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _ q: T, _ r: T) -> Op? {
+@inline(__always) private func storeQuotient<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _ q: T, _ r: T) -> Next {
     if T.bitWidth == 8 {
         setReg(s, 0, UInt16(truncatingIfNeeded: r) << 8 | UInt16(truncatingIfNeeded: q))
     } else {
@@ -311,8 +311,8 @@ enum BitComplement: BitOperation {
     }
     return next(op, s)
 }
-@inline(__always) func divideSigned<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
-    guard let d: T = operand(op, s) else { return nil }
+@inline(__always) func divideSigned<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
+    guard let d: T = operand(op, s) else { return 0 }
     var high: T
     var low: T
     if T.bitWidth == 8 {

@@ -22,12 +22,12 @@ enum StringForm {
     writeCounter(op, s, n, s.pointee.rflags & EFlags.df == 0 ? gpr(s, n) &+ bytes : gpr(s, n) &- bytes)
 }
 /// Ends an iteration early at this instruction, so that an interrupt can come in.
-@inline(__always) private func yieldTo(_ op: Op, _ s: CPU) -> Op? {
+@inline(__always) private func yieldTo(_ op: Op, _ s: CPU) -> Next {
     s.pointee.rip = instructionRIP(op, s)
-    return nil
+    return 0
 }
 
-@inline(__always) func moveString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func moveString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let size = UInt64(T.bitWidth / 8)
     let repeated = op.pointee.aux != 0
     var count = repeated ? readCounter(op, s, GPR.rcx) : 1
@@ -40,7 +40,7 @@ enum StringForm {
             advance(op, s, GPR.rdi, chunk &* size)
             count -= chunk
         } else {
-            guard let value: T = load(op, s, source), store(op, s, target, value) else { return nil }
+            guard let value: T = load(op, s, source), store(op, s, target, value) else { return 0 }
             advance(op, s, GPR.rsi, size)
             advance(op, s, GPR.rdi, size)
             count -= 1
@@ -80,7 +80,7 @@ enum StringForm {
     return n
 }
 
-@inline(__always) func storeString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func storeString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let size = UInt64(T.bitWidth / 8)
     let repeated = op.pointee.aux != 0
     var count = repeated ? readCounter(op, s, GPR.rcx) : 1
@@ -92,7 +92,7 @@ enum StringForm {
             advance(op, s, GPR.rdi, chunk &* size)
             count -= chunk
         } else {
-            guard store(op, s, target, value) else { return nil }
+            guard store(op, s, target, value) else { return 0 }
             advance(op, s, GPR.rdi, size)
             count -= 1
         }
@@ -124,11 +124,11 @@ enum StringForm {
     return n
 }
 
-@inline(__always) func loadString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func loadString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let repeated = op.pointee.aux != 0
     var count = repeated ? readCounter(op, s, GPR.rcx) : 1
     while count > 0 {
-        guard let value: T = load(op, s, readCounter(op, s, GPR.rsi) &+ segmentBase(s, op.pointee.seg)) else { return nil }
+        guard let value: T = load(op, s, readCounter(op, s, GPR.rsi) &+ segmentBase(s, op.pointee.seg)) else { return 0 }
         setReg(s, 0, value)
         advance(op, s, GPR.rsi, UInt64(T.bitWidth / 8))
         count -= 1
@@ -140,12 +140,12 @@ enum StringForm {
     return next(op, s)
 }
 
-@inline(__always) func scanString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func scanString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let repeated = op.pointee.aux != 0
     var count = repeated ? readCounter(op, s, GPR.rcx) : 1
     let a: T = reg(s, 0)
     while count > 0 {
-        guard let b: T = load(op, s, readCounter(op, s, GPR.rdi) &+ segmentBase(s, 0)) else { return nil }
+        guard let b: T = load(op, s, readCounter(op, s, GPR.rdi) &+ segmentBase(s, 0)) else { return 0 }
         Cmp.flags(s, a, b, a &- b)
         advance(op, s, GPR.rdi, UInt64(T.bitWidth / 8))
         count -= 1
@@ -158,13 +158,13 @@ enum StringForm {
     return next(op, s)
 }
 
-@inline(__always) func compareString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func compareString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let repeated = op.pointee.aux != 0
     var count = repeated ? readCounter(op, s, GPR.rcx) : 1
     while count > 0 {
         guard let a: T = load(op, s, readCounter(op, s, GPR.rsi) &+ segmentBase(s, op.pointee.seg)),
             let b: T = load(op, s, readCounter(op, s, GPR.rdi) &+ segmentBase(s, 0))
-        else { return nil }
+        else { return 0 }
         Cmp.flags(s, a, b, a &- b)
         advance(op, s, GPR.rsi, UInt64(T.bitWidth / 8))
         advance(op, s, GPR.rdi, UInt64(T.bitWidth / 8))

@@ -3,11 +3,11 @@ import CX86
 // Privileged and rare instructions: one handler each, through the core.
 
 /// Ends the block after an instruction that changed how the following ones are found or run.
-@inline(__always) private func finish(_ op: Op, _ s: CPU) -> Op? {
+@inline(__always) private func finish(_ op: Op, _ s: CPU) -> Next {
     s.pointee.rip = followingRIP(op, s)
-    return nil
+    return 0
 }
-@inline(__always) private func generalProtection(_ op: Op, _ s: CPU, _ error: UInt64 = 0) -> Op? {
+@inline(__always) private func generalProtection(_ op: Op, _ s: CPU, _ error: UInt64 = 0) -> Next {
     raise(op, s, Vector.generalProtection, error)
 }
 /// Runs something that may end in a fault; nil when it did.
@@ -46,47 +46,47 @@ private func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool
 @inline(__always) private func portNumber(_ op: Op, _ s: CPU) -> UInt16 {
     op.pointee.aux == 1 ? reg(s, 16) : UInt16(truncatingIfNeeded: op.pointee.imm & 0xFF)
 }
-@inline(__always) func portIn<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func portIn<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let port = portNumber(op, s)
-    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return nil }
+    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return 0 }
     setReg(s, 0, T(truncatingIfNeeded: core(s).environment.portRead(port, size: T.bitWidth / 8)))
-    return next(op, s)
+    return step(op, s)
 }
-@inline(__always) func portOut<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func portOut<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let port = portNumber(op, s)
-    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return nil }
+    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return 0 }
     core(s).environment.portWrite(port, UInt32(truncatingIfNeeded: reg(s, 0) as T), size: T.bitWidth / 8)
     return finish(op, s)
 }
-@inline(__always) func portInString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func portInString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let port: UInt16 = reg(s, 16)
-    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return nil }
+    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return 0 }
     let mask = UInt64.max &>> UInt64(op.pointee.ashift)
-    if op.pointee.aux != 0, gpr(s, GPR.rcx) & mask == 0 { return next(op, s) }
+    if op.pointee.aux != 0, gpr(s, GPR.rcx) & mask == 0 { return step(op, s) }
     let target = (gpr(s, GPR.rdi) & mask) &+ segmentBase(s, 0)
-    guard (loadForWrite(op, s, target) as T?) != nil else { return nil }
+    guard (loadForWrite(op, s, target) as T?) != nil else { return 0 }
     let value = T(truncatingIfNeeded: core(s).environment.portRead(port, size: T.bitWidth / 8))
-    guard store(op, s, target, value) else { return nil }
+    guard store(op, s, target, value) else { return 0 }
     return stepString(op, s, GPR.rdi, UInt64(T.bitWidth / 8), mask)
 }
-@inline(__always) func portOutString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Op? {
+@inline(__always) func portOutString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let port: UInt16 = reg(s, 16)
-    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return nil }
+    guard mayUsePort(op, s, port, T.bitWidth / 8) else { return 0 }
     let mask = UInt64.max &>> UInt64(op.pointee.ashift)
-    if op.pointee.aux != 0, gpr(s, GPR.rcx) & mask == 0 { return next(op, s) }
-    guard let value: T = load(op, s, (gpr(s, GPR.rsi) & mask) &+ segmentBase(s, op.pointee.seg)) else { return nil }
+    if op.pointee.aux != 0, gpr(s, GPR.rcx) & mask == 0 { return step(op, s) }
+    guard let value: T = load(op, s, (gpr(s, GPR.rsi) & mask) &+ segmentBase(s, op.pointee.seg)) else { return 0 }
     core(s).environment.portWrite(port, UInt32(truncatingIfNeeded: value), size: T.bitWidth / 8)
     return stepString(op, s, GPR.rsi, UInt64(T.bitWidth / 8), mask)
 }
 /// One step of a string port instruction; a repeated one comes back to itself through the run loop.
-private func stepString(_ op: Op, _ s: CPU, _ register: Int, _ bytes: UInt64, _ mask: UInt64) -> Op? {
+private func stepString(_ op: Op, _ s: CPU, _ register: Int, _ bytes: UInt64, _ mask: UInt64) -> Next {
     let delta = s.pointee.rflags & EFlags.df == 0 ? bytes : 0 &- bytes
     setGPR(s, register, gpr(s, register) & ~mask | (gpr(s, register) &+ delta) & mask)
     guard op.pointee.aux != 0 else { return finish(op, s) }
     let count = (gpr(s, GPR.rcx) &- 1) & mask
     setGPR(s, GPR.rcx, gpr(s, GPR.rcx) & ~mask | count)
     s.pointee.rip = count == 0 ? followingRIP(op, s) : instructionRIP(op, s)
-    return nil
+    return 0
 }
 
 // MARK: generic stack, any mode
@@ -151,9 +151,9 @@ private func stepString(_ op: Op, _ s: CPU, _ register: Int, _ bytes: UInt64, _ 
     return loadSized(op, s, address(op, s), op.pointee.size)
 }
 /// Goes to an offset in the current code segment.
-@inline(__always) private func go(_ op: Op, _ s: CPU, _ rip: UInt64) -> Op? {
+@inline(__always) private func go(_ op: Op, _ s: CPU, _ rip: UInt64) -> Next {
     s.pointee.rip = s.pointee.mode == 2 ? rip : (op.pointee.size == 2 ? rip & 0xFFFF : rip & 0xFFFF_FFFF)
-    return nil
+    return 0
 }
 
 enum SystemHandlers {
@@ -170,27 +170,27 @@ enum SystemHandlers {
 
     // Stack, any size
     static let push: Handler = { op, s in
-        guard let value = rmOperand(op, s), X86.push(op, s, value, op.pointee.size) else { return nil }
+        guard let value = rmOperand(op, s), X86.push(op, s, value, op.pointee.size) else { return 0 }
         return next(op, s)
     }
     static let pushImmediate: Handler = { op, s in
-        guard X86.push(op, s, op.pointee.imm, op.pointee.size) else { return nil }
+        guard X86.push(op, s, op.pointee.imm, op.pointee.size) else { return 0 }
         return next(op, s)
     }
     static let popRegister: Handler = { op, s in
-        guard let value = peek(op, s, op.pointee.size) else { return nil }
+        guard let value = peek(op, s, op.pointee.size) else { return 0 }
         drop(s, UInt64(op.pointee.size))
         setSized(s, op.pointee.rm, value, op.pointee.size)
         return next(op, s)
     }
     /// The address is computed with the stack pointer already moved. SDM vol. 2 POP.
     static let popMemory: Handler = { op, s in
-        guard let value = peek(op, s, op.pointee.size) else { return nil }
+        guard let value = peek(op, s, op.pointee.size) else { return 0 }
         let sp = gpr(s, GPR.rsp)
         drop(s, UInt64(op.pointee.size))
         guard storeSized(op, s, address(op, s), value, op.pointee.size) else {
             setGPR(s, GPR.rsp, sp)
-            return nil
+            return 0
         }
         return next(op, s)
     }
@@ -199,7 +199,7 @@ enum SystemHandlers {
         for index in 0..<8 {
             guard X86.push(op, s, index == GPR.rsp ? sp : gpr(s, index), op.pointee.size) else {
                 setGPR(s, GPR.rsp, sp)
-                return nil
+                return 0
             }
         }
         return next(op, s)
@@ -210,7 +210,7 @@ enum SystemHandlers {
         guard let di = peek(op, s, size), let si = peek(op, s, size, at: UInt64(size)), let bp = peek(op, s, size, at: 2 * UInt64(size)),
             let bx = peek(op, s, size, at: 4 * UInt64(size)), let dx = peek(op, s, size, at: 5 * UInt64(size)),
             let cx = peek(op, s, size, at: 6 * UInt64(size)), let ax = peek(op, s, size, at: 7 * UInt64(size))
-        else { return nil }
+        else { return 0 }
         values = (ax, cx, dx, bx, bp, si, di)
         drop(s, 8 * UInt64(size))
         setSized(s, 0, values.0, size)
@@ -223,11 +223,11 @@ enum SystemHandlers {
         return next(op, s)
     }
     static let pushFlags: Handler = { op, s in
-        guard X86.push(op, s, flagsImage(s) & ~(EFlags.rf | EFlags.vm), op.pointee.size) else { return nil }
+        guard X86.push(op, s, flagsImage(s) & ~(EFlags.rf | EFlags.vm), op.pointee.size) else { return 0 }
         return next(op, s)
     }
     static let popFlags: Handler = { op, s in
-        guard let value = peek(op, s, op.pointee.size) else { return nil }
+        guard let value = peek(op, s, op.pointee.size) else { return 0 }
         drop(s, UInt64(op.pointee.size))
         core(s).setFlags(value & ~EFlags.rf, size: Int(op.pointee.size), from: s.pointee.cpl)
         return finish(op, s)
@@ -236,12 +236,12 @@ enum SystemHandlers {
         let size = op.pointee.size
         let sp = gpr(s, GPR.rsp)
         guard op.pointee.extra & 31 == 0 else { return enterNested(op, s) }
-        guard X86.push(op, s, gpr(s, GPR.rbp), size) else { return nil }
+        guard X86.push(op, s, gpr(s, GPR.rbp), size) else { return 0 }
         let frame = gpr(s, GPR.rsp)
         drop(s, 0 &- (op.pointee.imm & 0xFFFF))
         guard (loadForWrite(op, s, (gpr(s, GPR.rsp) & s.pointee.sp_mask) &+ s.pointee.segbase.2) as UInt16?) != nil else {
             setGPR(s, GPR.rsp, sp)
-            return nil
+            return 0
         }
         setSized(s, 40, frame, size)
         return next(op, s)
@@ -249,7 +249,7 @@ enum SystemHandlers {
     static let leave: Handler = { op, s in
         let size = op.pointee.size
         let linear = (gpr(s, GPR.rbp) & s.pointee.sp_mask) &+ s.pointee.segbase.2
-        guard let value = loadSized(op, s, linear, size) else { return nil }
+        guard let value = loadSized(op, s, linear, size) else { return 0 }
         setSized(s, 32, gpr(s, GPR.rbp), s.pointee.sp_mask == .max ? 8 : (s.pointee.sp_mask == 0xFFFF ? 2 : 4))
         drop(s, UInt64(size))
         setSized(s, 40, value, size)
@@ -258,20 +258,20 @@ enum SystemHandlers {
 
     // Control flow, any size
     static let callRelative: Handler = { op, s in
-        guard X86.push(op, s, followingRIP(op, s), op.pointee.size) else { return nil }
+        guard X86.push(op, s, followingRIP(op, s), op.pointee.size) else { return 0 }
         return go(op, s, s.pointee.block_base &+ op.pointee.imm &- segmentBase(s, 8))
     }
     static let jumpRelative: Handler = { op, s in go(op, s, s.pointee.block_base &+ op.pointee.imm &- segmentBase(s, 8)) }
     static let callIndirect: Handler = { op, s in
-        guard let target = rmOperand(op, s), X86.push(op, s, followingRIP(op, s), op.pointee.size) else { return nil }
+        guard let target = rmOperand(op, s), X86.push(op, s, followingRIP(op, s), op.pointee.size) else { return 0 }
         return go(op, s, target)
     }
     static let jumpIndirect: Handler = { op, s in
-        guard let target = rmOperand(op, s) else { return nil }
+        guard let target = rmOperand(op, s) else { return 0 }
         return go(op, s, target)
     }
     static let ret: Handler = { op, s in
-        guard let target = peek(op, s, op.pointee.size) else { return nil }
+        guard let target = peek(op, s, op.pointee.size) else { return 0 }
         drop(s, UInt64(op.pointee.size) &+ op.pointee.imm)
         return go(op, s, target)
     }
@@ -296,13 +296,13 @@ enum SystemHandlers {
         return go(op, s, taken ? target : followingRIP(op, s))
     }
     static let farJump: Handler = { op, s in
-        guard let (offset, selector) = farTarget(op, s) else { return nil }
-        guard attempt(op, s, { core throws(SegmentFault) in try core.loadCode(selector, cpl: s.pointee.cpl, returning: false) }) else { return nil }
+        guard let (offset, selector) = farTarget(op, s) else { return 0 }
+        guard attempt(op, s, { core throws(SegmentFault) in try core.loadCode(selector, cpl: s.pointee.cpl, returning: false) }) else { return 0 }
         s.pointee.rip = offset
-        return nil
+        return 0
     }
     static let farCall: Handler = { op, s in
-        guard let (offset, selector) = farTarget(op, s) else { return nil }
+        guard let (offset, selector) = farTarget(op, s) else { return 0 }
         let size = op.pointee.size
         let sp = gpr(s, GPR.rsp)
         let back = followingRIP(op, s)
@@ -310,14 +310,14 @@ enum SystemHandlers {
             attempt(op, s, { core throws(SegmentFault) in try core.loadCode(selector, cpl: s.pointee.cpl, returning: false) })
         else {
             setGPR(s, GPR.rsp, sp)
-            return nil
+            return 0
         }
         s.pointee.rip = offset
-        return nil
+        return 0
     }
     static let farReturn: Handler = { op, s in
         let size = op.pointee.size
-        guard let rip = peek(op, s, size), let cs = peek(op, s, size, at: UInt64(size)) else { return nil }
+        guard let rip = peek(op, s, size), let cs = peek(op, s, size, at: UInt64(size)) else { return 0 }
         let old = s.pointee.cpl
         let new = s.pointee.cr0 & ControlRegister.pe == 0 ? 0 : UInt8(cs & 3)
         guard new >= old else { return generalProtection(op, s, cs & 0xFFFC) }
@@ -325,7 +325,7 @@ enum SystemHandlers {
         if new > old {
             guard let sp = peek(op, s, size, at: 2 * UInt64(size) &+ op.pointee.imm),
                 let ss = peek(op, s, size, at: 3 * UInt64(size) &+ op.pointee.imm)
-            else { return nil }
+            else { return 0 }
             outer = (sp, ss)
         }
         let done = attempt(op, s) { core throws(SegmentFault) in
@@ -335,22 +335,22 @@ enum SystemHandlers {
                 core.dropPrivilegedSegments()
             }
         }
-        guard done else { return nil }
+        guard done else { return 0 }
         if let outer { setGPR(s, GPR.rsp, outer.sp &+ op.pointee.imm) } else { drop(s, 2 * UInt64(size) &+ op.pointee.imm) }
         s.pointee.rip = size == 8 ? rip : (size == 4 ? rip & 0xFFFF_FFFF : rip & 0xFFFF)
-        return nil
+        return 0
     }
     static let interruptReturn: Handler = { op, s in
-        guard attempt(op, s, { core throws(SegmentFault) in try core.interruptReturn(op, size: Int(op.pointee.size)) }) else { return nil }
-        return nil
+        guard attempt(op, s, { core throws(SegmentFault) in try core.interruptReturn(op, size: Int(op.pointee.size)) }) else { return 0 }
+        return 0
     }
     /// INT n, INT3, INT1 and INTO: vector in the immediate.
     static let softwareInterrupt: Handler = { op, s in
-        if op.pointee.extra == 1, !overflowFlag(s) { return next(op, s) }
+        if op.pointee.extra == 1, !overflowFlag(s) { return step(op, s) }
         let core = core(s)
         core.deliver(vector: UInt8(truncatingIfNeeded: op.pointee.imm), error: nil, software: true, rip: followingRIP(op, s),
             instruction: instructionRIP(op, s))
-        return nil
+        return 0
     }
     static let syscall: Handler = { op, s in
         guard s.pointee.efer & ControlRegister.sce != 0, s.pointee.mode == 2 else { return raise(op, s, Vector.invalidOpcode) }
@@ -366,7 +366,7 @@ enum SystemHandlers {
         core.setFlat(SegmentRegister.ss, selector &+ 8, code: false, dpl: 0, long: false)
         s.pointee.cpl = 0
         core.updateContext()
-        return jump(s, s.pointee.rip)
+        return 0
     }
     static let sysret: Handler = { op, s in
         guard s.pointee.efer & ControlRegister.sce != 0, s.pointee.mode == 2 else { return raise(op, s, Vector.invalidOpcode) }
@@ -385,7 +385,7 @@ enum SystemHandlers {
         s.pointee.rip = long ? target : target & 0xFFFF_FFFF
         if s.pointee.rflags & EFlags.interruptEnable != 0 { core.interruptsEnabled() }
         if long { core.updateContext() } else { core.updateMode() }
-        return long ? jump(s, s.pointee.rip) : nil
+        return 0
     }
     static let sysenter: Handler = { op, s in
         guard s.pointee.cr0 & ControlRegister.pe != 0, s.pointee.sysenter_cs & 0xFFFC != 0 else { return generalProtection(op, s) }
@@ -399,7 +399,7 @@ enum SystemHandlers {
         setGPR(s, GPR.rsp, long ? s.pointee.sysenter_esp : s.pointee.sysenter_esp & 0xFFFF_FFFF)
         s.pointee.rip = long ? s.pointee.sysenter_eip : s.pointee.sysenter_eip & 0xFFFF_FFFF
         core.updateMode()
-        return nil
+        return 0
     }
     static let sysexit: Handler = { op, s in
         guard isPrivileged(s), s.pointee.sysenter_cs & 0xFFFC != 0 else { return generalProtection(op, s) }
@@ -412,7 +412,7 @@ enum SystemHandlers {
         s.pointee.rip = long ? gpr(s, GPR.rdx) : gpr(s, GPR.rdx) & 0xFFFF_FFFF
         setGPR(s, GPR.rsp, long ? gpr(s, GPR.rcx) : gpr(s, GPR.rcx) & 0xFFFF_FFFF)
         core.updateMode()
-        return nil
+        return 0
     }
 
     // Flags
@@ -456,7 +456,7 @@ enum SystemHandlers {
         return next(op, s)
     }
     static let setByteM: Handler = { op, s in
-        guard store(op, s, address(op, s), condition(s, op.pointee.aux) ? 1 : 0 as UInt8) else { return nil }
+        guard store(op, s, address(op, s), condition(s, op.pointee.aux) ? 1 : 0 as UInt8) else { return 0 }
         return next(op, s)
     }
 
@@ -490,7 +490,7 @@ enum SystemHandlers {
     static let translateByte: Handler = { op, s in
         let mask = UInt64.max &>> UInt64(op.pointee.ashift)
         let offset = (gpr(s, GPR.rbx) &+ UInt64(reg(s, 0) as UInt8)) & mask
-        guard let value: UInt8 = load(op, s, offset &+ segmentBase(s, op.pointee.seg)) else { return nil }
+        guard let value: UInt8 = load(op, s, offset &+ segmentBase(s, op.pointee.seg)) else { return 0 }
         setReg(s, 0, value)
         return next(op, s)
     }
@@ -499,7 +499,7 @@ enum SystemHandlers {
     static let compareExchange8: Handler = { op, s in
         let expected = (gpr(s, GPR.rdx) << 32) | (gpr(s, GPR.rax) & 0xFFFF_FFFF)
         let new = (gpr(s, GPR.rcx) << 32) | (gpr(s, GPR.rbx) & 0xFFFF_FFFF)
-        guard let (old, _): (UInt64, UInt64) = atomicUpdate(op, s, address(op, s), { $0 == expected ? new : $0 }) else { return nil }
+        guard let (old, _): (UInt64, UInt64) = atomicUpdate(op, s, address(op, s), { $0 == expected ? new : $0 }) else { return 0 }
         let equal = old == expected
         if !equal {
             setReg(s, 0, UInt32(truncatingIfNeeded: old))
@@ -515,7 +515,7 @@ enum SystemHandlers {
         guard isPrivileged(s) else { return generalProtection(op, s) }
         s.pointee.rip = followingRIP(op, s)
         s.pointee.exit_reason = ExitReason.halt
-        return nil
+        return 0
     }
     static let cpuid: Handler = { op, s in
         let r = core(s).environment.cpuid(UInt32(truncatingIfNeeded: gpr(s, 0)), UInt32(truncatingIfNeeded: gpr(s, 1)))
@@ -523,21 +523,21 @@ enum SystemHandlers {
         setReg(s, 24, r.ebx)
         setReg(s, 8, r.ecx)
         setReg(s, 16, r.edx)
-        return next(op, s)
+        return step(op, s)
     }
     static let readTSC: Handler = { op, s in
         if s.pointee.cr4 & 4 != 0, s.pointee.cpl != 0 { return generalProtection(op, s) }
         let value = core(s).environment.timeStampCounter
         setReg(s, 0, UInt32(truncatingIfNeeded: value))
         setReg(s, 16, UInt32(truncatingIfNeeded: value >> 32))
-        return next(op, s)
+        return step(op, s)
     }
     static let readMSR: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
         guard let value = core(s).readMSR(UInt32(truncatingIfNeeded: gpr(s, GPR.rcx))) else { return generalProtection(op, s) }
         setReg(s, 0, UInt32(truncatingIfNeeded: value))
         setReg(s, 16, UInt32(truncatingIfNeeded: value >> 32))
-        return next(op, s)
+        return step(op, s)
     }
     static let writeMSR: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
@@ -557,7 +557,7 @@ enum SystemHandlers {
         default: return raise(op, s, Vector.invalidOpcode)
         }
         if s.pointee.mode == 2 { setReg(s, op.pointee.rm, value) } else { setReg(s, op.pointee.rm, UInt32(truncatingIfNeeded: value)) }
-        return next(op, s)
+        return step(op, s)
     }
     static let writeControl: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
@@ -581,12 +581,12 @@ enum SystemHandlers {
     static let readDebug: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
         setReg(s, op.pointee.rm, core(s).debugRegister(Int(op.pointee.extra)))
-        return next(op, s)
+        return step(op, s)
     }
     static let writeDebug: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
         core(s).setDebugRegister(Int(op.pointee.extra), reg(s, op.pointee.rm))
-        return next(op, s)
+        return step(op, s)
     }
     static let clearTaskSwitched: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
@@ -620,20 +620,20 @@ enum SystemHandlers {
     static let storeTable: Handler = { op, s in
         let (base, limit) = op.pointee.extra == 0 ? (s.pointee.gdt_base, s.pointee.gdt_limit) : (s.pointee.idt_base, s.pointee.idt_limit)
         let linear = address(op, s)
-        guard store(op, s, linear, UInt16(truncatingIfNeeded: limit)) else { return nil }
+        guard store(op, s, linear, UInt16(truncatingIfNeeded: limit)) else { return 0 }
         let done = s.pointee.mode == 2 ? store(op, s, linear &+ 2, base) : store(op, s, linear &+ 2, UInt32(truncatingIfNeeded: base))
-        return done ? next(op, s) : nil
+        return done ? next(op, s) : 0
     }
     static let loadTable: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
         let linear = address(op, s)
-        guard let limit: UInt16 = load(op, s, linear) else { return nil }
+        guard let limit: UInt16 = load(op, s, linear) else { return 0 }
         var base: UInt64
         if s.pointee.mode == 2 {
-            guard let value: UInt64 = load(op, s, linear &+ 2) else { return nil }
+            guard let value: UInt64 = load(op, s, linear &+ 2) else { return 0 }
             base = value
         } else {
-            guard let value: UInt32 = load(op, s, linear &+ 2) else { return nil }
+            guard let value: UInt32 = load(op, s, linear &+ 2) else { return 0 }
             base = op.pointee.size == 2 ? UInt64(value & 0xFF_FFFF) : UInt64(value)
         }
         guard isCanonical(base) else { return generalProtection(op, s) }
@@ -654,7 +654,7 @@ enum SystemHandlers {
         default: value = s.pointee.cr0 & 0xFFFF_FFFF
         }
         if op.pointee.aux & 2 != 0 {
-            guard store(op, s, address(op, s), UInt16(truncatingIfNeeded: value)) else { return nil }
+            guard store(op, s, address(op, s), UInt16(truncatingIfNeeded: value)) else { return 0 }
         } else {
             setSized(s, op.pointee.rm, value, op.pointee.size)
         }
@@ -665,7 +665,7 @@ enum SystemHandlers {
         guard isPrivileged(s) else { return generalProtection(op, s) }
         let selector: UInt16
         if op.pointee.aux & 2 != 0 {
-            guard let value: UInt16 = load(op, s, address(op, s)) else { return nil }
+            guard let value: UInt16 = load(op, s, address(op, s)) else { return 0 }
             selector = value
         } else {
             selector = reg(s, op.pointee.rm)
@@ -676,15 +676,15 @@ enum SystemHandlers {
             return finish(op, s)
         }
         let task = op.pointee.extra == 3
-        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSystemSegment(selector, task: task) }) else { return nil }
-        return next(op, s)
+        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSystemSegment(selector, task: task) }) else { return 0 }
+        return step(op, s)
     }
     /// VERR 0, VERW 1, LAR 2, LSL 3 in `extra`.
     static let inspectSelector: Handler = { op, s in
         guard s.pointee.cr0 & ControlRegister.pe != 0 else { return raise(op, s, Vector.invalidOpcode) }
         let selector: UInt16
         if op.pointee.aux & 2 != 0 {
-            guard let value: UInt16 = load(op, s, address(op, s)) else { return nil }
+            guard let value: UInt16 = load(op, s, address(op, s)) else { return 0 }
             selector = value
         } else {
             selector = reg(s, op.pointee.rm)
@@ -693,46 +693,46 @@ enum SystemHandlers {
         if s.pointee.exit_reason != ExitReason.next { s.pointee.exit_reason = ExitReason.next }
         if let value, op.pointee.extra >= 2 { setSized(s, op.pointee.reg, value, op.pointee.size) }
         setArithmeticFlags(s, flagsImage(s) & ~EFlags.zf | (value != nil ? EFlags.zf : 0))
-        return next(op, s)
+        return step(op, s)
     }
     static let moveFromSegment: Handler = { op, s in
         let value = UInt64(core(s).segment(Int(op.pointee.extra)).pointee.selector)
         if op.pointee.aux & 2 != 0 {
-            guard store(op, s, address(op, s), UInt16(truncatingIfNeeded: value)) else { return nil }
+            guard store(op, s, address(op, s), UInt16(truncatingIfNeeded: value)) else { return 0 }
         } else {
             setSized(s, op.pointee.rm, value, op.pointee.size)
         }
-        return next(op, s)
+        return step(op, s)
     }
     static let moveToSegment: Handler = { op, s in
         let selector: UInt16
         if op.pointee.aux & 2 != 0 {
-            guard let value: UInt16 = load(op, s, address(op, s)) else { return nil }
+            guard let value: UInt16 = load(op, s, address(op, s)) else { return 0 }
             selector = value
         } else {
             selector = reg(s, op.pointee.rm)
         }
         let index = Int(op.pointee.extra)
-        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, selector) }) else { return nil }
+        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, selector) }) else { return 0 }
         if index == SegmentRegister.ss { s.pointee.inhibit = 1 }
         return finish(op, s)
     }
     static let pushSegment: Handler = { op, s in
-        guard X86.push(op, s, UInt64(core(s).segment(Int(op.pointee.extra)).pointee.selector), op.pointee.size) else { return nil }
-        return next(op, s)
+        guard X86.push(op, s, UInt64(core(s).segment(Int(op.pointee.extra)).pointee.selector), op.pointee.size) else { return 0 }
+        return step(op, s)
     }
     static let popSegment: Handler = { op, s in
-        guard let value = peek(op, s, op.pointee.size) else { return nil }
+        guard let value = peek(op, s, op.pointee.size) else { return 0 }
         let index = Int(op.pointee.extra)
-        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, UInt16(truncatingIfNeeded: value)) }) else { return nil }
+        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, UInt16(truncatingIfNeeded: value)) }) else { return 0 }
         drop(s, UInt64(op.pointee.size))
         return finish(op, s)
     }
     /// LES, LDS, LSS, LFS, LGS: the segment in `extra`.
     static let loadFarPointer: Handler = { op, s in
-        guard let (offset, selector) = farTarget(op, s) else { return nil }
+        guard let (offset, selector) = farTarget(op, s) else { return 0 }
         let index = Int(op.pointee.extra)
-        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, selector) }) else { return nil }
+        guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, selector) }) else { return 0 }
         setSized(s, op.pointee.reg, offset, op.pointee.size)
         return finish(op, s)
     }
@@ -750,12 +750,12 @@ private func farTarget(_ op: Op, _ s: CPU) -> (UInt64, UInt16)? {
     return (offset, selector)
 }
 
-private func enterNested(_ op: Op, _ s: CPU) -> Op? {
+private func enterNested(_ op: Op, _ s: CPU) -> Next {
     let size = op.pointee.size
     let sp = gpr(s, GPR.rsp)
-    func fail() -> Op? {
+    func fail() -> Next {
         setGPR(s, GPR.rsp, sp)
-        return nil
+        return 0
     }
     guard X86.push(op, s, gpr(s, GPR.rbp), size) else { return fail() }
     let frame = gpr(s, GPR.rsp)
@@ -770,7 +770,7 @@ private func enterNested(_ op: Op, _ s: CPU) -> Op? {
     return next(op, s)
 }
 
-private func compareExchangeWide(_ op: Op, _ s: CPU) -> Op? {
+private func compareExchangeWide(_ op: Op, _ s: CPU) -> Next {
     let linear = address(op, s)
     guard linear & 15 == 0 else { return generalProtection(op, s) }
     var lo = gpr(s, GPR.rax)
@@ -778,14 +778,14 @@ private func compareExchangeWide(_ op: Op, _ s: CPU) -> Op? {
     let (newLo, newHi) = (gpr(s, GPR.rbx), gpr(s, GPR.rcx))
     var equal: Bool
     if writablePointer(s, linear, UInt64.self) == nil {
-        guard (loadForWrite(op, s, linear) as UInt64?) != nil else { return nil }
+        guard (loadForWrite(op, s, linear) as UInt64?) != nil else { return 0 }
     }
     if let p = writablePointer(s, linear, UInt64.self) {
         equal = cx_cas128(p, &lo, &hi, newLo, newHi) != 0
     } else {
-        guard let a: UInt64 = load(op, s, linear), let b: UInt64 = load(op, s, linear &+ 8) else { return nil }
+        guard let a: UInt64 = load(op, s, linear), let b: UInt64 = load(op, s, linear &+ 8) else { return 0 }
         equal = a == lo && b == hi
-        guard store(op, s, linear, equal ? newLo : a), store(op, s, linear &+ 8, equal ? newHi : b) else { return nil }
+        guard store(op, s, linear, equal ? newLo : a), store(op, s, linear &+ 8, equal ? newHi : b) else { return 0 }
         (lo, hi) = (a, b)
     }
     if !equal {
@@ -797,7 +797,7 @@ private func compareExchangeWide(_ op: Op, _ s: CPU) -> Op? {
 }
 
 /// DAA, DAS, AAA, AAS, AAM, AAD. SDM vol. 2.
-private func decimalAdjust(_ op: Op, _ s: CPU) -> Op? {
+private func decimalAdjust(_ op: Op, _ s: CPU) -> Next {
     var al: UInt8 = reg(s, 0)
     var ah: UInt8 = reg(s, 1)
     let carry = carryFlag(s)

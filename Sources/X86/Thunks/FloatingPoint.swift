@@ -69,85 +69,85 @@ enum ThunkHandlers {
         return bouncedThunk(op, s, linear)
     }
     static let loadControl: Handler = { op, s in
-        if !isAvailable(op, s), unavailable(op, s) { return nil }
-        guard let value: UInt16 = load(op, s, address(op, s)) else { return nil }
+        if !isAvailable(op, s), unavailable(op, s) { return 0 }
+        guard let value: UInt16 = load(op, s, address(op, s)) else { return 0 }
         core(s).setX87Control(value)
-        return next(op, s)
+        return step(op, s)
     }
     static let storeControl: Handler = { op, s in
-        if !isAvailable(op, s), unavailable(op, s) { return nil }
-        guard store(op, s, address(op, s), UInt16(truncatingIfNeeded: s.pointee.x87_control)) else { return nil }
-        return next(op, s)
+        if !isAvailable(op, s), unavailable(op, s) { return 0 }
+        guard store(op, s, address(op, s), UInt16(truncatingIfNeeded: s.pointee.x87_control)) else { return 0 }
+        return step(op, s)
     }
     static let storeStatusAX: Handler = { op, s in
-        if !isAvailable(op, s), unavailable(op, s) { return nil }
+        if !isAvailable(op, s), unavailable(op, s) { return 0 }
         setReg(s, 0, cx_fnstsw())
-        return next(op, s)
+        return step(op, s)
     }
     static let initialize: Handler = { op, s in
-        if !isAvailable(op, s), unavailable(op, s) { return nil }
+        if !isAvailable(op, s), unavailable(op, s) { return 0 }
         cx_fninit()
         core(s).setX87Control(0x37F)
-        return next(op, s)
+        return step(op, s)
     }
     /// FLDENV, FRSTOR (extra 0) and FNSTENV, FNSAVE (extra 1), through a copy whose control word and addresses are the guest's.
     static let environment: Handler = { op, s in
-        if !isAvailable(op, s), unavailable(op, s) { return nil }
-        return core(s).x87Environment(op) ? next(op, s) : nil
+        if !isAvailable(op, s), unavailable(op, s) { return 0 }
+        return core(s).x87Environment(op) ? step(op, s) : 0
     }
     static let wait: Handler = { op, s in
         if s.pointee.cr0 & (ControlRegister.mp | ControlRegister.ts) == ControlRegister.mp | ControlRegister.ts {
             return raise(op, s, Vector.deviceNotAvailable)
         }
         if s.pointee.x87_unmasked & Unmasked.x87 != 0, core(s).hasPendingX87Exception { return raise(op, s, Vector.floatingPoint) }
-        return next(op, s)
+        return step(op, s)
     }
     static let fxsave: Handler = { op, s in
         if s.pointee.cr0 & (ControlRegister.em | ControlRegister.ts) != 0 { return raise(op, s, Vector.deviceNotAvailable) }
-        return core(s).fxsave(op) ? next(op, s) : nil
+        return core(s).fxsave(op) ? step(op, s) : 0
     }
     static let fxrstor: Handler = { op, s in
         if s.pointee.cr0 & (ControlRegister.em | ControlRegister.ts) != 0 { return raise(op, s, Vector.deviceNotAvailable) }
-        return core(s).fxrstor(op) ? next(op, s) : nil
+        return core(s).fxrstor(op) ? step(op, s) : 0
     }
     static let loadMXCSR: Handler = { op, s in
         if s.pointee.cr0 & ControlRegister.ts != 0 { return raise(op, s, Vector.deviceNotAvailable) }
-        guard let value: UInt32 = load(op, s, address(op, s)) else { return nil }
+        guard let value: UInt32 = load(op, s, address(op, s)) else { return 0 }
         guard value & 0xFFFF_0000 == 0 else { return raise(op, s, Vector.generalProtection, 0) }
         core(s).setMXCSR(value)
-        return next(op, s)
+        return step(op, s)
     }
     static let storeMXCSR: Handler = { op, s in
         if s.pointee.cr0 & ControlRegister.ts != 0 { return raise(op, s, Vector.deviceNotAvailable) }
-        guard store(op, s, address(op, s), core(s).currentMXCSR) else { return nil }
-        return next(op, s)
+        guard store(op, s, address(op, s), core(s).currentMXCSR) else { return 0 }
+        return step(op, s)
     }
     /// MASKMOVQ and MASKMOVDQU: bytes chosen by a mask, to [rDI].
-    static let maskedMove: Handler = { op, s in core(s).maskedMove(op) ? next(op, s) : nil }
+    static let maskedMove: Handler = { op, s in core(s).maskedMove(op) ? step(op, s) : 0 }
 }
 
 /// The memory operand through a copy: device memory, page crossings, code pages, first touches.
-@inline(never) private func bouncedThunk(_ op: Op, _ s: CPU, _ linear: UInt64) -> Op? {
+@inline(never) private func bouncedThunk(_ op: Op, _ s: CPU, _ linear: UInt64) -> Next {
     let size = Int(op.pointee.size)
     let writes = op.pointee.aux & ThunkAux.writesMemory != 0
     let bounce = UnsafeMutableRawPointer(s) + Int(X86_BOUNCE_OFFSET)
-    guard core(s).copyIn(op, linear, bounce, size, forWrite: writes) else { return nil }
+    guard core(s).copyIn(op, linear, bounce, size, forWrite: writes) else { return 0 }
     call(op, s, bounce)
-    if writes { guard core(s).copyOut(op, linear, bounce, size) else { return nil } }
+    if writes { guard core(s).copyOut(op, linear, bounce, size) else { return 0 } }
     takeFlags(op, s)
     return next(op, s)
 }
 
 /// With unmasked exceptions or CR0 bits in the way. An SSE instruction that raises an exception its guest wants leaves
 /// every register as it was. SDM vol. 1 § 11.5.
-@inline(never) private func slowThunk(_ op: Op, _ s: CPU, _ linear: UInt64?) -> Op? {
-    if unavailable(op, s) { return nil }
+@inline(never) private func slowThunk(_ op: Op, _ s: CPU, _ linear: UInt64?) -> Next {
+    if unavailable(op, s) { return 0 }
     if let linear, op.pointee.aux & ThunkAux.aligned != 0, linear & 15 != 0 { return raise(op, s, Vector.generalProtection, 0) }
     let core = core(s)
     let bounce = UnsafeMutableRawPointer(s) + Int(X86_BOUNCE_OFFSET)
     let size = Int(op.pointee.size)
     let writes = op.pointee.aux & ThunkAux.writesMemory != 0
-    if let linear { guard core.copyIn(op, linear, bounce, size, forWrite: writes) else { return nil } }
+    if let linear { guard core.copyIn(op, linear, bounce, size, forWrite: writes) else { return 0 } }
     let watch = op.pointee.aux & ThunkAux.x87 == 0 && s.pointee.x87_unmasked & Unmasked.simd != 0
     var saved: (gpr: [UInt64], xmm: [UInt8]) = ([], [])
     let xmm = UnsafeMutableRawPointer(s) + Int(X86_XMM_OFFSET)
@@ -169,9 +169,9 @@ enum ThunkHandlers {
             return raise(op, s, s.pointee.cr4 & 0x400 != 0 ? Vector.simd : Vector.invalidOpcode)
         }
     }
-    if let linear, writes { guard core.copyOut(op, linear, bounce, size) else { return nil } }
+    if let linear, writes { guard core.copyOut(op, linear, bounce, size) else { return 0 } }
     takeFlags(op, s)
-    return next(op, s)
+    return step(op, s)
 }
 
 extension X86Core {

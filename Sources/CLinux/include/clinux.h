@@ -1,0 +1,45 @@
+// What Swift cannot import of the Linux interface: variadic calls, function-like macros, headers outside Glibc's module.
+#ifndef CLINUX_H
+#define CLINUX_H
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/kvm.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdint.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+long syscall(long number, ...);
+
+static inline int clinux_memfd_create(const char *_Nonnull name) { return (int)syscall(SYS_memfd_create, name, 1U /* MFD_CLOEXEC */); }
+static inline int clinux_ioctl(int fd, unsigned long request, unsigned long argument) { return ioctl(fd, request, argument); }
+static inline int clinux_ioctl_pointer(int fd, unsigned long request, void *_Nullable argument) { return ioctl(fd, request, argument); }
+static inline int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) { return (int)syscall(SYS_fallocate, fd, mode, offset, length); }
+static inline int clinux_sigrtmin(void) { return SIGRTMIN; }
+static inline int clinux_is_dir(mode_t m) { return S_ISDIR(m); }
+static inline int clinux_is_reg(mode_t m) { return S_ISREG(m); }
+static inline int clinux_is_blk(mode_t m) { return S_ISBLK(m); }
+static inline int clinux_open(const char *_Nonnull path, int flags, unsigned mode) { return open(path, flags, mode); }
+/// An open-file-description lock on byte 0; type F_WRLCK, F_RDLCK or F_UNLCK. Returns 0 or -1 and errno.
+static inline int clinux_lock(int fd, int type) {
+  struct flock l = {0};
+  l.l_type = (short)type; l.l_whence = SEEK_SET; l.l_start = 0; l.l_len = 1;
+  return fcntl(fd, 37 /* F_OFD_SETLK */, &l);
+}
+static inline int clinux_fcntl_setfl(int fd, int flags) { return fcntl(fd, F_SETFL, flags); }
+static inline int clinux_fcntl_getfl(int fd) { return fcntl(fd, F_GETFL); }
+static inline uint32_t clinux_load_acquire32(const void *_Nonnull p) { return __atomic_load_n((const uint32_t *)p, __ATOMIC_ACQUIRE); }
+static inline uint16_t clinux_load_acquire16(const void *_Nonnull p) { return __atomic_load_n((const uint16_t *)p, __ATOMIC_ACQUIRE); }
+static inline void clinux_store_release16(void *_Nonnull p, uint16_t v) { __atomic_store_n((uint16_t *)p, v, __ATOMIC_RELEASE); }
+static inline void clinux_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
+static inline void clinux_set_name(const char *_Nonnull name) { syscall(SYS_prctl, 15 /* PR_SET_NAME */, name, 0, 0, 0); }
+static inline uint64_t clinux_rdtsc(void) { uint32_t a, d; __asm__ volatile("rdtsc" : "=a"(a), "=d"(d)); return ((uint64_t)d << 32) | a; }
+#endif

@@ -1,0 +1,162 @@
+import CLinux
+import Glibc
+import LinuxSystem
+
+/// Why a disk cannot be used, in a sentence that names the file.
+package struct DiskError: Error, CustomStringConvertible, Equatable, Sendable {
+    package enum Kind: Equatable, Sendable { case notADisk, inUse, system }
+    package let kind: Kind
+    package let description: String
+    package let errno: Int32
+    package init(_ kind: Kind, _ description: String, errno: Int32 = 0) {
+        self.kind = kind
+        self.description = description
+        self.errno = errno
+    }
+}
+
+/// A raw image file as a disk. Any thread.
+package final class RawDisk: BlockBackend {
+    package enum Caching: Sendable { case cached, uncached }
+    /// What a guest flush does.
+    package enum Synchronization: Sendable { case full, none }
+
+    package let byteCount: UInt64
+    package let isReadOnly: Bool
+    private let fileDescriptor: Int32
+    /// The same file with O_DIRECT, for aligned requests in uncached mode; -1 without.
+    private let directDescriptor: Int32
+    private let synchronization: Synchronization
+
+    /// Opens and checks the file; takes no lock yet.
+    package init(path: String, readOnly: Bool, caching: Caching = .cached, synchronization: Synchronization = .full) throws(DiskError) {
+        self.isReadOnly = readOnly
+        self.synchronization = synchronization
+        let flags = (readOnly ? O_RDONLY : O_RDWR) | O_CLOEXEC
+        let fd = open(path, flags)
+        guard fd >= 0 else {
+            let code = Glibc.errno
+            if code == EISDIR { throw DiskError(.notADisk, "\(path) is a directory, not a disk image", errno: code) }
+            throw DiskError(.system, "cannot open the disk image \(path): \(String(cString: strerror(code)))", errno: code)
+        }
+        do throws(DiskError) { byteCount = try Self.check(path, fd) } catch {
+            close(fd)
+            throw error
+        }
+        fileDescriptor = fd
+        directDescriptor = caching == .uncached ? open(path, flags | O_DIRECT) : -1
+    }
+    private static func check(_ path: String, _ fd: Int32) throws(DiskError) -> UInt64 {
+        var info = stat()
+        guard fstat(fd, &info) == 0 else { throw DiskError(.system, "cannot examine \(path)", errno: Glibc.errno) }
+        if clinux_is_dir(info.st_mode) != 0 { throw DiskError(.notADisk, "\(path) is a directory, not a disk image") }
+        guard clinux_is_reg(info.st_mode) != 0 else { throw DiskError(.notADisk, "\(path) is not a regular file") }
+        guard info.st_size > 0 else { throw DiskError(.notADisk, "the disk image \(path) is empty; give it a size first (truncate -s 10G \(path))") }
+        guard info.st_size % 512 == 0 else {
+            throw DiskError(.notADisk, "the size of the disk image \(path), \(info.st_size) bytes, is not a multiple of 512")
+        }
+        return UInt64(info.st_size)
+    }
+    deinit {
+        close(fileDescriptor)
+        if directDescriptor >= 0 { close(directDescriptor) }
+    }
+
+    /// Claims the image for a running machine: alone for writing, with others for reading.
+    package func lock(path: String) throws(DiskError) {
+        if clinux_lock(fileDescriptor, isReadOnly ? Int32(F_RDLCK) : Int32(F_WRLCK)) == 0 { return }
+        let code = Glibc.errno
+        guard code == EAGAIN || code == EACCES else { return }  // a file system without locks
+        throw DiskError(.inUse, "the disk image \(path) is in use by another virtual machine\(Self.holder(path))", errno: code)
+    }
+    package func unlock() { _ = clinux_lock(fileDescriptor, Int32(F_UNLCK)) }
+
+    /// ", held by process 123 (vz)" when /proc tells.
+    private static func holder(_ path: String) -> String {
+        var info = stat()
+        guard stat(path, &info) == 0, let directory = opendir("/proc") else { return "" }
+        defer { closedir(directory) }
+        while let entry = readdir(directory) {
+            let name = withUnsafePointer(to: &entry.pointee.d_name) { $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) } }
+            guard Int32(name) != nil, let links = opendir("/proc/\(name)/fd") else { continue }
+            defer { closedir(links) }
+            while let link = readdir(links) {
+                let number = withUnsafePointer(to: &link.pointee.d_name) { $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) } }
+                var target = stat()
+                guard stat("/proc/\(name)/fd/\(number)", &target) == 0, target.st_ino == info.st_ino, target.st_dev == info.st_dev else { continue }
+                return ", held by process \(name)"
+            }
+        }
+        return ""
+    }
+
+    package func read(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32 {
+        transfer(offset, vectors, count) { preadv($0, $1, $2, $3) }
+    }
+    package func write(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32 {
+        transfer(offset, vectors, count) { pwritev($0, $1, $2, $3) }
+    }
+    @inline(__always) private func transfer(
+        _ offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int, _ call: (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int
+    ) -> Int32 {
+        var offset = off_t(offset)
+        var vector = vectors
+        var left = count
+        var fd = directDescriptor >= 0 ? directDescriptor : fileDescriptor
+        while left > 0 {
+            let done = call(fd, vector, Int32(left), offset)
+            if done < 0 {
+                if Glibc.errno == EINTR { continue }
+                // O_DIRECT refuses what is not aligned: that part goes through the cache.
+                if Glibc.errno == EINVAL, fd == directDescriptor {
+                    fd = fileDescriptor
+                    continue
+                }
+                return Glibc.errno
+            }
+            if done == 0 { return EIO }  // the file became shorter
+            offset += done
+            var rest = done
+            while left > 0, rest >= vector.pointee.iov_len {
+                rest -= vector.pointee.iov_len
+                vector += 1
+                left -= 1
+            }
+            if rest > 0 {
+                vector.pointee.iov_base += rest
+                vector.pointee.iov_len -= rest
+            }
+        }
+        return 0
+    }
+    package func flush() -> Int32 {
+        if synchronization == .none || isReadOnly { return 0 }
+        return fdatasync(fileDescriptor) == 0 ? 0 : Glibc.errno
+    }
+    package func discard(at offset: UInt64, count: UInt64) -> Int32 {
+        let result = clinux_fallocate(fileDescriptor, 3 /* PUNCH_HOLE | KEEP_SIZE */, Int64(offset), Int64(count))
+        // Discard is advice: a file system without holes keeps the bytes.
+        return result == 0 || Glibc.errno == EOPNOTSUPP ? 0 : Glibc.errno
+    }
+    package func writeZeroes(at offset: UInt64, count: UInt64, mayUnmap: Bool) -> Int32 {
+        let mode: Int32 = mayUnmap ? 3 : 0x11  // PUNCH_HOLE or ZERO_RANGE, with KEEP_SIZE
+        if clinux_fallocate(fileDescriptor, mode, Int64(offset), Int64(count)) == 0 { return 0 }
+        if Glibc.errno != EOPNOTSUPP { return Glibc.errno }
+        return zeroByWriting(offset, count)
+    }
+    private func zeroByWriting(_ offset: UInt64, _ count: UInt64) -> Int32 {
+        let zeroes = [UInt8](repeating: 0, count: 64 * 1024)
+        var at = off_t(offset)
+        var left = Int(count)
+        while left > 0 {
+            let done = pwrite(fileDescriptor, zeroes, min(left, zeroes.count), at)
+            if done < 0 {
+                if Glibc.errno == EINTR { continue }
+                return Glibc.errno
+            }
+            at += done
+            left -= done
+        }
+        return 0
+    }
+}

@@ -1,0 +1,120 @@
+import CLinux
+import Glibc
+import LinuxSystem
+
+/// A guest-physical address.
+package struct GuestAddress: Hashable, Comparable, Sendable, Codable, CustomStringConvertible {
+    package var rawValue: UInt64
+    package init(_ rawValue: UInt64) { self.rawValue = rawValue }
+    package static func < (a: Self, b: Self) -> Bool { a.rawValue < b.rawValue }
+    package var description: String { "0x" + String(rawValue, radix: 16) }
+}
+
+/// The guest named memory it does not have.
+package struct GuestFault: Error, Equatable, Sendable {
+    package let address: GuestAddress
+    package let count: Int
+    package init(address: GuestAddress, count: Int) {
+        self.address = address
+        self.count = count
+    }
+}
+
+/// All RAM of one machine: one memfd, mapped once, seen by the guest in one or two regions. Any thread.
+///
+/// The guest writes while we read. So bytes are copied out before they are checked, and no Swift span ever covers them.
+package final class GuestMemory: @unchecked Sendable {  // the mapping is fixed; its bytes are shared with the guest by nature
+    package struct Region: @unchecked Sendable {  // a fixed address; what it points to is shared with the guest
+        package let base: UInt64
+        package let size: UInt64
+        /// Host address of the region's first byte.
+        package let host: UnsafeMutableRawPointer
+    }
+    package let regions: [Region]
+    package let size: UInt64
+    private let mapping: UnsafeMutableRawPointer
+    private let fileDescriptor: Int32
+    /// Told of every write that a device makes (address, count): engines that cache decoded code need to know.
+    /// Set once, before the first device runs.
+    nonisolated(unsafe) package var deviceWriteObserver: (@Sendable (UInt64, Int) -> Void)?
+
+    /// - Parameter layout: guest-physical ranges, page aligned, in ascending order.
+    package init(layout: [(base: UInt64, size: UInt64)]) throws(SystemError) {
+        let total = layout.reduce(0) { $0 + $1.size }
+        let fd = Int32(try SystemError.check("memfd_create for guest memory") { Int(clinux_memfd_create("vz-guest-memory")) })
+        guard ftruncate(fd, Int(total)) == 0 else {
+            let error = SystemError("reserve \(total >> 20) MiB of guest memory")
+            close(fd)
+            throw error
+        }
+        let map = mmap(nil, Int(total), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_NORESERVE, fd, 0)
+        guard let map, map != MAP_FAILED else {
+            let error = SystemError("map \(total >> 20) MiB of guest memory")
+            close(fd)
+            throw error
+        }
+        madvise(map, Int(total), MADV_DONTFORK)
+        madvise(map, Int(total), MADV_DONTDUMP)
+        mapping = map
+        fileDescriptor = fd
+        size = total
+        var offset = 0
+        regions = layout.map { item in
+            defer { offset += Int(item.size) }
+            return Region(base: item.base, size: item.size, host: map + offset)
+        }
+    }
+    deinit {
+        munmap(mapping, Int(size))
+        close(fileDescriptor)
+    }
+
+    /// The host address of `count` bytes, all in one region.
+    @inline(__always)
+    package func pointer(_ address: UInt64, _ count: Int) -> UnsafeMutableRawPointer? {
+        guard count >= 0 else { return nil }
+        for region in regions {
+            let offset = address &- region.base
+            if offset < region.size, UInt64(count) <= region.size - offset { return region.host + Int(offset) }
+        }
+        return nil
+    }
+    package func checked(_ address: UInt64, _ count: Int) throws(GuestFault) -> UnsafeMutableRawPointer {
+        guard let pointer = pointer(address, count) else { throw GuestFault(address: GuestAddress(address), count: count) }
+        return pointer
+    }
+
+    package func load<T: FixedWidthInteger>(_ address: UInt64, as: T.Type = T.self) throws(GuestFault) -> T {
+        T(littleEndian: try checked(address, MemoryLayout<T>.size).loadUnaligned(as: T.self))
+    }
+    package func store<T: FixedWidthInteger>(_ value: T, at address: UInt64) throws(GuestFault) {
+        try checked(address, MemoryLayout<T>.size).storeBytes(of: value.littleEndian, as: T.self)
+        noteWrite(address, MemoryLayout<T>.size)
+    }
+    package func write(_ bytes: UnsafeRawBufferPointer, at address: UInt64) throws(GuestFault) {
+        let target = try checked(address, bytes.count)
+        if let source = bytes.baseAddress { target.copyMemory(from: source, byteCount: bytes.count) }
+        noteWrite(address, bytes.count)
+    }
+    package func write(_ bytes: [UInt8], at address: UInt64) throws(GuestFault) {
+        let result: Result<Void, GuestFault> = bytes.withUnsafeBytes { raw in
+            do throws(GuestFault) {
+                try write(raw, at: address)
+                return .success(())
+            } catch {
+                return .failure(error)
+            }
+        }
+        try result.get()
+    }
+    package func read(_ address: UInt64, _ count: Int) throws(GuestFault) -> [UInt8] {
+        Array(UnsafeRawBufferPointer(start: try checked(address, count), count: count))
+    }
+    /// To be called after writing through `pointer`.
+    @inline(__always) package func noteWrite(_ address: UInt64, _ count: Int) { deviceWriteObserver?(address, count) }
+
+    /// Gives all pages back to the host; they read as zero afterwards.
+    package func clear() {
+        _ = clinux_fallocate(fileDescriptor, 3 /* PUNCH_HOLE | KEEP_SIZE */, 0, Int64(size))
+    }
+}

@@ -1,0 +1,102 @@
+import GuestBoot
+import GuestMemory
+import Hypervisor
+import LinuxSystem
+import PlatformDevices
+import Synchronization
+import VirtioDevices
+import Glibc
+
+/// One power-on of a machine: memory, engine machine, buses and devices. A reboot makes a new one.
+final class Board: AccessBus, @unchecked Sendable {  // everything is set in init; devices lock themselves
+    let memory: GuestMemory
+    private(set) var machine: (any HypervisorMachine)!
+    let loop: EventLoop
+    private let pci = PCIHost(barWindow: MachineLayout.pciWindow..<MachineLayout.pciWindow + MachineLayout.pciWindowSize)
+    private(set) var transports: [VirtioPCITransport] = []
+    private(set) var consoles: [ConsoleDevice] = []
+    private var uart: UART16550!
+    private var acpi: ACPIPort!
+    private let rtc = RealTimeClock()
+    private let request: @Sendable (PlatformRequest) -> Void
+    private let debugMark: (@Sendable (UInt8) -> Void)?
+
+    init(
+        _ description: MachineDescription, engine: any HypervisorEngine, loop: EventLoop,
+        request: @escaping @Sendable (PlatformRequest) -> Void, portChanged: @escaping @Sendable (Int, Int, Bool) -> Void,
+        debugMark: (@Sendable (UInt8) -> Void)?
+    ) throws {
+        self.loop = loop
+        self.request = request
+        self.debugMark = debugMark
+        memory = try GuestMemory(layout: MachineLayout.ramLayout(description.memorySize))
+        machine = try engine.makeMachine(memory: memory, vcpuCount: description.cpuCount, bus: self)
+        let machine: any HypervisorMachine = machine
+        let serial = description.serialOutput
+        uart = UART16550(setInterrupt: { [weak machine] in machine?.setLine(MachineLayout.serialGSI, level: $0) }) { byte in
+            var byte = byte
+            if serial >= 0 { _ = write(serial, &byte, 1) }
+        }
+        acpi = ACPIPort(setInterrupt: { [weak machine] in machine?.setLine(MachineLayout.eventGSI, level: $0) }, request: request)
+        try addDevices(description, portChanged)
+    }
+
+    private func addDevices(_ description: MachineDescription, _ portChanged: @escaping @Sendable (Int, Int, Bool) -> Void) throws {
+        for disk in description.disks {
+            try add(BlockDevice(backend: disk.backend, identifier: disk.identifier, queueCount: min(description.cpuCount, 4)))
+        }
+        for (index, console) in description.consoles.enumerated() {
+            let device = ConsoleDevice(ports: console.ports, maximumPorts: console.maximumPorts, multiPort: console.isMultiPort, loop: loop) {
+                portChanged(index, $0, $1)
+            }
+            consoles.append(device)
+            try add(device)
+        }
+        for _ in 0..<description.entropyDeviceCount { try add(EntropyDevice()) }
+    }
+    private func add(_ device: any VirtioDevice) throws {
+        let transport = VirtioPCITransport(device: device, memory: memory, machine: machine)
+        guard pci.add(transport.function) != nil else { throw EngineError("the machine has more devices than the 31 that its PCI bus takes") }
+        transports.append(transport)
+    }
+
+    /// Quiets every device; the vCPUs have stopped before.
+    func shutDown() { for transport in transports { transport.reset() } }
+    func pressPowerButton() { acpi.pressPowerButton() }
+
+    // MARK: AccessBus
+
+    func portRead(_ port: UInt16, size: Int) -> UInt32 {
+        switch port {
+        case MachineLayout.serialPort..<MachineLayout.serialPort + 8: return UInt32(uart.read(port - MachineLayout.serialPort))
+        case MachineLayout.rtcPort, MachineLayout.rtcPort + 1: return UInt32(rtc.read(port - MachineLayout.rtcPort))
+        case 0x64: return 0  // no i8042 data waits, none is taken
+        case 0x60, 0x61: return 0
+        case MachineLayout.acpiPort..<MachineLayout.acpiPort + MachineLayout.acpiPortSize: return acpi.read(port - MachineLayout.acpiPort)
+        case MachineLayout.pciConfigPort..<MachineLayout.pciConfigPort + 8: return pci.portRead(port, size: size)
+        default: return .max
+        }
+    }
+    func portWrite(_ port: UInt16, _ value: UInt32, size: Int) {
+        switch port {
+        case MachineLayout.serialPort..<MachineLayout.serialPort + 8: uart.write(port - MachineLayout.serialPort, UInt8(truncatingIfNeeded: value))
+        case MachineLayout.rtcPort, MachineLayout.rtcPort + 1: rtc.write(port - MachineLayout.rtcPort, UInt8(truncatingIfNeeded: value))
+        case 0x64: if value & 0xFF == 0xFE { request(.reset) }
+        case 0xCF9 where size == 1: if value & 4 != 0 { request(.reset) }
+        case MachineLayout.acpiPort..<MachineLayout.acpiPort + MachineLayout.acpiPortSize: acpi.write(port - MachineLayout.acpiPort, value)
+        case MachineLayout.pciConfigPort..<MachineLayout.pciConfigPort + 8: pci.portWrite(port, value, size: size)
+        case MachineLayout.debugPort: debugMark?(UInt8(truncatingIfNeeded: value))
+        default: break
+        }
+    }
+    func memoryRead(_ address: UInt64, size: Int) -> UInt64 {
+        if address &- MachineLayout.ecam < MachineLayout.ecamSize { return pci.ecamRead(address - MachineLayout.ecam, size: size) }
+        guard let (function, offset) = pci.decode(address) else { return .max }
+        return function.bar?.barRead(offset, size: size) ?? .max
+    }
+    func memoryWrite(_ address: UInt64, _ value: UInt64, size: Int) {
+        if address &- MachineLayout.ecam < MachineLayout.ecamSize { return pci.ecamWrite(address - MachineLayout.ecam, value, size: size) }
+        guard let (function, offset) = pci.decode(address) else { return }
+        function.bar?.barWrite(offset, value, size: size)
+    }
+}

@@ -1,0 +1,266 @@
+import Glibc
+import GuestBoot
+import Hypervisor
+import LinuxSystem
+import PlatformDevices
+import Synchronization
+import VirtioDevices
+
+/// A virtual machine: its life from power-on to power-off, on threads of its own. Any thread may call it.
+///
+/// A control thread owns the board. Commands (pause, resume, stop) and what happens in the guest (power-off, reset, triple
+/// fault) come to it as messages and are dealt with one after the other.
+package final class Machine: Sendable {
+    /// What the owner is told, on the control thread.
+    package enum Event: Sendable {
+        /// The guest powered itself off; the machine is stopped.
+        case guestStopped
+        /// The machine died; it is stopped.
+        case failed(String)
+        /// The guest opened or closed a console port: console, port, open.
+        case portChanged(console: Int, port: Int, isOpen: Bool)
+    }
+    private enum Message: Sendable {
+        case stop(@Sendable () -> Void)
+        case pause(@Sendable () -> Void)
+        case resume(@Sendable () -> Void)
+        case platform(PlatformRequest)
+        case exited(VCPUExit)
+    }
+    private struct Shared {
+        var messages: [Message] = []
+        var board: Board?
+        var isAlive = false
+    }
+    /// How the vCPU threads are told to hold or to end.
+    private final class Gate: Sendable {
+        private struct State {
+            var holding = false
+            var ending = false
+            var held = 0
+        }
+        private let state = Mutex(State())
+        private let released: EventFD
+        init() throws(SystemError) { released = try EventFD() }
+        enum Order: Sendable { case go, hold, end }
+        var order: Order { state.withLock { $0.ending ? .end : ($0.holding ? .hold : .go) } }
+        func hold() { state.withLock { $0.holding = true } }
+        func release() { state.withLock { $0.holding = false } }
+        func end() { state.withLock { $0.ending = true } }
+        func enterHold() { state.withLock { $0.held += 1 } }
+        func leaveHold() { state.withLock { $0.held -= 1 } }
+        var heldCount: Int { state.withLock { $0.held } }
+    }
+
+    private let description: MachineDescription
+    private let engine: any HypervisorEngine
+    private let shared = Mutex(Shared())
+    private let wake: EventFD
+    private let events: @Sendable (Event) -> Void
+    private let debugMark: (@Sendable (UInt8) -> Void)?
+
+    package init(
+        _ description: MachineDescription, engine: any HypervisorEngine, debugMark: (@Sendable (UInt8) -> Void)? = nil,
+        events: @escaping @Sendable (Event) -> Void
+    ) throws {
+        self.description = description
+        self.engine = engine
+        self.events = events
+        self.debugMark = debugMark
+        wake = try EventFD()
+    }
+    deinit {
+        // The control thread holds self while the machine lives, so nothing is left here.
+    }
+
+    // MARK: commands
+
+    /// Powers on: loads the kernel and starts the vCPUs. `completion` is called once, with nil when the guest runs.
+    package func start(_ completion: @escaping @Sendable ((any Error)?) -> Void) {
+        do throws(SystemError) {
+            shared.withLock { $0.isAlive = true }
+            _ = try HostThread(name: "vz-machine") { [self] in control(completion) }
+        } catch {
+            shared.withLock { $0.isAlive = false }
+            completion(error)
+        }
+    }
+    /// Switches off, whatever the guest does. `completion` is called when nothing of the machine runs any more.
+    package func stop(_ completion: @escaping @Sendable () -> Void) { post(.stop(completion)) }
+    package func pause(_ completion: @escaping @Sendable () -> Void) { post(.pause(completion)) }
+    package func resume(_ completion: @escaping @Sendable () -> Void) { post(.resume(completion)) }
+    /// Presses the power button; false when the machine is not on.
+    package func pressPowerButton() -> Bool {
+        guard let board = shared.withLock({ $0.board }) else { return false }
+        board.pressPowerButton()
+        return true
+    }
+    package func resizeConsole(_ console: Int, columns: UInt16, rows: UInt16) {
+        guard let board = shared.withLock({ $0.board }), console < board.consoles.count else { return }
+        board.consoles[console].resize(columns: columns, rows: rows)
+    }
+    package func replaceEndpoint(console: Int, port: Int, _ endpoint: ConsoleEndpoint) {
+        guard let board = shared.withLock({ $0.board }), console < board.consoles.count else { return }
+        board.consoles[console].replace(port: port, endpoint)
+    }
+
+    private func post(_ message: Message) {
+        let alive = shared.withLock { shared -> Bool in
+            if shared.isAlive { shared.messages.append(message) }
+            return shared.isAlive
+        }
+        if alive {
+            wake.signal()
+            return
+        }
+        switch message {
+        case .stop(let completion), .pause(let completion), .resume(let completion): completion()
+        case .platform, .exited: break
+        }
+    }
+
+    // MARK: control thread
+
+    private enum Ending { case stopped(@Sendable () -> Void), poweredOff, reset, failed(String) }
+
+    private func control(_ completion: @escaping @Sendable ((any Error)?) -> Void) {
+        var started = false
+        var ending = Ending.reset
+        do {
+            while case .reset = ending {
+                let loop = try EventLoop(name: "vz-events")
+                defer { loop.stop() }
+                ending = try powerOn(loop) {
+                    if !started { completion(nil) }
+                    started = true
+                }
+            }
+        } catch {
+            finish()
+            if started { events(.failed("\(error)")) } else { completion(error) }
+            return
+        }
+        let leftovers = finish()
+        switch ending {
+        case .stopped(let stopped): stopped()
+        case .poweredOff: events(.guestStopped)
+        case .failed(let reason): events(.failed(reason))
+        case .reset: break
+        }
+        for message in leftovers {
+            switch message {
+            case .stop(let completion), .pause(let completion), .resume(let completion): completion()
+            case .platform, .exited: break
+            }
+        }
+    }
+    @discardableResult private func finish() -> [Message] {
+        shared.withLock { shared in
+            shared.isAlive = false
+            shared.board = nil
+            defer { shared.messages = [] }
+            return shared.messages
+        }
+    }
+
+    private func powerOn(_ loop: EventLoop, _ running: () -> Void) throws -> Ending {
+        let kernel = try loadFile(description.kernelPath, what: "kernel")
+        let image: KernelImage
+        do throws(KernelError) { image = try KernelImage(kernel) } catch {
+            throw KernelError("cannot start the kernel \(description.kernelPath): \(error)")
+        }
+        let ramdisk = try description.initialRamdiskPath.map { try loadFile($0, what: "initial RAM disk") }
+        let board = try Board(
+            description, engine: engine, loop: loop, request: { [weak self] in self?.post(.platform($0)) },
+            portChanged: { [weak self] in self?.events(.portChanged(console: $0, port: $1, isOpen: $2)) }, debugMark: debugMark)
+        let loader = LinuxLoader(kernel: image, initialRamdisk: ramdisk, commandLine: description.commandLine)
+        let state = try loader.load(into: board.memory, cpuCount: description.cpuCount)
+        let vcpus = board.machine.vcpus
+        try vcpus[0].setState(state)
+        let gate = try Gate()
+        var threads: [HostThread] = []
+        for vcpu in vcpus {
+            threads.append(
+                try HostThread(name: "vz-vcpu-\(vcpu.index)") { [weak self] in Self.runLoop(vcpu, gate) { self?.post(.exited($0)) } })
+        }
+        shared.withLock { $0.board = board }
+        running()
+        let ending = serveMessages(vcpus, gate)
+        shared.withLock { $0.board = nil }
+        gate.end()
+        for vcpu in vcpus { vcpu.cancel() }
+        for thread in threads { thread.join() }
+        board.shutDown()
+        return ending
+    }
+
+    private func loadFile(_ path: String, what: String) throws -> [UInt8] {
+        let fd = open(path, O_RDONLY | O_CLOEXEC)
+        guard fd >= 0 else { throw SystemError("cannot open the \(what) \(path)") }
+        defer { close(fd) }
+        var info = stat()
+        guard fstat(fd, &info) == 0 else { throw SystemError("cannot examine the \(what) \(path)") }
+        guard info.st_mode & S_IFMT == S_IFREG else { throw KernelError("the \(what) \(path) is not a regular file") }
+        var failure: SystemError?
+        let bytes = [UInt8](unsafeUninitializedCapacity: Int(info.st_size)) { buffer, count in
+            while count < buffer.count, let base = buffer.baseAddress {
+                let done = read(fd, base + count, buffer.count - count)
+                if done < 0, errno == EINTR { continue }
+                if done < 0 { failure = SystemError("cannot read the \(what) \(path)") }
+                if done <= 0 { break }
+                count += done
+            }
+        }
+        if let failure { throw failure }
+        return bytes
+    }
+
+    private static func runLoop(_ vcpu: any VirtualCPU, _ gate: Gate, _ exited: (VCPUExit) -> Void) {
+        while true {
+            switch gate.order {
+            case .end: return
+            case .hold:
+                gate.enterHold()
+                while gate.order == .hold { usleep(500) }
+                gate.leaveHold()
+                continue
+            case .go: break
+            }
+            switch vcpu.run() {
+            case .cancelled: continue
+            case let exit:
+                exited(exit)
+                // Dead until the control thread ends the board.
+                while gate.order != .end { usleep(1000) }
+                return
+            }
+        }
+    }
+
+    private func serveMessages(_ vcpus: [any VirtualCPU], _ gate: Gate) -> Ending {
+        while true {
+            wake.wait()
+            while let message = shared.withLock({ $0.messages.isEmpty ? nil : $0.messages.removeFirst() }) {
+                switch message {
+                case .stop(let completion): return .stopped(completion)
+                case .platform(.powerOff): return .poweredOff
+                case .platform(.reset): return .reset
+                case .exited(.shutdown): return .failed("the guest's processor stopped with a triple fault")
+                case .exited(.internalError(let reason)): return .failed(reason)
+                case .exited(.cancelled): break
+                case .pause(let completion):
+                    gate.hold()
+                    for vcpu in vcpus { vcpu.cancel() }
+                    while gate.heldCount < vcpus.count, !hasUrgentMessage { usleep(200) }
+                    completion()
+                case .resume(let completion):
+                    gate.release()
+                    completion()
+                }
+            }
+        }
+    }
+    private var hasUrgentMessage: Bool {
+        shared.withLock { $0.messages.contains { if case .exited = $0 { return true } else { return false } } }
+    }
+}

@@ -1,0 +1,43 @@
+import DiskStorage
+import VirtioDevices
+
+/// What a machine is made of: everything `Machine` needs, and nothing of Apple's types.
+package struct MachineDescription: Sendable {
+    package struct Disk: Sendable {
+        package var backend: any BlockBackend
+        package var identifier: String
+        package init(backend: any BlockBackend, identifier: String) {
+            self.backend = backend
+            self.identifier = identifier
+        }
+    }
+    package struct Console: Sendable {
+        /// By port number.
+        package var ports: [Int: ConsoleDevice.PortConfiguration]
+        package var maximumPorts: Int
+        package var isMultiPort: Bool
+        package init(ports: [Int: ConsoleDevice.PortConfiguration], maximumPorts: Int, isMultiPort: Bool) {
+            self.ports = ports
+            self.maximumPorts = maximumPorts
+            self.isMultiPort = isMultiPort
+        }
+    }
+    package var cpuCount: Int
+    package var memorySize: UInt64
+    package var kernelPath: String
+    package var initialRamdiskPath: String?
+    package var commandLine: String
+    package var disks: [Disk] = []
+    package var consoles: [Console] = []
+    package var entropyDeviceCount = 0
+    /// Where the 16550's output goes; -1 for nowhere.
+    package var serialOutput: Int32 = -1
+
+    package init(cpuCount: Int, memorySize: UInt64, kernelPath: String, initialRamdiskPath: String?, commandLine: String) {
+        self.cpuCount = cpuCount
+        self.memorySize = memorySize
+        self.kernelPath = kernelPath
+        self.initialRamdiskPath = initialRamdiskPath
+        self.commandLine = commandLine
+    }
+}

@@ -1,0 +1,105 @@
+import Hypervisor
+import Synchronization
+
+/// An MSI-X table with its pending bits. PCI Local Bus 3.0 § 6.8.2. Any thread.
+package final class MSIX: Sendable {
+    private struct Entry {
+        var address: UInt64 = 0
+        var data: UInt32 = 0
+        var control: UInt32 = 1
+        var pending = false
+    }
+    private struct State {
+        var entries: [Entry]
+        var enabled = false
+        var masked = false
+    }
+    private let state: Mutex<State>
+    private let send: @Sendable (MSIMessage) -> Void
+    package let count: Int
+
+    init(count: Int, send: @escaping @Sendable (MSIMessage) -> Void) {
+        self.count = count
+        self.send = send
+        state = Mutex(State(entries: Array(repeating: Entry(), count: count)))
+    }
+
+    /// Raises a vector, or remembers it while it is masked. Vectors beyond the table are nobody's.
+    package func signal(_ vector: UInt16) {
+        let message: MSIMessage? = state.withLock { state in
+            guard Int(vector) < state.entries.count, state.enabled else { return nil }
+            if state.masked || state.entries[Int(vector)].control & 1 != 0 {
+                state.entries[Int(vector)].pending = true
+                return nil
+            }
+            let entry = state.entries[Int(vector)]
+            return MSIMessage(address: entry.address, data: entry.data)
+        }
+        if let message { send(message) }
+    }
+
+    func setControl(enabled: Bool, masked: Bool) {
+        let due = state.withLock { state -> [MSIMessage] in
+            state.enabled = enabled
+            state.masked = masked
+            return Self.takeUnmasked(&state)
+        }
+        for message in due { send(message) }
+    }
+    private static func takeUnmasked(_ state: inout State) -> [MSIMessage] {
+        guard state.enabled, !state.masked else { return [] }
+        var due: [MSIMessage] = []
+        for index in state.entries.indices where state.entries[index].pending && state.entries[index].control & 1 == 0 {
+            state.entries[index].pending = false
+            due.append(MSIMessage(address: state.entries[index].address, data: state.entries[index].data))
+        }
+        return due
+    }
+
+    package func tableRead(_ offset: Int, size: Int) -> UInt64 {
+        if size == 8 { return word(offset) | word(offset + 4) << 32 }
+        let shift = UInt64(offset & 3) * 8
+        return word(offset & ~3) >> shift
+    }
+    private func word(_ offset: Int) -> UInt64 {
+        state.withLock { state in
+            let index = offset / 16
+            guard index < state.entries.count else { return 0 }
+            let entry = state.entries[index]
+            switch offset % 16 {
+            case 0: return entry.address & 0xFFFF_FFFF
+            case 4: return entry.address >> 32
+            case 8: return UInt64(entry.data)
+            default: return UInt64(entry.control)
+            }
+        }
+    }
+    package func tableWrite(_ offset: Int, _ value: UInt64, size: Int) {
+        guard offset % 4 == 0, size >= 4 else { return }
+        setWord(offset, UInt32(truncatingIfNeeded: value))
+        if size == 8 { setWord(offset + 4, UInt32(truncatingIfNeeded: value >> 32)) }
+    }
+    private func setWord(_ offset: Int, _ value: UInt32) {
+        let due = state.withLock { state -> [MSIMessage] in
+            let index = offset / 16
+            guard index < state.entries.count else { return [] }
+            switch offset % 16 {
+            case 0: state.entries[index].address = state.entries[index].address & ~0xFFFF_FFFF | UInt64(value & ~3)
+            case 4: state.entries[index].address = state.entries[index].address & 0xFFFF_FFFF | UInt64(value) << 32
+            case 8: state.entries[index].data = value
+            default: state.entries[index].control = value & 1
+            }
+            return Self.takeUnmasked(&state)
+        }
+        for message in due { send(message) }
+    }
+    package func pendingRead(_ offset: Int) -> UInt64 {
+        state.withLock { state in
+            var bits: UInt64 = 0
+            for index in 0..<64 where offset * 8 + index < state.entries.count && state.entries[offset * 8 + index].pending {
+                bits |= 1 << UInt64(index)
+            }
+            return bits
+        }
+    }
+}

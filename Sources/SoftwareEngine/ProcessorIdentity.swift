@@ -1,0 +1,56 @@
+/// What CPUID answers: x86-64-v1 with SSE3 and CMPXCHG16B, by the name of a processor that no speculation bug affects, so
+/// that the kernel switches its mitigations off. Intel SDM vol. 2 CPUID; KVM leaves: Linux Documentation/virt/kvm/x86/cpuid.rst.
+struct ProcessorIdentity: Sendable {
+    let index: UInt32
+    let count: UInt32
+
+    func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {
+        switch leaf {
+        case 0: return (0x16, 0x756E_6547, 0x6C65_746E, 0x4965_6E69)  // GenuineIntel
+        case 1:
+            // Family 6 model 28 (Bonnell) stepping 10. CLFLUSH line 64 bytes.
+            let features: [UInt32] = [0, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26]
+            let more: [UInt32] = [0, 13, 21, 24, 31]  // SSE3 CX16 x2APIC TSC-deadline hypervisor
+            let threading: UInt32 = count > 1 ? 1 << 28 : 0
+            return (0x000106CA, index << 24 | count << 16 | 8 << 8, bits(more), bits(features) | threading)
+        case 2: return (0x01, 0, 0, 0)
+        case 4: return cache(subleaf)
+        case 6: return (4, 0, 0, 0)  // ARAT
+        case 0xB:
+            switch subleaf {
+            case 0: return (0, 1, 0x100, index)
+            case 1: return (countBits, count, 0x201, index)
+            default: return (0, 0, subleaf, index)
+            }
+        case 0x15: return (1, 1, 1_000_000_000, 0)  // TSC = crystal = 1 GHz
+        case 0x16: return (1000, 1000, 100, 0)
+        case 0x4000_0000: return (0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x0000_004D)  // KVMKVMKVM
+        case 0x4000_0001: return (1 << 1 | 1 << 3 | 1 << 24, 0, 0, 0)  // NOP_IO_DELAY, CLOCKSOURCE2, STABLE
+        case 0x8000_0000: return (0x8000_0008, 0, 0, 0)
+        case 0x8000_0001: return (0, 0, 1, 1 << 11 | 1 << 20 | 1 << 29)  // LAHF; SYSCALL NX LM
+        case 0x8000_0002...0x8000_0004: return brand(leaf - 0x8000_0002)
+        case 0x8000_0006: return (0, 0, 512 << 16 | 8 << 12 | 64, 0)
+        case 0x8000_0007: return (0, 0, 0, 1 << 8)  // invariant TSC
+        case 0x8000_0008: return (0x3028, 0, 0, 0)  // 40 physical, 48 linear address bits
+        default: return (0, 0, 0, 0)
+        }
+    }
+
+    private func bits(_ positions: [UInt32]) -> UInt32 { positions.reduce(0) { $0 | 1 << $1 } }
+    private var countBits: UInt32 { UInt32(32 - (count - 1).leadingZeroBitCount) }
+    private func cache(_ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {
+        // type, level, ways, sets: 32 KiB L1, 512 KiB L2; lines of 64 bytes
+        let caches: [(UInt32, UInt32, UInt32, UInt32)] = [(1, 1, 8, 64), (2, 1, 8, 64), (3, 2, 8, 1024)]
+        guard Int(subleaf) < caches.count else { return (0, 0, 0, 0) }
+        let (type, level, ways, sets) = caches[Int(subleaf)]
+        return (type | level << 5 | 1 << 8 | (count - 1) << 26, (ways - 1) << 22 | 63, sets - 1, 0)
+    }
+    private func brand(_ part: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {
+        let text = Array("swift-virtualization software CPU".utf8) + [UInt8](repeating: 0, count: 48)
+        func word(_ n: Int) -> UInt32 {
+            let at = Int(part) * 16 + n * 4
+            return (0..<4).reduce(0) { $0 | UInt32(text[at + $1]) << UInt32(8 * $1) }
+        }
+        return (word(0), word(1), word(2), word(3))
+    }
+}

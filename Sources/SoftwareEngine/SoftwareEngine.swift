@@ -1,0 +1,45 @@
+import GuestMemory
+import Hypervisor
+import LinuxSystem
+import X86
+
+/// Virtual machines on our own x86-64 processor: works wherever the process runs.
+package struct SoftwareEngine: HypervisorEngine {
+    private let makeInterruptController: @Sendable (_ cpuCount: Int, _ clockBase: UInt64) throws -> any InterruptController
+
+    /// - Parameter makeInterruptController: the machine's local and I/O interrupt controllers, made for each machine; they
+    ///   live in a room above this one.
+    package init(_ makeInterruptController: @escaping @Sendable (_ cpuCount: Int, _ clockBase: UInt64) throws -> any InterruptController) {
+        self.makeInterruptController = makeInterruptController
+    }
+    package var name: String { "software" }
+    package var maximumVCPUCount: Int { 8 }
+
+    package func makeMachine(memory: GuestMemory, vcpuCount: Int, bus: any AccessBus) throws -> any HypervisorMachine {
+        let clockBase = monotonicNanoseconds()
+        return SoftwareMachine(
+            memory: memory, vcpuCount: vcpuCount, bus: bus, interrupts: try makeInterruptController(vcpuCount, clockBase), clockBase: clockBase)
+    }
+}
+
+final class SoftwareMachine: HypervisorMachine {
+    private let processors: [SoftwareVCPU]
+    private let interrupts: any InterruptController
+
+    init(memory: GuestMemory, vcpuCount: Int, bus: any AccessBus, interrupts: any InterruptController, clockBase: UInt64) {
+        let physical = PhysicalMemory(regions: memory.regions.map { ($0.base, $0.size, $0.host) })
+        memory.deviceWriteObserver = { address, count in physical.noteDeviceWrite(address, count) }
+        self.interrupts = interrupts
+        let clock = SoftwareClock(memory: memory, base: clockBase)
+        processors = (0..<vcpuCount).map {
+            SoftwareVCPU(index: $0, count: vcpuCount, physical: physical, bus: bus, interrupts: interrupts, clock: clock)
+        }
+    }
+    deinit { interrupts.stop() }
+
+    var vcpus: [any VirtualCPU] { processors }
+    func signal(_ message: MSIMessage) { interrupts.signal(message) }
+    func setLine(_ gsi: UInt32, level: Bool) { interrupts.setLine(gsi, level: level) }
+    func bindNotify(address: UInt64, eventFileDescriptor: Int32) -> Bool { false }
+    func unbindNotify(address: UInt64, eventFileDescriptor: Int32) {}
+}

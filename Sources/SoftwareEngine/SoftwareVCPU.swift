@@ -1,0 +1,194 @@
+import Glibc
+import Hypervisor
+import LinuxSystem
+import Synchronization
+import X86
+
+/// One software processor: the core, and the waiting that a halted or not yet started one does.
+final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
+    // The core and `paravirtual…` belong to the running thread; `signals` is locked.
+    let index: Int
+    private var core: X86Core!
+    private let bus: any AccessBus
+    private let interrupts: any InterruptController
+    private let clock: SoftwareClock
+    private let identity: ProcessorIdentity
+    private var pat: UInt64 = 0x0007_0406_0007_0406
+    private var halted = false
+
+    private struct Signals {
+        var cancelled = false
+        var interrupt = false
+        /// An application processor waits for INIT and a start-up page.
+        var waitingForStartup: Bool
+        var initialize = false
+        var startupPage: UInt8?
+    }
+    private let signals: Mutex<Signals>
+    private let wake: EventFD?
+
+    init(
+        index: Int, count: Int, physical: PhysicalMemory, bus: any AccessBus, interrupts: any InterruptController, clock: SoftwareClock
+    ) {
+        self.index = index
+        self.bus = bus
+        self.interrupts = interrupts
+        self.clock = clock
+        identity = ProcessorIdentity(index: UInt32(index), count: UInt32(count))
+        signals = Mutex(Signals(waitingForStartup: index != 0))
+        wake = try? EventFD()
+        core = X86Core(memory: physical, environment: self)
+        interrupts.connect(index) { [weak self] event in self?.receive(event) }
+    }
+
+    private func receive(_ event: InterruptEvent) {
+        switch event {
+        case .interrupt:
+            signals.withLock { $0.interrupt = true }
+            core.interruptPending()
+        case .initialize:
+            signals.withLock {
+                $0.initialize = true
+                $0.startupPage = nil
+            }
+            core.requestExit()
+        case .startup(let page):
+            signals.withLock { if $0.startupPage == nil { $0.startupPage = page } }
+            core.requestExit()
+        }
+        wake?.signal()
+    }
+
+    func cancel() {
+        signals.withLock { $0.cancelled = true }
+        core.requestExit()
+        wake?.signal()
+    }
+
+    func run() -> VCPUExit {
+        while true {
+            let (cancelled, waiting, initialize) = signals.withLock { state in
+                defer {
+                    state.cancelled = false
+                    if state.initialize {
+                        state.initialize = false
+                        state.waitingForStartup = true
+                    }
+                }
+                return (state.cancelled, state.waitingForStartup || state.initialize, state.initialize)
+            }
+            if cancelled { return .cancelled }
+            if initialize { core.reset() }
+            if waiting {
+                let page = signals.withLock { state -> UInt8? in
+                    defer { if state.startupPage != nil { state.waitingForStartup = false } }
+                    return state.startupPage
+                }
+                guard let page else {
+                    wake?.wait()
+                    continue
+                }
+                core.startup(page: page)
+                halted = false
+            }
+            if halted {
+                // Interrupts that came since are seen by the core; nothing came: sleep.
+                guard signals.withLock({ $0.interrupt }) || interrupts.hasDeliverable(index) else {
+                    wake?.wait()
+                    continue
+                }
+                halted = false
+            }
+            signals.withLock { $0.interrupt = false }
+            switch core.run() {
+            case .cancelled: continue
+            case .halt: halted = !interrupts.hasDeliverable(index)
+            case .shutdown: return .shutdown
+            case .internalError(let message): return .internalError(message)
+            }
+        }
+    }
+
+    // MARK: state
+
+    func setState(_ value: VCPUState) {
+        var state = X86State()
+        state.gpr = value.gpr
+        state.rip = value.rip
+        state.rflags = value.rflags
+        state.cr0 = value.cr0
+        state.cr3 = value.cr3
+        state.cr4 = value.cr4
+        state.efer = value.efer
+        state.segments = value.segments.map { X86Segment(selector: $0.selector, base: $0.base, limit: $0.limit, attributes: $0.attributes) }
+        state.tr = X86Segment(selector: value.tr.selector, base: value.tr.base, limit: value.tr.limit, attributes: value.tr.attributes)
+        state.ldtr = X86Segment(selector: value.ldtr.selector, base: value.ldtr.base, limit: value.ldtr.limit, attributes: value.ldtr.attributes)
+        state.gdt = (value.gdtBase, value.gdtLimit)
+        state.idtBase = value.idtBase
+        state.idtLimit = value.idtLimit
+        state.x87[0] = 0x7F
+        state.x87[1] = 0x03
+        state.dr[6] = 0xFFFF_0FF0
+        state.dr[7] = 0x400
+        core.architecturalState = state
+    }
+    func getState() -> VCPUState {
+        let state = core.architecturalState
+        var value = VCPUState()
+        value.gpr = state.gpr
+        value.rip = state.rip
+        value.rflags = state.rflags
+        value.cr0 = state.cr0
+        value.cr3 = state.cr3
+        value.cr4 = state.cr4
+        value.efer = state.efer
+        value.segments = state.segments.map { SegmentState(selector: $0.selector, base: $0.base, limit: $0.limit, attributes: $0.attributes) }
+        value.gdtBase = state.gdt.base
+        value.gdtLimit = state.gdt.limit
+        value.idtBase = state.idtBase
+        value.idtLimit = state.idtLimit
+        return value
+    }
+
+    // MARK: doors of the core
+
+    func portRead(_ port: UInt16, size: Int) -> UInt32 { bus.portRead(port, size: size) }
+    func portWrite(_ port: UInt16, _ value: UInt32, size: Int) { bus.portWrite(port, value, size: size) }
+    func memoryRead(_ address: UInt64, size: Int) -> UInt64 {
+        if let value = interrupts.memoryRead(index, address) { return UInt64(value) }
+        return bus.memoryRead(address, size: size)
+    }
+    func memoryWrite(_ address: UInt64, _ value: UInt64, size: Int) {
+        if interrupts.memoryWrite(index, address, UInt32(truncatingIfNeeded: value)) { return }
+        bus.memoryWrite(address, value, size: size)
+    }
+    var timeStampCounter: UInt64 { clock.timeStampCounter }
+    func acknowledgeInterrupt() -> UInt8? { interrupts.acknowledge(index) }
+    var taskPriority: UInt64 {
+        get { interrupts.taskPriority(index) }
+        set { interrupts.setTaskPriority(index, newValue) }
+    }
+    func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) { identity.cpuid(leaf, subleaf) }
+
+    func readMSR(_ msr: UInt32) -> UInt64? {
+        if let value = interrupts.readMSR(index, msr) { return value }
+        switch msr {
+        case 0x277: return pat
+        case 0x8B, 0x17, 0xCE, 0x1D9, 0x3B, 0x79: return 0
+        case 0x1A0: return 1  // fast strings
+        case 0x4B56_4D00, 0x4B56_4D01: return 0
+        default: return nil
+        }
+    }
+    func writeMSR(_ msr: UInt32, _ value: UInt64) -> Bool {
+        if interrupts.writeMSR(index, msr, value) { return true }
+        switch msr {
+        case 0x277: pat = value
+        case 0x8B, 0x1A0, 0x1D9, 0x79: break
+        case 0x4B56_4D00, 0x11: clock.writeWallClock(at: value & ~3)
+        case 0x4B56_4D01, 0x12: if value & 1 != 0 { clock.writeSystemTime(at: value & ~1) }
+        default: return false
+        }
+        return true
+    }
+}
