@@ -11,6 +11,11 @@ func room(_ name: String, _ dependencies: [Target.Dependency] = []) -> Target {
 
 let package = Package(
     name: "swift-virtualization",
+    products: [
+        .library(name: "Virtualization", type: .dynamic, targets: ["Virtualization"]),
+        .executable(name: "vz", targets: ["vz"]),
+    ],
+    dependencies: [.package(url: "https://github.com/apple/swift-argument-parser", from: "1.8.2")],
     targets: [
         // C: layouts and calls that Swift cannot import.
         .target(name: "CX86"),
@@ -27,7 +32,11 @@ let package = Package(
         room("PlatformDevices", ["Hypervisor", "LinuxSystem"]),
         room("VirtioDevices", ["CLinux", "PlatformDevices", "DiskStorage", "GuestMemory", "Hypervisor", "LinuxSystem"]),
         room("Monitor", ["SoftwareEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "Hypervisor", "GuestMemory", "LinuxSystem"]),
-        .executableTarget(name: "bootprobe", dependencies: ["Monitor", "SoftwareEngine", "PlatformDevices", "Hypervisor", "DiskStorage", "VirtioDevices"], swiftSettings: settings),
+        room("Virtualization", ["Monitor", "VirtioDevices", "DiskStorage", "Hypervisor"]),
+        room("MachineLibrary", ["Virtualization"]),
+        .executableTarget(
+            name: "vz", dependencies: ["MachineLibrary", "Virtualization", .product(name: "ArgumentParser", package: "swift-argument-parser")],
+            cSettings: linux, swiftSettings: settings),
         // Tests.
         .target(name: "CHostRunner"),
         .testTarget(name: "X86Tests", dependencies: ["X86", "CX86", "CHostRunner"], swiftSettings: settings),

@@ -101,6 +101,13 @@ package final class ConsoleDevice: VirtioDevice {
                 let receive = Self.receiveQueue(number)
                 guard receive + 1 < activation.queues.count, multiPort || number == 0 else { continue }
                 if !multiPort { port.isOpen = true }
+                // The end of a one-way channel is an end of file for its reader in the guest.
+                if multiPort, let configured = configuration[number], !configured.isConsole, configured.endpoint.output < 0 {
+                    port.inputFinished = { [weak self] in
+                        guard let self else { return }
+                        post(message(number, Control.portOpen, 0))
+                    }
+                }
                 port.connect(receive: activation.queues[receive], transmit: activation.queues[receive + 1], needsReset: activation.needsReset)
             }
         }

@@ -36,6 +36,9 @@ final class ConsolePort: @unchecked Sendable {  // everything but init on the ev
     /// The guest has the port open (multi-port devices say so); bytes wait until then.
     var isOpen = false { didSet { if isOpen { pumpInput() } } }
 
+    /// Called when the host side of the input has ended.
+    var inputFinished: (() -> Void)?
+
     init(endpoint: ConsoleEndpoint, loop: EventLoop) {
         self.endpoint = endpoint
         self.loop = loop
@@ -111,6 +114,7 @@ final class ConsolePort: @unchecked Sendable {  // everything but init on the ev
         if count <= 0, wanted > 0, !(count < 0 && (errno == EAGAIN || errno == EINTR)) {
             inputEnded = true
             if watchesInput { stopInput() }
+            inputFinished?()
         }
         if count > 0 { _ = buffer.withUnsafeBytes { incoming.write(at: 0, from: $0.baseAddress ?? UnsafeRawPointer(incoming.writable[0].pointer), count: count) } }
         receive.complete(incoming, written: max(count, 0))

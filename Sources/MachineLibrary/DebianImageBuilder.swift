@@ -1,0 +1,167 @@
+import Foundation
+
+/// Makes a Debian 12 image from Debian's packages.
+public struct DebianImageBuilder: Sendable {
+    public let store: ImageStore
+    /// Called with a sentence at each step.
+    public let progress: @Sendable (String) -> Void
+
+    public init(store: ImageStore, progress: @escaping @Sendable (String) -> Void) {
+        self.store = store
+        self.progress = progress
+    }
+
+    private static let packages = [
+        "systemd", "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "iputils-ping", "procps", "less", "ca-certificates", "util-linux",
+    ]
+
+    /// Builds into a temporary directory that becomes the image only when everything is there.
+    public func build(name: String, diskSize: UInt64 = 4 << 30) throws {
+        let mmdebstrap = try Tool.mmdebstrap.require()
+        let mke2fs = try Tool.mke2fs.require()
+        let busybox = try Tool.busybox.require()
+        let depmod = try Tool.depmod.require()
+        guard geteuid() == 0 else { return try buildInUserNamespace(name: name) }
+        let manager = FileManager.default
+        try manager.createDirectory(at: store.home.images, withIntermediateDirectories: true)
+        let work = store.home.images.appendingPathComponent(".building-\(name)-\(getpid())")
+        try? manager.removeItem(at: work)
+        try manager.createDirectory(at: work, withIntermediateDirectories: true)
+        defer { try? manager.removeItem(at: work) }
+
+        progress("Downloading and unpacking Debian 12 packages (mmdebstrap)")
+        let root = work.appendingPathComponent("root")
+        let hook = try writeHook(in: work, depmod: depmod)
+        try Tool.run(
+            mmdebstrap,
+            [
+                "--variant=minbase", "--mode=root", "--format=directory", "--include=\(Self.packages.joined(separator: ","))",
+                "--customize-hook=\(hook.path) \"$1\"", "bookworm", root.path,
+            ], log: work.appendingPathComponent("mmdebstrap.log"))
+
+        progress("Making the initial RAM disk")
+        let modules = root.appendingPathComponent("lib/modules")
+        guard let version = try manager.contentsOfDirectory(atPath: modules.path).sorted().last else { throw LibraryError("the kernel package holds no modules") }
+        let image = work.appendingPathComponent("image")
+        try manager.createDirectory(at: image, withIntermediateDirectories: true)
+        let ramdisk = try InitialRamdisk.make(modules: modules.appendingPathComponent(version), busybox: URL(fileURLWithPath: busybox))
+        try Data(ramdisk).write(to: image.appendingPathComponent("initrd"))
+        try manager.moveItem(at: root.appendingPathComponent("vz-kernel"), to: image.appendingPathComponent("vmlinuz"))
+
+        progress("Making the root file system (mke2fs)")
+        let disk = image.appendingPathComponent("root.img")
+        _ = manager.createFile(atPath: disk.path, contents: nil)
+        guard truncate(disk.path, off_t(diskSize)) == 0 else { throw LibraryError("cannot make \(disk.path): \(String(cString: strerror(errno)))") }
+        try Tool.run(
+            mke2fs, ["-q", "-t", "ext4", "-L", "root", "-E", "lazy_itable_init=1,lazy_journal_init=1", "-d", root.path, disk.path],
+            log: work.appendingPathComponent("mke2fs.log"))
+        try finish(name: name, image: image, version: version)
+    }
+
+    private func finish(name: String, image: URL, version: String) throws {
+        let description = Image(
+            name: name, system: "Debian 12 (bookworm)", kernelVersion: version, created: Date(), commandLine: "console=hvc0 root=/dev/vda rw quiet")
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
+        encoder.dateEncodingStrategy = .iso8601
+        try encoder.encode(description).write(to: image.appendingPathComponent("image.json"))
+        let fd = open(image.path, O_RDONLY | O_DIRECTORY)
+        if fd >= 0 {
+            syncfs(fd)
+            close(fd)
+        }
+        let target = store.directory(name)
+        try? FileManager.default.removeItem(at: target)
+        try FileManager.default.moveItem(at: image, to: target)
+    }
+
+    /// Runs this program again as root of a user namespace with the user's subordinate ids.
+    private func buildInUserNamespace(name: String) throws {
+        let unshare = try Tool(name: "unshare", package: "util-linux").require()
+        _ = try Tool(name: "newuidmap", package: "uidmap").require()
+        guard let program = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe") else { throw LibraryError("cannot find this program's file") }
+        let log = FileManager.default.temporaryDirectory.appendingPathComponent("vz-image-\(getpid()).log")
+        defer { try? FileManager.default.removeItem(at: log) }
+        progress("Building in a user namespace")
+        try Tool.run(
+            unshare, ["--map-root-user", "--map-auto", "--mount", "--pid", "--fork", "--mount-proc", program, "image", "build", "debian", "--name", name],
+            environment: ["VZ_HOME": store.home.url.path], log: log)
+    }
+
+    /// What happens in the unpacked system, as a script: kernel, console, units.
+    private func writeHook(in work: URL, depmod: String) throws -> URL {
+        let script = """
+            #!/bin/sh
+            set -eu
+            root=$1
+            export APT_CONFIG="$MMDEBSTRAP_APT_CONFIG"
+            package=$(apt-cache depends linux-image-cloud-amd64 | sed -n 's/^ *Depends: *\\(linux-image-[^ ]*\\)$/\\1/p' | head -n 1)
+            mkdir -p "$root/tmp/kernel"
+            (cd "$root/tmp/kernel" && apt-get download -q "$package")
+            for deb in "$root"/tmp/kernel/*.deb; do
+                dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$root" --wildcards './lib/modules/*' './boot/vmlinuz-*'
+            done
+            rm -rf "$root/tmp/kernel"
+            version=$(ls "$root/lib/modules" | sort | tail -n 1)
+            "\(depmod)" -b "$root" "$version"
+            mv "$root/boot/vmlinuz-$version" "$root/vz-kernel"
+
+            echo debian >"$root/etc/hostname"
+            printf '127.0.0.1 localhost\\n127.0.1.1 debian\\n::1 localhost\\n' >"$root/etc/hosts"
+            echo '/dev/vda / ext4 defaults 0 1' >"$root/etc/fstab"
+            chroot "$root" passwd -q -d root
+            : >"$root/etc/machine-id"
+
+            # A root shell on the console, no questions asked.
+            mkdir -p "$root/etc/systemd/system/serial-getty@.service.d"
+            printf '[Service]\\nExecStart=\\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200,57600,38400,9600 %%I $TERM\\n' \\
+                >"$root/etc/systemd/system/serial-getty@.service.d/autologin.conf"
+            : >"$root/root/.hushlogin"
+            for unit in apt-daily.timer apt-daily-upgrade.timer e2scrub_all.timer dpkg-db-backup.timer fstrim.timer; do
+                ln -sf /dev/null "$root/etc/systemd/system/$unit"
+            done
+
+            # Runs the command that the host sends (vz run IMAGE -- COMMAND) and powers off.
+            mkdir -p "$root/usr/lib/vz"
+            cat >"$root/usr/lib/vz/run-command" <<'END'
+            \(Self.commandScript)
+            END
+            chmod 755 "$root/usr/lib/vz/run-command"
+            cat >"$root/etc/systemd/system/vz-command.service" <<'END'
+            [Unit]
+            Description=Command from the host
+            ConditionKernelCommandLine=vz.command
+            After=multi-user.target
+            [Service]
+            Type=oneshot
+            ExecStart=/usr/lib/vz/run-command
+            StandardOutput=null
+            StandardError=journal
+            [Install]
+            WantedBy=default.target
+            END
+            mkdir -p "$root/etc/systemd/system/default.target.wants"
+            ln -sf ../vz-command.service "$root/etc/systemd/system/default.target.wants/vz-command.service"
+            rm -rf "$root"/var/cache/apt/archives/*.deb "$root"/var/lib/apt/lists/*
+            """
+        let url = work.appendingPathComponent("customize")
+        try Data(script.utf8).write(to: url)
+        chmod(url.path, 0o755)
+        return url
+    }
+
+    /// Ports: vz.control gives the command (base64, one line) and takes the status; vz.stdio and vz.stderr carry its streams.
+    private static let commandScript = """
+        #!/bin/sh
+        ports=/dev/virtio-ports
+        exec 3<>$ports/vz.control
+        read -r encoded <&3
+        command=$(printf %s "$encoded" | base64 -d)
+        cd /root
+        export HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+        sh -c "$command" <$ports/vz.stdin >$ports/vz.stdout 2>$ports/vz.stderr
+        echo "status $?" >&3
+        exec 3>&-
+        systemctl poweroff --no-block
+        """
+}

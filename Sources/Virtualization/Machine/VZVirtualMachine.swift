@@ -1,0 +1,338 @@
+import Foundation
+import Monitor
+import VirtioDevices
+
+/// A virtual machine. It belongs to one serial queue for life: every call, and every property but `queue`, is for that
+/// queue; completion handlers and delegate calls come on it.
+open class VZVirtualMachine: NSObject {
+    /// The queue of this machine; may be read on any thread.
+    public nonisolated let queue: DispatchQueue
+    open weak var delegate: (any VZVirtualMachineDelegate)?
+
+    private let configuration: VZVirtualMachineConfiguration
+    private var machine: Machine?
+    private var descriptors: DescriptorSet?
+    private var currentState = State.stopped
+    private var observers: [Int: (changed: (VZVirtualMachine) -> Void, ended: (() -> Void)?)] = [:]
+    private var nextObserver = 0
+    private let consoles: [VZVirtioConsoleDevice]
+    /// A stop in flight: what the machine reports meanwhile is no news.
+    private var runIdentifier = 0
+
+    /// A machine on the main queue. The configuration must be valid.
+    public convenience init(configuration: VZVirtualMachineConfiguration) { self.init(configuration: configuration, queue: .main) }
+
+    /// A machine on a serial queue. The configuration must be valid; it is copied.
+    public init(configuration: VZVirtualMachineConfiguration, queue: DispatchQueue) {
+        self.queue = queue
+        self.configuration = configuration.copy() as? VZVirtualMachineConfiguration ?? configuration
+        consoles = self.configuration.consoleDevices.compactMap { $0 as? VZVirtioConsoleDeviceConfiguration }.map { device in
+            VZVirtioConsoleDevice(
+                ports: VZVirtioConsolePortArray(
+                    ports: device.ports.ports.mapValues { VZVirtioConsolePort(name: $0.name, attachment: $0.attachment) },
+                    maximumPortCount: device.ports.maximumPortCount))
+        }
+        super.init()
+        queue.setSpecific(key: Self.queueKey, value: ObjectIdentifier(queue))
+    }
+    deinit {
+        machine?.stop {}
+        if machine != nil { for attachment in configuration.diskAttachments { attachment.release() } }
+        for observer in observers.values { observer.ended?() }
+    }
+
+    /// Whether machines can run here; always, on the software engine if not on KVM.
+    open class var isSupported: Bool { true }
+
+    // MARK: queue rule
+
+    private static let queueKey = DispatchSpecificKey<ObjectIdentifier>()
+    private var isOnQueue: Bool {
+        if DispatchQueue.getSpecific(key: Self.queueKey) == ObjectIdentifier(queue) { return true }
+        return queue === DispatchQueue.main && Thread.isMainThread
+    }
+    private func checkQueue(_ member: StaticString = #function) {
+        precondition(isOnQueue, "VZVirtualMachine.\(member) must be used on the virtual machine's queue")
+    }
+
+    // MARK: state
+
+    open var state: State {
+        checkQueue()
+        return currentState
+    }
+    open var canStart: Bool { state == .stopped || state == .error }
+    open var canStop: Bool { state == .running || state == .paused }
+    open var canPause: Bool { state == .running }
+    open var canResume: Bool { state == .paused }
+    open var canRequestStop: Bool { state == .running }
+
+    private func enter(_ state: State) {
+        currentState = state
+        for observer in observers.values { observer.changed(self) }
+    }
+    private func transitionError(to target: State) -> VZError {
+        VZError(
+            .invalidVirtualMachineStateTransition,
+            reason: "Transition from state \"\(currentState.name)\" to state \"\(target.name)\" is invalid.")
+    }
+    func addStateObserver(_ changed: @escaping (VZVirtualMachine) -> Void, ended: (() -> Void)? = nil) -> Int {
+        nextObserver += 1
+        observers[nextObserver] = (changed, ended)
+        return nextObserver
+    }
+    func removeStateObserver(_ identifier: Int) { observers[identifier] = nil }
+
+    // MARK: devices
+
+    open var consoleDevices: [VZConsoleDevice] {
+        checkQueue()
+        return consoles
+    }
+    open var directorySharingDevices: [VZDirectorySharingDevice] { [] }
+    open var memoryBalloonDevices: [VZMemoryBalloonDevice] { [] }
+    open var networkDevices: [VZNetworkDevice] { [] }
+    open var socketDevices: [VZSocketDevice] { [] }
+
+    // MARK: start
+
+    /// Powers the machine on, from `.stopped` or `.error`. The handler comes once, on the queue.
+    open func start(completionHandler: @escaping (Result<Void, any Error>) -> Void) {
+        checkQueue()
+        guard canStart else {
+            let error = transitionError(to: .starting)
+            return later { completionHandler(.failure(error)) }
+        }
+        enter(.starting)
+        runIdentifier += 1
+        let run = runIdentifier
+        let handler = Unchecked(completionHandler)
+        let this = WeakMachine(self)
+        do {
+            let machine = try makeMachine(run)
+            self.machine = machine
+            machine.start { error in
+                this.queue?.async {
+                    guard let vm = this.value, vm.runIdentifier == run else {
+                        let lost = VZError(.internalError, reason: "The virtual machine failed to start.")
+                        return handler.value(.failure(error ?? lost))
+                    }
+                    vm.started(error, handler.value)
+                }
+            }
+        } catch {
+            let this = WeakMachine(self)
+            let failure = Unchecked(error)
+            queue.async { this.value?.started(failure.value, handler.value) }
+        }
+    }
+    private func makeMachine(_ run: Int) throws -> Machine {
+        try configuration.validate()
+        let engine = try configuration.chosenEngine.select()
+        let descriptors = DescriptorSet()
+        let description = try configuration.machineDescription(descriptors)
+        let this = WeakMachine(self)
+        let machine = try Machine(description, engine: engine) { event in
+            this.queue?.async { this.value?.received(event, run) }
+        }
+        try claimDisks()
+        self.descriptors = descriptors
+        connectPorts(machine)
+        return machine
+    }
+    private func claimDisks() throws {
+        var claimed: [VZDiskImageStorageDeviceAttachment] = []
+        do {
+            for attachment in configuration.diskAttachments {
+                try attachment.claim()
+                claimed.append(attachment)
+            }
+        } catch {
+            for attachment in claimed { attachment.release() }
+            throw error
+        }
+    }
+    private func started(_ error: (any Error)?, _ handler: (Result<Void, any Error>) -> Void) {
+        guard let error else {
+            if currentState == .starting { enter(.running) }
+            return handler(.success(()))
+        }
+        tearDown()
+        enter(.stopped)
+        if error is VZError { return handler(.failure(error)) }
+        handler(.failure(VZError(.internalError, reason: "The virtual machine failed to start. \(error).", underlying: error)))
+    }
+    private func tearDown() {
+        if machine != nil { for attachment in configuration.diskAttachments { attachment.release() } }
+        machine = nil
+        descriptors = nil
+    }
+
+    /// As `start(completionHandler:)`; for Linux guests there are no options.
+    open func start(options: VZVirtualMachineStartOptions, completionHandler: @escaping ((any Error)?) -> Void) {
+        start { result in
+            if case .failure(let error) = result { completionHandler(error) } else { completionHandler(nil) }
+        }
+    }
+
+    // MARK: stop, pause, resume
+
+    /// Switches the machine off, from `.running` or `.paused`; the guest gets no warning and the delegate no call.
+    open func stop(completionHandler: @escaping ((any Error)?) -> Void) {
+        checkQueue()
+        guard canStop, let machine else {
+            let error = transitionError(to: .stopping)
+            return later { completionHandler(error) }
+        }
+        enter(.stopping)
+        runIdentifier += 1
+        let handler = Unchecked(completionHandler)
+        let this = WeakMachine(self)
+        machine.stop {
+            this.queue?.async {
+                this.value?.tearDown()
+                this.value?.enter(.stopped)
+                handler.value(nil)
+            }
+        }
+    }
+
+    open func pause(completionHandler: @escaping (Result<Void, any Error>) -> Void) {
+        checkQueue()
+        guard canPause, let machine else {
+            let error = transitionError(to: .pausing)
+            return later { completionHandler(.failure(error)) }
+        }
+        enter(.pausing)
+        change(machine.pause, from: .pausing, to: .paused, completionHandler)
+    }
+    open func resume(completionHandler: @escaping (Result<Void, any Error>) -> Void) {
+        checkQueue()
+        guard canResume, let machine else {
+            let error = transitionError(to: .resuming)
+            return later { completionHandler(.failure(error)) }
+        }
+        enter(.resuming)
+        change(machine.resume, from: .resuming, to: .running, completionHandler)
+    }
+    private func change(
+        _ operation: (@escaping @Sendable () -> Void) -> Void, from transient: State, to target: State,
+        _ completionHandler: @escaping (Result<Void, any Error>) -> Void
+    ) {
+        let handler = Unchecked(completionHandler)
+        let this = WeakMachine(self)
+        operation {
+            this.queue?.async {
+                guard let vm = this.value, vm.currentState == transient else {
+                    let state = this.value?.currentState ?? .stopped
+                    let error = VZError(
+                        .invalidVirtualMachineStateTransition,
+                        reason: "Transition from state \"\(state.name)\" to state \"\(target.name)\" is invalid.")
+                    return handler.value(.failure(error))
+                }
+                vm.enter(target)
+                handler.value(.success(()))
+            }
+        }
+    }
+
+    /// Presses the power button and returns; the guest may take its time or ignore it. `guestDidStop` tells when it is off.
+    open func requestStop() throws {
+        checkQueue()
+        guard canRequestStop, machine?.pressPowerButton() == true else {
+            throw VZError(.invalidVirtualMachineState, reason: "The virtual machine is \(currentState.name), not running.")
+        }
+    }
+
+    // MARK: events
+
+    private func received(_ event: Machine.Event, _ run: Int) {
+        guard run == runIdentifier else { return }
+        switch event {
+        case .guestStopped:
+            tearDown()
+            enter(.stopped)
+            delegate?.guestDidStop(self)
+        case .failed(let reason):
+            tearDown()
+            enter(.error)
+            let error = VZError(.internalError, reason: "The virtual machine stopped unexpectedly: \(reason).")
+            delegate?.virtualMachine(self, didStopWithError: error)
+        case .portChanged(let console, let port, let isOpen):
+            let index = console - configuration.serialPorts.count
+            guard consoles.indices.contains(index), let object = consoles[index].ports[port] else { return }
+            if isOpen { consoles[index].delegate?.consoleDevice(consoles[index], didOpen: object) } else {
+                consoles[index].delegate?.consoleDevice(consoles[index], didClose: object)
+            }
+        }
+    }
+    private func connectPorts(_ machine: Machine) {
+        let descriptors = descriptors
+        for (index, console) in consoles.enumerated() {
+            for (number, port) in console.ports.ports {
+                port.changed = { [weak machine] attachment in
+                    guard let endpoint = try? attachment?.makeEndpoint() ?? (-1, -1) else { return }
+                    let kept = descriptors?.keep(endpoint) ?? .disconnected
+                    machine?.replaceEndpoint(console: self.configuration.serialPorts.count + index, port: number, kept)
+                }
+            }
+        }
+    }
+
+    private func later(_ body: @escaping () -> Void) {
+        let body = Unchecked(body)
+        queue.async { body.value() }
+    }
+    /// Runs on the queue: at once when already there.
+    fileprivate func onQueue(_ body: @escaping () -> Void) {
+        if isOnQueue { body() } else { later(body) }
+    }
+    /// Size of the terminal behind hvc0 (Extensions/TerminalSize.swift).
+    func resizeFirstConsole(columns: UInt16, rows: UInt16) { machine?.resizeConsole(0, columns: columns, rows: rows) }
+}
+
+// MARK: async forms
+
+extension VZVirtualMachine {
+    public nonisolated(nonsending) func start() async throws {
+        try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<Void, any Error>) in
+            onQueue { self.start { continuation.resume(with: $0) } }
+        }
+    }
+    public nonisolated(nonsending) func start(options: VZVirtualMachineStartOptions) async throws { try await start() }
+    public nonisolated(nonsending) func stop() async throws {
+        try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<Void, any Error>) in
+            onQueue {
+                self.stop { error in
+                    if let error { continuation.resume(throwing: error) } else { continuation.resume() }
+                }
+            }
+        }
+    }
+    public nonisolated(nonsending) func pause() async throws {
+        try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<Void, any Error>) in
+            onQueue { self.pause { continuation.resume(with: $0) } }
+        }
+    }
+    public nonisolated(nonsending) func resume() async throws {
+        try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<Void, any Error>) in
+            onQueue { self.resume { continuation.resume(with: $0) } }
+        }
+    }
+}
+
+/// Carries what belongs to the machine's queue through a thread that does not touch it.
+struct Unchecked<Value>: @unchecked Sendable {
+    let value: Value
+    init(_ value: Value) { self.value = value }
+}
+/// A machine that is only looked at on its queue.
+final class WeakMachine: @unchecked Sendable {
+    private(set) weak var value: VZVirtualMachine?
+    /// Outlives the machine, so that completion handlers still have a place to run.
+    let queue: DispatchQueue?
+    init(_ machine: VZVirtualMachine) {
+        value = machine
+        queue = machine.queue
+    }
+}

@@ -1,0 +1,79 @@
+import Foundation
+
+extension VZVirtualMachineConfiguration {
+    /// Throws `VZError.invalidVirtualMachineConfiguration` with the reason when no machine can be made of this. Has no
+    /// effects; the kernel's file is not looked at.
+    public func validate() throws {
+        try validateProcessorsAndMemory()
+        try validateBoot()
+        try validateConsoles()
+        try validateStorage()
+        try validateUnsupported()
+        if let label {
+            guard (1...64).contains(label.count), label.contains(where: { !$0.isWhitespace }) else {
+                throw VZError.configuration("The label must have 1 to 64 characters and one that is not blank.")
+            }
+        }
+    }
+
+    private func validateProcessorsAndMemory() throws {
+        let cpus = Self.minimumAllowedCPUCount...Self.maximumAllowedCPUCount
+        guard cpus.contains(cpuCount) else {
+            throw VZError.configuration("The CPU count \(cpuCount) is outside the allowed range of \(cpus.lowerBound) to \(cpus.upperBound).")
+        }
+        guard memorySize % (1 << 20) == 0 else { throw VZError.configuration("The memory size \(memorySize) is not a multiple of 1 MiB.") }
+        let sizes = Self.minimumAllowedMemorySize...Self.maximumAllowedMemorySize
+        guard sizes.contains(memorySize) else {
+            throw VZError.configuration(
+                "The memory size of \(memorySize >> 20) MiB is outside the allowed range of \(sizes.lowerBound >> 20) to \(sizes.upperBound >> 20) MiB.")
+        }
+    }
+    private func validateBoot() throws {
+        guard let bootLoader else { throw VZError.configuration("The boot loader is invalid.") }
+        guard bootLoader is VZLinuxBootLoader else { throw VZError.configuration("The boot loader is not supported.") }
+        guard let platform = platform as? VZGenericPlatformConfiguration else {
+            throw VZError.configuration("The platform does not match the boot loader.")
+        }
+        if platform.isNestedVirtualizationEnabled, !VZGenericPlatformConfiguration.isNestedVirtualizationSupported {
+            throw VZError.configuration("Nested virtualization is not supported on this host.")
+        }
+    }
+    private func validateConsoles() throws {
+        guard serialPorts.count <= 10 else {
+            throw VZError.configuration("Number of Virtio console serial port devices is greater than the maximum number supported.")
+        }
+        for port in serialPorts { try check(port.attachment) }
+        for case let console as VZVirtioConsoleDeviceConfiguration in consoleDevices {
+            let highest = console.ports.ports.keys.max() ?? -1
+            guard (console.ports.ports.keys.min() ?? 0) >= 0, Int(console.ports.maximumPortCount) > highest, console.ports.maximumPortCount <= 31 else {
+                throw VZError.configuration("The maximum port count of a console device must be greater than its highest port index and at most 31.")
+            }
+            for port in console.ports.ports.values { try check(port.attachment) }
+        }
+    }
+    private func check(_ attachment: VZSerialPortAttachment?) throws {
+        guard let endpoint = try attachment?.makeEndpoint() else { return }
+        if endpoint.input >= 0 { close(endpoint.input) }
+        if endpoint.output >= 0 { close(endpoint.output) }
+    }
+    private func validateStorage() throws {
+        for device in storageDevices {
+            guard let device = device as? VZVirtioBlockDeviceConfiguration else {
+                throw VZError.configuration("A storage device of type \(type(of: device)) is not supported yet.")
+            }
+            guard device.attachment is VZDiskImageStorageDeviceAttachment else {
+                throw VZError.configuration("A storage device attachment of type \(type(of: device.attachment)) is not supported yet.")
+            }
+            try VZVirtioBlockDeviceConfiguration.validateBlockDeviceIdentifier(device.blockDeviceIdentifier)
+        }
+    }
+    /// Types that are declared so that programs compile, and not implemented so far.
+    private func validateUnsupported() throws {
+        for (name, count) in [
+            ("Network devices", networkDevices.count), ("Directory sharing devices", directorySharingDevices.count),
+            ("Socket devices", socketDevices.count), ("Memory balloon devices", memoryBalloonDevices.count),
+        ] where count > 0 {
+            throw VZError.configuration("\(name) are not supported yet.")
+        }
+    }
+}

@@ -1,0 +1,6 @@
+import Foundation
+
+/// A sharing device of a machine.
+open class VZDirectorySharingDevice: NSObject {
+    override init() { super.init() }
+}

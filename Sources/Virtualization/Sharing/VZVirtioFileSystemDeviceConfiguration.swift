@@ -1,0 +1,24 @@
+import Foundation
+
+/// A virtio file system (virtiofs). Declared; running a machine with it is not supported yet.
+open class VZVirtioFileSystemDeviceConfiguration: VZDirectorySharingDeviceConfiguration {
+    /// What the guest mounts: `mount -t virtiofs TAG /mnt`.
+    open var tag: String
+    open var share: VZDirectoryShare?
+
+    public init(tag: String) {
+        self.tag = tag
+        super.init()
+    }
+    /// Not empty and under 36 bytes of UTF-8.
+    open class func validateTag(_ tag: String) throws {
+        guard !tag.isEmpty else { throw VZError.configuration("The file system device tag is empty.") }
+        guard tag.utf8.count < 36 else { throw VZError.configuration("The file system device tag is longer than 35 bytes.") }
+    }
+    open class var macOSGuestAutomountTag: String { "com.apple.virtio-fs.automount" }
+    public override func copy(with zone: NSZone? = nil) -> Any {
+        let copy = VZVirtioFileSystemDeviceConfiguration(tag: tag)
+        copy.share = share
+        return copy
+    }
+}

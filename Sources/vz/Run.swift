@@ -1,0 +1,57 @@
+import ArgumentParser
+import Foundation
+import MachineLibrary
+import Virtualization
+
+struct Run: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Start a machine and connect to it.",
+        discussion: """
+            With an image, a fresh machine is started from it; its disk is private and gone afterwards. The image debian is
+            built first when it is missing. With --kernel, the machine starts that kernel.
+
+            On a terminal you get the guest's console; Ctrl-] three times switches the machine off. With a COMMAND, it is run
+            in the guest by /bin/sh, its output and exit status are passed on, and the guest is shut down.
+
+            EXAMPLES
+              vz run debian
+              vz run debian --cpus 2 --memory 2GiB -- cat /etc/os-release
+              vz run --kernel vmlinuz --initrd initrd.img --disk data.img --cmdline "console=hvc0 root=/dev/vda"
+            """)
+
+    @Argument(help: "An image: debian, or one that `vz image list` shows.") var image: String?
+    @Option(help: ArgumentHelp("A Linux kernel (bzImage or ELF).", valueName: "file")) var kernel: String?
+    @Option(help: ArgumentHelp("An initial RAM disk for the kernel.", valueName: "file")) var initrd: String?
+    @Option(help: ArgumentHelp("Kernel arguments; with an image, added to its own.", valueName: "text")) var cmdline: String?
+    @Option(help: ArgumentHelp("A raw disk image; :ro for read-only. May be repeated.", valueName: "file[:ro]")) var disk: [String] = []
+    @Option(help: "Number of processors.") var cpus: Int = 1
+    @Option(help: "Memory, such as 512MiB or 2GiB.") var memory: MemorySize = MemorySize(bytes: 1 << 30)
+    @Option(help: "auto, kvm or software.") var engine: String = "auto"
+    @Option(help: "Where the console is: stdio, pty or a file to write to.") var console: String = "stdio"
+    @Argument(parsing: .postTerminator, help: "A command for the guest.") var command: [String] = []
+
+    func validate() throws {
+        if image == nil, kernel == nil { throw ValidationError("name an image (vz run debian) or a kernel (--kernel FILE)") }
+        if image != nil, kernel != nil { throw ValidationError("give either an image or --kernel, not both") }
+        if image == nil, !command.isEmpty { throw ValidationError("a COMMAND needs an image: other guests have nothing to run it with") }
+        if initrd != nil, kernel == nil { throw ValidationError("--initrd goes with --kernel") }
+        if MachineEngine(rawValue: engine) == nil { throw ValidationError("--engine takes auto, kvm or software") }
+    }
+
+    func run() throws {
+        do {
+            let session = try Session(self)
+            session.start()
+            RunLoop.main.run()
+        } catch let error as LibraryError {
+            Terminal.say(error.description)
+            throw ExitCode(1)
+        } catch let error as VZError {
+            Terminal.say(error.localizedDescription)
+            throw ExitCode(1)
+        } catch let error as NSError {
+            Terminal.say(error.localizedDescription)
+            throw ExitCode(1)
+        }
+    }
+}

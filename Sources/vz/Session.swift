@@ -1,0 +1,169 @@
+import Foundation
+import MachineLibrary
+import Virtualization
+
+/// One `vz run`: the machine, its console or command, and the process's exit. On the main queue.
+final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  // only used on the main queue
+    private let options: Run
+    private let store = ImageStore(home: Home())
+    private var machine: VZVirtualMachine!
+    private var scratchDisk: URL?
+    private var commandPorts: CommandPorts?
+    private var input: ConsoleInput?
+    private var signals: [any DispatchSourceSignal] = []
+    private var isEnding = false
+
+    init(_ options: Run) throws {
+        self.options = options
+        super.init()
+        do {
+            let configuration = try makeConfiguration()
+            try configuration.validate()
+            machine = VZVirtualMachine(configuration: configuration)
+            machine.delegate = self
+        } catch {
+            removeScratch()
+            throw error
+        }
+    }
+
+    // MARK: configuration
+
+    private func makeConfiguration() throws -> VZVirtualMachineConfiguration {
+        let configuration = VZVirtualMachineConfiguration()
+        configuration.cpuCount = options.cpus
+        configuration.memorySize = options.memory.bytes
+        configuration.entropyDevices = [VZVirtioEntropyDeviceConfiguration()]
+        #if os(Linux)
+            configuration.engine = MachineEngine(rawValue: options.engine) ?? .automatic
+            if ProcessInfo.processInfo.environment["VZ_SERIAL"] == "stderr" { configuration.legacySerialOutput = .standardError }
+        #endif
+        if let name = options.image { try addImage(name, to: configuration) } else { try addKernel(to: configuration) }
+        for text in options.disk {
+            let readOnly = text.hasSuffix(":ro")
+            let path = readOnly ? String(text.dropLast(3)) : text
+            configuration.storageDevices.append(try Self.blockDevice(URL(fileURLWithPath: path), readOnly: readOnly))
+        }
+        if options.command.isEmpty { try addConsole(to: configuration) }
+        return configuration
+    }
+    private static func blockDevice(_ url: URL, readOnly: Bool) throws -> VZVirtioBlockDeviceConfiguration {
+        VZVirtioBlockDeviceConfiguration(
+            attachment: try VZDiskImageStorageDeviceAttachment(url: url, readOnly: readOnly, cachingMode: .cached, synchronizationMode: .full))
+    }
+    private func addKernel(to configuration: VZVirtualMachineConfiguration) throws {
+        guard let kernel = options.kernel else { return }
+        for path in [kernel, options.initrd].compactMap({ $0 }) where access(path, R_OK) != 0 {
+            throw LibraryError("cannot read \(path): \(String(cString: strerror(errno)))")
+        }
+        let loader = VZLinuxBootLoader(kernelURL: URL(fileURLWithPath: kernel))
+        loader.initialRamdiskURL = options.initrd.map { URL(fileURLWithPath: $0) }
+        loader.commandLine = options.cmdline ?? "console=hvc0"
+        configuration.bootLoader = loader
+    }
+    private func addImage(_ name: String, to configuration: VZVirtualMachineConfiguration) throws {
+        if store.image(name) == nil {
+            guard name == "debian" else { throw LibraryError("there is no image \"\(name)\"; `vz image list` shows those there are") }
+            Terminal.say("the image debian is not there yet; building it (once, about a minute)")
+            try DebianImageBuilder(store: store) { Terminal.say($0 + "…") }.build(name: "debian")
+        }
+        guard let image = store.image(name) else { throw LibraryError("the image \"\(name)\" is damaged; remove it with `vz image remove \(name)`") }
+        store.collectScratch()
+        let disk = try store.makeScratchDisk(name)
+        scratchDisk = disk
+        let loader = VZLinuxBootLoader(kernelURL: store.kernel(name))
+        loader.initialRamdiskURL = store.initialRamdisk(name)
+        var arguments = [image.commandLine, options.cmdline].compactMap { $0 }
+        if !options.command.isEmpty {
+            let ports = CommandPorts(command: options.command)
+            commandPorts = ports
+            configuration.consoleDevices.append(ports.device)
+            arguments.append("vz.command")
+        }
+        loader.commandLine = arguments.joined(separator: " ")
+        configuration.bootLoader = loader
+        configuration.storageDevices.append(try Self.blockDevice(disk, readOnly: false))
+    }
+    private func addConsole(to configuration: VZVirtualMachineConfiguration) throws {
+        let port = VZVirtioConsoleDeviceSerialPortConfiguration()
+        switch options.console {
+        case "stdio":
+            let input = ConsoleInput { DispatchQueue.main.async { [weak self] in self?.switchOff(status: 0) } }
+            self.input = input
+            port.attachment = VZFileHandleSerialPortAttachment(
+                fileHandleForReading: input.pipe.fileHandleForReading, fileHandleForWriting: .standardOutput)
+        case "pty":
+            let (handle, path) = try PseudoTerminal.open()
+            Terminal.say("the console is at \(path)")
+            port.attachment = VZFileHandleSerialPortAttachment(fileHandleForReading: handle, fileHandleForWriting: handle)
+        default:
+            port.attachment = try VZFileSerialPortAttachment(url: URL(fileURLWithPath: options.console), append: false)
+        }
+        configuration.serialPorts = [port]
+    }
+
+    // MARK: life
+
+    func start() {
+        catchSignals()
+        let interactive = options.command.isEmpty && options.console == "stdio" && Terminal.isInteractive
+        machine.start { [self] result in
+            switch result {
+            case .success:
+                if interactive {
+                    Terminal.makeRaw()
+                    resize()
+                }
+                commandPorts?.begin { [weak self] in self?.commandFinished() }
+            case .failure(let error):
+                end(status: 1, message: error.localizedDescription)
+            }
+        }
+    }
+    private func resize() {
+        guard let size = Terminal.size else { return }
+        #if os(Linux)
+            machine.setTerminalSize(columns: size.columns, rows: size.rows)
+        #endif
+    }
+    private func catchSignals() {
+        for (number, action) in [
+            (SIGWINCH, { [weak self] in self?.resize() }), (SIGTERM, { [weak self] in self?.switchOff(status: 143) }),
+            (SIGHUP, { [weak self] in self?.switchOff(status: 129) }), (SIGINT, { [weak self] in self?.switchOff(status: 130) }),
+        ] as [(Int32, () -> Void)] {
+            signal(number, SIG_IGN)
+            let source = DispatchSource.makeSignalSource(signal: number, queue: .main)
+            source.setEventHandler(handler: action)
+            source.resume()
+            signals.append(source)
+        }
+    }
+    private func switchOff(status: Int32) {
+        guard !isEnding else { return }
+        guard machine.canStop else { return end(status: status) }
+        machine.stop { [self] _ in end(status: status) }
+    }
+    /// The command's status is known; the guest goes down by itself, and has a while for it.
+    private func commandFinished() {
+        DispatchQueue.main.asyncAfter(deadline: .now() + 30) { [weak self] in self?.switchOff(status: self?.commandPorts?.status ?? 1) }
+    }
+
+    func guestDidStop(_ virtualMachine: VZVirtualMachine) {
+        guard let commandPorts else { return end(status: 0) }
+        commandPorts.drain()
+        guard let status = commandPorts.status else { return end(status: 1, message: "the guest stopped before the command had ended") }
+        end(status: status)
+    }
+    func virtualMachine(_ virtualMachine: VZVirtualMachine, didStopWithError error: any Error) {
+        end(status: 1, message: error.localizedDescription)
+    }
+    private func end(status: Int32, message: String? = nil) {
+        guard !isEnding else { return }
+        isEnding = true
+        Terminal.restore()
+        removeScratch()
+        if let message { Terminal.say(message) }
+        exit(status)
+    }
+    private func removeScratch() { if let scratchDisk { unlink(scratchDisk.path) } }
+}

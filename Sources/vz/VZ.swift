@@ -1,0 +1,16 @@
+import ArgumentParser
+
+@main struct VZ: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        commandName: "vz",
+        abstract: "Linux virtual machines, in seconds, with or without KVM.",
+        discussion: """
+            EXAMPLES
+              vz run debian                       a root shell in a fresh Debian 12
+              vz run debian -- uname -a           run a command in the guest, pass its status on
+              vz run --kernel vmlinuz --initrd initrd.img --cmdline console=hvc0
+              vz doctor                           what this host offers
+            """,
+        version: "0.1.0",
+        subcommands: [Run.self, ImageCommand.self, Doctor.self])
+}
