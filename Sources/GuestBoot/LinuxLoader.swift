@@ -118,7 +118,7 @@ package struct LinuxLoader {
     private func writeRandomSeed(_ memory: GuestMemory) throws -> UInt64 {
         var seed = [UInt8](repeating: 0, count: 32)
         getrandom(&seed, seed.count, 0)
-        let address = MachineLayout.gdt + 0x100
+        let address = MachineLayout.setupData
         try memory.store(UInt64(0), at: address)
         try memory.store(UInt32(9), at: address + 8)
         try memory.store(UInt32(32), at: address + 12)

@@ -12,6 +12,9 @@ package enum MachineLayout {
     /// PML4, PDPT, then four page directories: identity map of the first 4 GiB in 2 MiB pages.
     package static let pageTables: UInt64 = 0x9000
     package static let pageTablesSize: UInt64 = 0x6000
+    /// setup_data records: in a page of plain RAM, since Linux maps them again later and page 0 is reserved by then.
+    package static let setupData: UInt64 = 0x10000
+    package static let setupDataSize: UInt64 = 0x1000
     package static let commandLine: UInt64 = 0x20000
     package static let commandLineSize: UInt64 = 0x10000
     /// End of conventional memory; from here to 1 MiB is reserved in e820.
@@ -66,6 +69,7 @@ package enum MachineLayout {
         ("boot parameters", bootParameters, bootParametersSize),
         ("boot stack", bootStackTop - 0xFF0, 0xFF0),
         ("boot page tables", pageTables, pageTablesSize),
+        ("boot setup data", setupData, setupDataSize),
         ("kernel command line", commandLine, commandLineSize),
         ("ACPI tables", acpi, acpiSize),
         ("RAM from 1 MiB", highMemoryStart, lowRAMEnd - highMemoryStart),
