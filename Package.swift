@@ -27,11 +27,12 @@ let package = Package(
         room("Hypervisor", ["GuestMemory"]),
         room("X86", ["CX86"]),
         room("SoftwareEngine", ["X86", "Hypervisor", "GuestMemory", "LinuxSystem"]),
+        room("KVMEngine", ["CLinux", "Hypervisor", "GuestMemory", "LinuxSystem"]),
         room("DiskStorage", ["CLinux", "LinuxSystem"]),
         room("GuestBoot", ["CCompression", "CLinux", "GuestMemory", "Hypervisor"]),
         room("PlatformDevices", ["Hypervisor", "LinuxSystem"]),
         room("VirtioDevices", ["CLinux", "PlatformDevices", "DiskStorage", "GuestMemory", "Hypervisor", "LinuxSystem"]),
-        room("Monitor", ["SoftwareEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "Hypervisor", "GuestMemory", "LinuxSystem"]),
+        room("Monitor", ["SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "Hypervisor", "GuestMemory", "LinuxSystem"]),
         room("Virtualization", ["Monitor", "VirtioDevices", "DiskStorage", "Hypervisor"]),
         room("MachineLibrary", ["Virtualization"]),
         .executableTarget(

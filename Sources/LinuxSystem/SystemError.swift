@@ -35,3 +35,5 @@ package func realtimeNanoseconds() -> UInt64 {
     clock_gettime(CLOCK_REALTIME, &time)
     return UInt64(time.tv_sec) &* 1_000_000_000 &+ UInt64(time.tv_nsec)
 }
+
+package func usleepMilliseconds(_ count: UInt32) { usleep(count * 1000) }

@@ -1,5 +1,6 @@
 import Glibc
 import Hypervisor
+import KVMEngine
 import PlatformDevices
 import SoftwareEngine
 
@@ -10,7 +11,17 @@ package enum EngineSelector {
         package let reason: String
     }
     package static let software: any HypervisorEngine = SoftwareEngine { try SoftwareInterruptController(cpuCount: $0, clockBase: $1) }
-    package static let automatic: Choice = Choice(engine: software, reason: "KVM is not built in yet")
+
+    /// KVM if it passes its self-test, else the software engine with the reason.
+    package static let automatic: Choice = {
+        do {
+            let kvm = try KVMEngine()
+            if let reason = KVMSelfTest.run(kvm) { return Choice(engine: software, reason: "KVM is not usable: \(reason)") }
+            return Choice(engine: kvm, reason: "KVM passed its self-test")
+        } catch {
+            return Choice(engine: software, reason: "KVM is not usable: \(error)")
+        }
+    }()
 
     /// `VZ_ENGINE`, or the automatic choice.
     package static func fromEnvironment() throws -> any HypervisorEngine {
@@ -22,7 +33,9 @@ package enum EngineSelector {
     package static func named(_ name: String) throws -> any HypervisorEngine {
         switch name {
         case "software": return software
-        case "kvm": throw EngineError("The KVM engine cannot be used: \(automatic.reason).")
+        case "kvm":
+            guard automatic.engine.name == "kvm" else { throw EngineError("The KVM engine cannot be used. \(automatic.reason).") }
+            return automatic.engine
         default: throw EngineError("There is no engine \"\(name)\"; VZ_ENGINE takes auto, kvm or software.")
         }
     }

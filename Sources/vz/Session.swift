@@ -112,13 +112,19 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             case .success:
                 if interactive {
                     Terminal.makeRaw()
-                    resize()
+                    repeatResize(60)
                 }
                 commandPorts?.begin { [weak self] in self?.commandFinished() }
             case .failure(let error):
                 end(status: 1, message: error.localizedDescription)
             }
         }
+    }
+    /// Linux forgets a console's size that arrives before a program has the terminal open, so say it again while it boots.
+    private func repeatResize(_ times: Int) {
+        resize()
+        guard times > 0 else { return }
+        DispatchQueue.main.asyncAfter(deadline: .now() + 1) { [weak self] in self?.repeatResize(times - 1) }
     }
     private func resize() {
         guard let size = Terminal.size else { return }

@@ -1,0 +1,60 @@
+import CLinux
+import Glibc
+import LinuxSystem
+
+/// What CPUID shows: what KVM supports on this host, with each vCPU's own number and the topology put in.
+struct KVMProcessorIdentity {
+    private static let capacity = 256
+    private var entries: [kvm_cpuid_entry2]
+    private let hasDeadlineTimer: Bool
+
+    init(system: KVMDescriptor) throws {
+        let raw = UnsafeMutableRawPointer.allocate(
+            byteCount: MemoryLayout<kvm_cpuid2>.size + Self.capacity * MemoryLayout<kvm_cpuid_entry2>.stride, alignment: 8)
+        defer { raw.deallocate() }
+        raw.storeBytes(of: UInt32(Self.capacity), as: UInt32.self)
+        raw.storeBytes(of: 0, toByteOffset: 4, as: UInt32.self)
+        try system.call(KVMRequest.getSupportedCPUID, pointer: raw, "ask KVM for the processor's features")
+        let count = Int(raw.load(as: UInt32.self))
+        let first = (raw + MemoryLayout<kvm_cpuid2>.size).assumingMemoryBound(to: kvm_cpuid_entry2.self)
+        entries = (0..<min(count, Self.capacity)).map { first[$0] }
+        hasDeadlineTimer = try system.call(KVMRequest.checkExtension, KVMCapability.tscDeadlineTimer, "ask for the deadline timer") != 0
+    }
+
+    /// Gives one vCPU its CPUID.
+    func apply(to vcpu: KVMDescriptor, index: Int, count: Int) throws {
+        let raw = UnsafeMutableRawPointer.allocate(
+            byteCount: MemoryLayout<kvm_cpuid2>.size + entries.count * MemoryLayout<kvm_cpuid_entry2>.stride, alignment: 8)
+        defer { raw.deallocate() }
+        raw.storeBytes(of: UInt32(entries.count), as: UInt32.self)
+        raw.storeBytes(of: 0, toByteOffset: 4, as: UInt32.self)
+        let first = (raw + MemoryLayout<kvm_cpuid2>.size).assumingMemoryBound(to: kvm_cpuid_entry2.self)
+        for (position, entry) in entries.enumerated() { first[position] = adjusted(entry, index: UInt32(index), count: UInt32(count)) }
+        try vcpu.call(KVMRequest.setCPUID2, pointer: raw, "set a processor's features")
+    }
+
+    private func adjusted(_ entry: kvm_cpuid_entry2, index: UInt32, count: UInt32) -> kvm_cpuid_entry2 {
+        var entry = entry
+        let bits = UInt32(32 - (count - 1).leadingZeroBitCount)
+        switch entry.function {
+        case 1:
+            entry.ebx = entry.ebx & 0xFFFF | index << 24 | count << 16
+            entry.ecx |= 1 << 31 | 1 << 21 | (hasDeadlineTimer ? 1 << 24 : 0)
+            if count > 1 { entry.edx |= 1 << 28 }
+        case 4 where entry.eax & 31 != 0:
+            entry.eax = entry.eax & 0x3FFF | (count - 1) << 26
+        case 0xA: (entry.eax, entry.ebx, entry.ecx, entry.edx) = (0, 0, 0, 0)  // no performance counters
+        case 0xB, 0x1F:
+            entry.edx = index
+            switch entry.index {
+            case 0: (entry.eax, entry.ebx, entry.ecx) = (0, 1, 0x100)
+            case 1: (entry.eax, entry.ebx, entry.ecx) = (bits, count, 0x201)
+            default: (entry.eax, entry.ebx, entry.ecx) = (0, 0, entry.index)
+            }
+        case 0x8000_0008: entry.ecx = count - 1 | bits << 12
+        case 0x8000_001E: (entry.eax, entry.ebx, entry.ecx) = (index, index, 0)
+        default: break
+        }
+        return entry
+    }
+}
