@@ -39,6 +39,7 @@ package struct LinuxLoader {
         try ACPITables.write(to: memory, cpuCount: cpuCount)
         try writeParameters(memory, ramdisk: ramdisk)
         try writePageTables(memory)
+        try writeResetCode(memory)
         return try startState(memory)
     }
 
@@ -136,6 +137,13 @@ package struct LinuxLoader {
                 try memory.store((directory << 30 + entry << 21) | 0x83, at: base + 0x2000 + directory * 0x1000 + entry * 8)
             }
         }
+    }
+
+    /// mov al, 1; mov dx, reset port; out dx, al; 1: hlt; jmp 1b
+    private func writeResetCode(_ memory: GuestMemory) throws {
+        let port = MachineLayout.acpiPort + 2
+        try memory.write(
+            [0xB0, 0x01, 0xBA, UInt8(port & 0xFF), UInt8(port >> 8), 0xEE, 0xF4, 0xEB, 0xFD], at: MachineLayout.resetVector)
     }
 
     private func startState(_ memory: GuestMemory) throws -> VCPUState {

@@ -21,7 +21,11 @@ package enum MachineLayout {
     package static let lowMemoryEnd: UInt64 = 0x9FC00
     /// RSDP and the other ACPI tables: in the area where kernels look for them anyway.
     package static let acpi: UInt64 = 0xE0000
-    package static let acpiSize: UInt64 = 0x20000
+    package static let acpiSize: UInt64 = 0x1FF00
+    /// Where a processor starts after a reset, in real mode. Linux jumps here to reboot a hardware-reduced machine without
+    /// EFI; the code there resets through the ACPI port.
+    package static let resetVector: UInt64 = 0xFFFF0
+    package static let resetVectorSize: UInt64 = 0x10
     package static let highMemoryStart: UInt64 = 0x100000
 
     // The hole below 4 GiB.
@@ -72,6 +76,7 @@ package enum MachineLayout {
         ("boot setup data", setupData, setupDataSize),
         ("kernel command line", commandLine, commandLineSize),
         ("ACPI tables", acpi, acpiSize),
+        ("reset vector", resetVector, resetVectorSize),
         ("RAM from 1 MiB", highMemoryStart, lowRAMEnd - highMemoryStart),
         ("PCI 32-bit window", pciWindow, pciWindowSize),
         ("PCI ECAM", ecam, ecamSize),
