@@ -9,7 +9,7 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
     // The core and `paravirtual…` belong to the running thread; `signals` is locked.
     let index: Int
     private var core: X86Core!
-    private let bus: any AccessBus
+    private unowned let bus: any AccessBus  // the board owns the machine that owns this
     private let interrupts: any InterruptController
     private let clock: SoftwareClock
     private let identity: ProcessorIdentity

@@ -10,7 +10,7 @@ import Virtualization
         try TestAssets.disk(url, size: 16 << 20)
         let guest = try TestGuest(
             """
-            cat /sys/block/vda/size /sys/block/vda/serial
+            cat /sys/block/vda/size /sys/block/vda/serial; echo
             dd if=/dev/urandom of=/tmp/data bs=1M count=4 2>/dev/null
             dd if=/tmp/data of=/dev/vda bs=64k seek=32 conv=fsync 2>/dev/null
             echo 3 >/proc/sys/vm/drop_caches

@@ -267,13 +267,12 @@ open class VZVirtualMachine: NSObject {
         }
     }
     private func connectPorts(_ machine: Machine) {
-        let descriptors = descriptors
+        let firstConsole = configuration.serialPorts.count
         for (index, console) in consoles.enumerated() {
             for (number, port) in console.ports.ports {
-                port.changed = { [weak machine] attachment in
-                    guard let endpoint = try? attachment?.makeEndpoint() ?? (-1, -1) else { return }
-                    let kept = descriptors?.keep(endpoint) ?? .disconnected
-                    machine?.replaceEndpoint(console: self.configuration.serialPorts.count + index, port: number, kept)
+                port.changed = { [weak machine, weak descriptors] attachment in
+                    guard let descriptors, let endpoint = try? attachment?.makeEndpoint() ?? (-1, -1) else { return }
+                    machine?.replaceEndpoint(console: firstConsole + index, port: number, descriptors.keep(endpoint))
                 }
             }
         }
