@@ -40,6 +40,10 @@ let package = Package(
             cSettings: linux, swiftSettings: settings),
         // Tests.
         .target(name: "CHostRunner"),
+        .testTarget(
+            name: "VirtioDevicesTests", dependencies: ["VirtioDevices", "DiskStorage", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem"],
+            swiftSettings: settings),
+        .testTarget(name: "GuestBootTests", dependencies: ["GuestBoot"], swiftSettings: settings),
         .testTarget(name: "VirtualizationTests", dependencies: ["Virtualization"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "IntegrationTests", dependencies: ["Virtualization"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "X86Tests", dependencies: ["X86", "CX86", "CHostRunner"], swiftSettings: settings),

@@ -163,11 +163,16 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
                 guard state.status & Status.featuresOK == 0, state.driverFeatureSelect < 2 else { return }
                 let shift = UInt64(32 * state.driverFeatureSelect)
                 state.driverFeatures = state.driverFeatures & ~(0xFFFF_FFFF << shift) | (value & 0xFFFF_FFFF) << shift
-            case Common.configMSIXVector: state.configVector = Int(value) <= sizes.count ? UInt16(truncatingIfNeeded: value) : 0xFFFF
+            case Common.configMSIXVector: state.configVector = vector(value)
             case Common.queueSelect: state.queueSelect = UInt16(truncatingIfNeeded: value)
             default: setQueue(&state, offset, value, size: size)
             }
         }
+    }
+    /// A vector of the table, or none (0xFFFF).
+    private func vector(_ value: UInt64) -> UInt16 {
+        let vector = UInt16(truncatingIfNeeded: value)
+        return Int(vector) <= sizes.count ? vector : 0xFFFF
     }
     private func setQueue(_ state: inout State, _ offset: Int, _ value: UInt64, size: Int) {
         let index = Int(state.queueSelect)
@@ -175,7 +180,7 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
         switch offset {
         case Common.queueMSIXVector:
             // The table has a vector for each queue and one for the configuration. § 4.1.5.1.2.
-            state.queues[index].vector = Int(value) <= sizes.count ? UInt16(truncatingIfNeeded: value) : 0xFFFF
+            state.queues[index].vector = vector(value)
         case _ where state.queues[index].enabled: break
         case Common.queueSize:
             let size = UInt16(truncatingIfNeeded: value)
