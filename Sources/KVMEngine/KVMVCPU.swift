@@ -48,6 +48,11 @@ final class KVMVCPU: VirtualCPU, @unchecked Sendable {  // `run` area and regist
 
     func run() -> VCPUExit {
         kick.withLock { $0.thread = pthread_self() }
+        // Threads that descend from a dispatch worker have every signal blocked.
+        var signals = sigset_t()
+        sigemptyset(&signals)
+        sigaddset(&signals, clinux_sigrtmin())
+        pthread_sigmask(SIG_UNBLOCK, &signals, nil)
         defer { kick.withLock { $0.thread = nil } }
         while true {
             let result = clinux_ioctl(fd.fd, KVMRequest.run, 0)
