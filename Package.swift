@@ -40,6 +40,7 @@ let package = Package(
             cSettings: linux, swiftSettings: settings),
         // Tests.
         .target(name: "CHostRunner"),
+        .target(name: "CZydisOracle", linkerSettings: [.linkedLibrary("Zydis")]),
         .testTarget(
             name: "VirtioDevicesTests", dependencies: ["VirtioDevices", "DiskStorage", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem"],
             swiftSettings: settings),
@@ -47,6 +48,6 @@ let package = Package(
         .testTarget(name: "GuestBootTests", dependencies: ["GuestBoot"], swiftSettings: settings),
         .testTarget(name: "VirtualizationTests", dependencies: ["Virtualization"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "IntegrationTests", dependencies: ["Virtualization"], cSettings: linux, swiftSettings: settings),
-        .testTarget(name: "X86Tests", dependencies: ["X86", "CX86", "CHostRunner"], swiftSettings: settings),
+        .testTarget(name: "X86Tests", dependencies: ["X86", "CX86", "CHostRunner", "CZydisOracle"], swiftSettings: settings),
     ]
 )
