@@ -44,6 +44,7 @@ let package = Package(
         .testTarget(
             name: "VirtioDevicesTests", dependencies: ["VirtioDevices", "DiskStorage", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem"],
             swiftSettings: settings),
+        .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),
         .testTarget(name: "RepositoryTests", swiftSettings: settings),
         .testTarget(name: "GuestBootTests", dependencies: ["GuestBoot"], swiftSettings: settings),
         .testTarget(name: "VirtualizationTests", dependencies: ["Virtualization"], cSettings: linux, swiftSettings: settings),

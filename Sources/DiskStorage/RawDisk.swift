@@ -134,7 +134,7 @@ package final class RawDisk: BlockBackend {
         return fdatasync(fileDescriptor) == 0 ? 0 : Glibc.errno
     }
     package func discard(at offset: UInt64, count: UInt64) -> Int32 {
-        let result = clinux_fallocate(fileDescriptor, 3 /* PUNCH_HOLE | KEEP_SIZE */, Int64(offset), Int64(count))
+        let result = clinux_fallocate(fileDescriptor, 3, Int64(offset), Int64(count))  // PUNCH_HOLE, KEEP_SIZE
         // Discard is advice: a file system without holes keeps the bytes.
         return result == 0 || Glibc.errno == EOPNOTSUPP ? 0 : Glibc.errno
     }

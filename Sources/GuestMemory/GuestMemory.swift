@@ -115,6 +115,6 @@ package final class GuestMemory: @unchecked Sendable {  // the mapping is fixed;
 
     /// Gives all pages back to the host; they read as zero afterwards.
     package func clear() {
-        _ = clinux_fallocate(fileDescriptor, 3 /* PUNCH_HOLE | KEEP_SIZE */, 0, Int64(size))
+        _ = clinux_fallocate(fileDescriptor, 3, 0, Int64(size))  // PUNCH_HOLE, KEEP_SIZE
     }
 }

@@ -48,7 +48,7 @@ final class KVMMachine: HypervisorMachine, @unchecked Sendable {  // descriptors
         try? vm.exchange(KVMRequest.irqLine, &line, "set an interrupt line")
     }
     func bindNotify(address: UInt64, eventFileDescriptor: Int32) -> Bool { ioEvent(address, eventFileDescriptor, flags: 0) }
-    func unbindNotify(address: UInt64, eventFileDescriptor: Int32) { _ = ioEvent(address, eventFileDescriptor, flags: 4 /* DEASSIGN */) }
+    func unbindNotify(address: UInt64, eventFileDescriptor: Int32) { _ = ioEvent(address, eventFileDescriptor, flags: 4) }  // DEASSIGN
     private func ioEvent(_ address: UInt64, _ descriptor: Int32, flags: UInt32) -> Bool {
         var event = kvm_ioeventfd()
         event.addr = address

@@ -12,7 +12,7 @@ enum SparseCopy {
         let size = lseek(input, 0, SEEK_END)
         func fail() -> LibraryError { LibraryError("cannot copy \(source.path) to \(target.path): \(String(cString: strerror(errno)))") }
         guard ftruncate(output, size) == 0 else { throw fail() }
-        if ioctl(output, 0x4004_9409 /* FICLONE */, input) == 0 { return }
+        if ioctl(output, 0x4004_9409, input) == 0 { return }  // FICLONE
         var position: off_t = 0
         while position < size {
             let start = lseek(input, position, Int32(SEEK_DATA))

@@ -11,7 +11,9 @@ struct MachineLayoutTests {
     @Test func documentedTableIsPrintedFromTheConstants() throws {
         let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
         let file = root.appendingPathComponent("Documentation/memory-map.md")
-        if ProcessInfo.processInfo.environment["VZ_WRITE_GOLDEN"] != nil { try ("# The board's addresses\n\nPrinted from `MachineLayout`; a test compares.\n\n" + MachineLayout.table()).write(to: file, atomically: true, encoding: .utf8) }
+        if ProcessInfo.processInfo.environment["VZ_WRITE_GOLDEN"] != nil {
+            try ("# The board's addresses\n\nPrinted from `MachineLayout`; a test compares.\n\n" + MachineLayout.table()).write(to: file, atomically: true, encoding: .utf8)
+        }
         #expect(try String(contentsOf: file, encoding: .utf8).hasSuffix(MachineLayout.table()))
     }
     @Test func kernelParserSurvivesRandomDamage() throws {

@@ -88,7 +88,8 @@ import Virtualization
     }
 
     @Test func entropyDeviceGivesRandomBytes() throws {
-        let guest = try TestGuest("cat /sys/class/misc/hw_random/rng_current; dd if=/dev/hwrng bs=64 count=16 2>/dev/null | md5sum; dd if=/dev/hwrng bs=64 count=16 2>/dev/null | md5sum")
+        let guest = try TestGuest(
+            "cat /sys/class/misc/hw_random/rng_current; dd if=/dev/hwrng bs=64 count=16 2>/dev/null | md5sum; dd if=/dev/hwrng bs=64 count=16 2>/dev/null | md5sum")
         try guest.start()
         #expect(guest.waitForStop())
         #expect(guest.transcript.contains("virtio_rng"))

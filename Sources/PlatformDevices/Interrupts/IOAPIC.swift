@@ -42,7 +42,8 @@ struct IOAPICState: Equatable, Sendable {
             entries[pin] = entries[pin] & (~mask | kept) | written
             if entries[pin] & Bit.level == 0 { entries[pin] &= ~Bit.remoteIRR }
             return true
-        case 0x40: endOfInterrupt(UInt8(truncatingIfNeeded: value))
+        case 0x40:
+            endOfInterrupt(UInt8(truncatingIfNeeded: value))
             return true
         default: break
         }

@@ -148,7 +148,11 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
         return size == 8 ? shifted : shifted & 0xFFFF_FFFF
     }
     private static func setHalf(_ target: inout UInt64, _ offset: Int, _ size: Int, _ value: UInt64) {
-        if size == 8 { target = value } else if offset == 0 { target = target & ~0xFFFF_FFFF | value & 0xFFFF_FFFF } else {
+        if size == 8 {
+            target = value
+        } else if offset == 0 {
+            target = target & ~0xFFFF_FFFF | value & 0xFFFF_FFFF
+        } else {
             target = target & 0xFFFF_FFFF | value << 32
         }
     }

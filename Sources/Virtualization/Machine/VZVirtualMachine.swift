@@ -261,7 +261,9 @@ open class VZVirtualMachine: NSObject {
         case .portChanged(let console, let port, let isOpen):
             let index = console - configuration.serialPorts.count
             guard consoles.indices.contains(index), let object = consoles[index].ports[port] else { return }
-            if isOpen { consoles[index].delegate?.consoleDevice(consoles[index], didOpen: object) } else {
+            if isOpen {
+                consoles[index].delegate?.consoleDevice(consoles[index], didOpen: object)
+            } else {
                 consoles[index].delegate?.consoleDevice(consoles[index], didClose: object)
             }
         }
@@ -283,7 +285,7 @@ open class VZVirtualMachine: NSObject {
         queue.async { body.value() }
     }
     /// Runs on the queue: at once when already there.
-    fileprivate func onQueue(_ body: @escaping () -> Void) {
+    func onQueue(_ body: @escaping () -> Void) {
         if isOnQueue { body() } else { later(body) }
     }
     /// Size of the terminal behind hvc0 (Extensions/TerminalSize.swift).

@@ -183,7 +183,9 @@ struct HandlerSelector {
                 op.fn = i.isMemory ? HandlerTables.signExtend32RM[3] : HandlerTables.signExtend32RR[3]
             } else {
                 // Without REX.W it is a plain move of the operand size.
-                if i.isMemory { op.fn = HandlerTables.movRM[sizeIndex] } else {
+                if i.isMemory {
+                    op.fn = HandlerTables.movRM[sizeIndex]
+                } else {
                     swap(&op.reg, &op.rm)
                     op.fn = HandlerTables.movRR[sizeIndex]
                 }

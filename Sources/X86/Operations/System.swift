@@ -348,7 +348,8 @@ enum SystemHandlers {
     static let softwareInterrupt: Handler = { op, s in
         if op.pointee.extra == 1, !overflowFlag(s) { return step(op, s) }
         let core = core(s)
-        core.deliver(vector: UInt8(truncatingIfNeeded: op.pointee.imm), error: nil, software: true, rip: followingRIP(op, s),
+        core.deliver(
+            vector: UInt8(truncatingIfNeeded: op.pointee.imm), error: nil, software: true, rip: followingRIP(op, s),
             instruction: instructionRIP(op, s))
         return 0
     }

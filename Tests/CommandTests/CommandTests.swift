@@ -1,0 +1,96 @@
+import Foundation
+import Testing
+
+/// The built `vz`, as people use it.
+@Suite(.serialized) struct CommandTests {
+    private static let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
+    private static let home = FileManager.default.temporaryDirectory.appendingPathComponent("vz-home-\(getpid())")
+
+    private struct Outcome {
+        var status: Int32
+        var output: String
+        var errors: String
+    }
+    /// - Parameter prompt: the input is sent once the output holds this; at once without it, and then it ends.
+    private func vz(_ arguments: [String], input: String = "", after prompt: String? = nil) throws -> Outcome {
+        let process = Process()
+        process.executableURL = Self.root.appendingPathComponent(".build/release/vz")
+        process.arguments = arguments
+        process.environment = ProcessInfo.processInfo.environment.merging(["VZ_HOME": Self.home.path]) { $1 }
+        let (stdin, stdout, stderr) = (Pipe(), Pipe(), Pipe())
+        process.standardInput = stdin
+        process.standardOutput = stdout
+        process.standardError = stderr
+        try process.run()
+        if prompt == nil {
+            stdin.fileHandleForWriting.write(Data(input.utf8))
+            try stdin.fileHandleForWriting.close()
+        }
+        nonisolated(unsafe) var errors = Data()
+        let reader = Thread { errors = stderr.fileHandleForReading.readDataToEndOfFile() }
+        reader.start()
+        var output = Data()
+        var waiting = prompt
+        while true {
+            let data = stdout.fileHandleForReading.availableData
+            if data.isEmpty { break }
+            output += data
+            if let text = waiting, String(decoding: output, as: UTF8.self).contains(text) {
+                waiting = nil
+                stdin.fileHandleForWriting.write(Data(input.utf8))
+            }
+        }
+        process.waitUntilExit()
+        while !reader.isFinished { usleep(1000) }
+        return Outcome(status: process.terminationStatus, output: String(decoding: output, as: UTF8.self), errors: String(decoding: errors, as: UTF8.self))
+    }
+
+    @Test func helpReachesEveryCommandAndHasExamples() throws {
+        for command in [[], ["run"], ["image"], ["image", "build"], ["image", "list"], ["image", "remove"], ["doctor"]] {
+            let outcome = try vz(command + ["--help"])
+            #expect(outcome.status == 0)
+            #expect(outcome.output.contains("USAGE"))
+        }
+        #expect(try vz(["run", "--help"]).output.contains("EXAMPLES"))
+    }
+    @Test func doctorSaysEngineAndReason() throws {
+        let outcome = try vz(["doctor", "--format", "json"])
+        #expect(outcome.status == 0)
+        let value = try #require(try JSONSerialization.jsonObject(with: Data(outcome.output.utf8)) as? [String: Any])
+        #expect(["kvm", "software"].contains(value["engine"] as? String))
+        #expect((value["reason"] as? String)?.isEmpty == false)
+    }
+    @Test(arguments: [
+        (["run"], "name an image"), (["run", "nosuch"], "no image \"nosuch\""), (["run", "--kernel", "/no/such/file"], "/no/such/file"),
+        (["run", "--kernel", "/etc/hostname", "--engine", "qemu"], "auto, kvm or software"), (["run", "--kernel", "/etc/hostname", "--disk", "/etc"], "directory"),
+        (["run", "--kernel", "/etc/hostname", "--memory", "lots"], "memory"), (["run", "--kernel", "/etc/hostname", "--cpus", "99"], "CPU count"),
+        (["run", "--kernel", "/etc/hostname", "--", "ls"], "needs an image"), (["image", "remove", "nosuch"], "no image"),
+    ])
+    func wrongUseNamesTheThingAndFails(arguments: [String], word: String) throws {
+        let outcome = try vz(arguments)
+        #expect(outcome.status != 0)
+        #expect(outcome.errors.contains(word), "\(outcome.errors)")
+        #expect(outcome.output.isEmpty)
+    }
+
+    /// The image from Debian's packages, once for all that follows; needs root or subordinate ids, and a mirror.
+    @Test func debianImageBuildsBootsAndRunsCommands() throws {
+        defer { try? FileManager.default.removeItem(at: Self.home) }
+        let build = try vz(["image", "build", "debian"])
+        try #require(build.status == 0, "\(build.errors)")
+        #expect(try vz(["image", "list"]).output.contains("Debian 12"))
+
+        let outcome = try vz(
+            ["run", "debian", "--", "uname -s; cat; echo to stderr >&2; systemctl list-units --failed --no-legend --plain; exit 7"], input: "from stdin\n")
+        #expect(outcome.output == "Linux\nfrom stdin\n")
+        #expect(outcome.errors == "to stderr\n")
+        #expect(outcome.status == 7)
+
+        let console = try vz(
+            ["run", "debian", "--memory", "768MiB"], input: "systemctl is-system-running --wait; poweroff\n", after: "root@debian:~#")
+        #expect(console.status == 0)
+        #expect(console.output.contains("running\r\n"), "\(console.output.suffix(2000))")
+        #expect(try FileManager.default.contentsOfDirectory(atPath: Self.home.appendingPathComponent("scratch").path).isEmpty)
+        #expect(try vz(["image", "remove", "debian"]).status == 0)
+    }
+}
