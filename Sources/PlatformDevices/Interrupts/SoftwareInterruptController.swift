@@ -15,6 +15,7 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
         var earliest: UInt64 = .max
     }
     private let state: Mutex<State>
+    private static let shortestPeriod: UInt64 = 50_000
     private let clockBase: UInt64
     private let timerWake: EventFD
     private var timerThread: HostThread?
@@ -343,7 +344,8 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
                 let local = state.local[cpu]
                 if local.timerMode == 1, local.initialCount > 0 {
                     let period = UInt64(local.initialCount) * local.divisor
-                    state.local[cpu].deadline = max(deadline &+ period, time)
+                    // A guest that asks for a tick a nanosecond must not keep a host core busy.
+                    state.local[cpu].deadline = max(deadline &+ period, time &+ Self.shortestPeriod)
                 } else {
                     state.local[cpu].deadline = nil
                     state.local[cpu].tscDeadline = 0
