@@ -164,17 +164,10 @@ package final class Machine: Sendable {
     }
 
     private func powerOn(_ loop: EventLoop, _ running: () -> Void) throws -> Ending {
-        let kernel = try loadFile(description.kernelPath, what: "kernel")
-        let image: KernelImage
-        do throws(KernelError) { image = try KernelImage(kernel) } catch {
-            throw KernelError("cannot start the kernel \(description.kernelPath): \(error)")
-        }
-        let ramdisk = try description.initialRamdiskPath.map { try loadFile($0, what: "initial RAM disk") }
         let board = try Board(
             description, engine: engine, loop: loop, request: { [weak self] in self?.post(.platform($0)) },
             portChanged: { [weak self] in self?.events(.portChanged(console: $0, port: $1, isOpen: $2)) }, debugMark: debugMark)
-        let loader = LinuxLoader(kernel: image, initialRamdisk: ramdisk, commandLine: description.commandLine)
-        let state = try loader.load(into: board.memory, cpuCount: description.cpuCount)
+        let state = try loadGuest(into: board)
         let vcpus = board.machine.vcpus
         try vcpus[0].setState(state)
         let gate = try Gate()
@@ -192,6 +185,20 @@ package final class Machine: Sendable {
         for thread in threads { thread.join() }
         board.shutDown()
         return ending
+    }
+
+    /// In a function of its own, so that the files' bytes are gone when the guest runs.
+    private func loadGuest(into board: Board) throws -> VCPUState {
+        let image: KernelImage
+        do throws(KernelError) { image = try KernelImage(try readKernel()) } catch {
+            throw KernelError("cannot start the kernel \(description.kernelPath): \(error)")
+        }
+        let ramdisk = try description.initialRamdiskPath.map { try loadFile($0, what: "initial RAM disk") }
+        let loader = LinuxLoader(kernel: image, initialRamdisk: ramdisk, commandLine: description.commandLine)
+        return try loader.load(into: board.memory, cpuCount: description.cpuCount)
+    }
+    private func readKernel() throws(KernelError) -> [UInt8] {
+        do { return try loadFile(description.kernelPath, what: "kernel") } catch { throw KernelError("\(error)") }
     }
 
     private func loadFile(_ path: String, what: String) throws -> [UInt8] {
