@@ -36,8 +36,13 @@ open class VZVirtualMachine: NSObject {
         queue.setSpecific(key: Self.queueKey, value: ObjectIdentifier(queue))
     }
     deinit {
-        machine?.stop {}
-        if machine != nil { for attachment in configuration.diskAttachments { attachment.release() } }
+        if let machine {
+            // Disks and descriptors stay claimed until nothing of the machine runs any more.
+            let held = Unchecked((attachments: configuration.diskAttachments, descriptors: descriptors))
+            machine.stop {
+                withExtendedLifetime(held.value.descriptors) { for attachment in held.value.attachments { attachment.release() } }
+            }
+        }
         for observer in observers.values { observer.ended?() }
     }
 
