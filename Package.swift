@@ -40,9 +40,10 @@ let package = Package(
             cSettings: linux, swiftSettings: settings),
         // Tests.
         .target(name: "CHostRunner"),
+        .target(name: "CAllocationCounter"),
         .target(name: "CZydisOracle", linkerSettings: [.linkedLibrary("Zydis")]),
         .testTarget(
-            name: "VirtioDevicesTests", dependencies: ["VirtioDevices", "DiskStorage", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem"],
+            name: "VirtioDevicesTests", dependencies: ["VirtioDevices", "DiskStorage", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem", "CAllocationCounter"],
             swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),
         .testTarget(name: "RepositoryTests", swiftSettings: settings),

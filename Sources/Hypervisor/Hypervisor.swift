@@ -82,12 +82,21 @@ package protocol VirtualCPU: AnyObject, Sendable {
 package protocol HypervisorMachine: AnyObject, Sendable {
     var vcpus: [any VirtualCPU] { get }
     func signal(_ message: MSIMessage)
+    /// A way to raise one message with an eventfd (irqfd); nil when the engine has none and `signal` is the way.
+    func makeMessageRoute() -> (any MessageRoute)?
     /// Drives an input of the I/O interrupt controller.
     func setLine(_ gsi: UInt32, level: Bool)
     /// Asks that a 16-bit write to `address` signals `eventFileDescriptor` without an exit; false when the engine calls the
     /// bus instead.
     func bindNotify(address: UInt64, eventFileDescriptor: Int32) -> Bool
     func unbindNotify(address: UInt64, eventFileDescriptor: Int32)
+}
+
+/// One message-signalled interrupt that an eventfd raises. Any thread; `set` belongs to one at a time.
+package protocol MessageRoute: AnyObject, Sendable {
+    /// What `signal` raises from now on; false when the engine refuses it.
+    func set(_ message: MSIMessage) -> Bool
+    func signal()
 }
 
 /// A way to run virtual machines.

@@ -20,6 +20,8 @@ enum KVMRequest {
     static let setIdentityMapAddress = write(0x48, UInt64.self)
     static let createIRQChip = none(0x60)
     static let irqLine = write(0x61, kvm_irq_level.self)
+    static let setGSIRouting = make(1, 0x6A, 8)  // the head of kvm_irq_routing
+    static let irqFD = write(0x76, kvm_irqfd.self)
     static let ioEventFD = write(0x79, kvm_ioeventfd.self)
     static let run = none(0x80)
     static let getRegisters = read(0x81, kvm_regs.self)
@@ -34,7 +36,8 @@ enum KVMRequest {
 /// Capabilities we cannot do without, with their names for error messages.
 enum KVMCapability {
     static let required: [(number: UInt, name: String)] = [
-        (0, "KVM_CAP_IRQCHIP"), (3, "KVM_CAP_USER_MEMORY"), (7, "KVM_CAP_EXT_CPUID"), (36, "KVM_CAP_IOEVENTFD"), (77, "KVM_CAP_SIGNAL_MSI"),
+        (0, "KVM_CAP_IRQCHIP"), (3, "KVM_CAP_USER_MEMORY"), (7, "KVM_CAP_EXT_CPUID"), (25, "KVM_CAP_IRQ_ROUTING"), (32, "KVM_CAP_IRQFD"),
+        (36, "KVM_CAP_IOEVENTFD"), (77, "KVM_CAP_SIGNAL_MSI"),
         (136, "KVM_CAP_IMMEDIATE_EXIT"),
     ]
     static let tscDeadlineTimer: UInt = 72

@@ -9,11 +9,13 @@ final class KVMMachine: HypervisorMachine, @unchecked Sendable {  // descriptors
     private let vm: KVMDescriptor
     private let memory: GuestMemory
     private let processors: [KVMVCPU]
+    private let routes: KVMInterruptRoutes
     var vcpus: [any VirtualCPU] { processors }
 
     init(system: KVMDescriptor, memory: GuestMemory, vcpuCount: Int, bus: any AccessBus) throws {
         self.memory = memory
         vm = KVMDescriptor(Int32(try system.call(KVMRequest.createVM, 0, "create a KVM machine")))
+        routes = KVMInterruptRoutes(vm: vm)
         // Pages below the end of the 32-bit space that Intel processors need for real mode.
         try vm.call(KVMRequest.setTSSAddress, 0xFFFB_D000, "set KVM's TSS address")
         var identity: UInt64 = 0xFFFB_C000
@@ -41,6 +43,7 @@ final class KVMMachine: HypervisorMachine, @unchecked Sendable {  // descriptors
         msi.data = message.data
         try? vm.exchange(KVMRequest.signalMSI, &msi, "signal an interrupt")
     }
+    func makeMessageRoute() -> (any MessageRoute)? { routes.makeRoute() }
     func setLine(_ gsi: UInt32, level: Bool) {
         var line = kvm_irq_level()
         line.irq = gsi

@@ -39,6 +39,7 @@ final class SoftwareMachine: HypervisorMachine {
 
     var vcpus: [any VirtualCPU] { processors }
     func signal(_ message: MSIMessage) { interrupts.signal(message) }
+    func makeMessageRoute() -> (any MessageRoute)? { nil }
     func setLine(_ gsi: UInt32, level: Bool) { interrupts.setLine(gsi, level: level) }
     func bindNotify(address: UInt64, eventFileDescriptor: Int32) -> Bool { false }
     func unbindNotify(address: UInt64, eventFileDescriptor: Int32) {}

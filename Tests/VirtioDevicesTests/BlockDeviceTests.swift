@@ -1,6 +1,9 @@
+import CAllocationCounter
 import DiskStorage
 import Foundation
 import GuestMemory
+import LinuxSystem
+import PlatformDevices
 import Testing
 import VirtioDevices
 
@@ -108,5 +111,39 @@ import VirtioDevices
             #expect(driver.waitForUsed(1))
             #expect(driver.usedLength(0) == 0)
         }
+    }
+
+    /// Popping, reading or writing, completing, MSI-X and the software interrupt controller: nothing of it allocates.
+    @Test func requestsAllocateNothingInSteadyState() throws {
+        try withDevice { driver, _ in
+            let controller = try SoftwareInterruptController(cpuCount: 2, clockBase: 0)
+            defer { controller.stop() }
+            controller.connect(0) { _ in }
+            _ = controller.memoryWrite(0, 0xFEE0_00F0, 0x1FF)
+            driver.machine.controller = controller
+            driver.enableMSIX()
+            var used: UInt16 = 0
+            func run(_ count: Int) throws {
+                for index in 0..<count {
+                    used &+= 1
+                    let middle: FakeDriver.Descriptor = index % 2 == 0 ? .writable(Self.data, 4096) : .readable(Self.data, 4096)
+                    try check(request(driver, kind: UInt32(index % 2), sector: UInt64(index % 8), [middle], used: used) == 0)
+                }
+            }
+            try run(50)
+            try #require(try countsAllocations())
+            let before = driver.machine.interrupts
+            allocation_count_begin("vz-block")
+            try run(500)
+            let allocations = allocation_count_end()
+            #expect(driver.machine.interrupts > before)
+            #expect(allocations == 0)
+        }
+    }
+    /// The counter sees what a thread of that name allocates.
+    private func countsAllocations() throws -> Bool {
+        allocation_count_begin("vz-block")
+        try HostThread(name: "vz-block-probe") { _ = [UInt8](repeating: 1, count: Int.random(in: 1000...2000)) }.join()
+        return allocation_count_end() > 0
     }
 }

@@ -10,8 +10,14 @@ final class FakeDriver {
     /// Takes the interrupts.
     final class Machine: HypervisorMachine, @unchecked Sendable {  // only the count changes, under the driver's polling
         nonisolated(unsafe) var interrupts = 0
+        /// Where messages go beyond being counted.
+        nonisolated(unsafe) var controller: (any InterruptController)?
         var vcpus: [any VirtualCPU] { [] }
-        func signal(_ message: MSIMessage) { interrupts += 1 }
+        func signal(_ message: MSIMessage) {
+            interrupts += 1
+            controller?.signal(message)
+        }
+        func makeMessageRoute() -> (any MessageRoute)? { nil }
         func setLine(_ gsi: UInt32, level: Bool) {}
         func bindNotify(address: UInt64, eventFileDescriptor: Int32) -> Bool { false }
         func unbindNotify(address: UInt64, eventFileDescriptor: Int32) {}
@@ -87,6 +93,17 @@ final class FakeDriver {
         available[queue] &+= skip
         try? memory.store(available[queue], at: Self.availableRing(queue) + 2)
         transport.barWrite(0x3000 + UInt64(queue) * 4, UInt64(queue), size: 2)
+    }
+    /// Turns MSI-X on, with all vectors as vector 0x40 of processor 0. PCI Local Bus 3.0 § 6.8.2.
+    func enableMSIX() {
+        guard let msix = transport.function.msix else { return }
+        for vector in 0..<msix.count {
+            msix.tableWrite(vector * 16, 0xFEE0_0000, size: 8)
+            msix.tableWrite(vector * 16 + 8, 0x40, size: 8)
+        }
+        var capability = transport.function.configRead(0x34, size: 1)
+        while transport.function.configRead(Int(capability), size: 1) != 0x11 { capability = transport.function.configRead(Int(capability) + 1, size: 1) }
+        transport.function.configWrite(Int(capability) + 2, 0x8000, size: 2)
     }
     func usedIndex(_ queue: Int = 0) -> UInt16 { (try? memory.load(Self.usedRing(queue) + 2)) ?? 0 }
     func usedLength(_ slot: Int, queue: Int = 0) -> UInt32 { (try? memory.load(Self.usedRing(queue) + 8 + UInt64(slot) * 8)) ?? 0 }

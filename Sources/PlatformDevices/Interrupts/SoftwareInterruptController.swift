@@ -42,19 +42,41 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
     }
 
     /// Runs `body` under the lock, then makes the calls it collected outside of it.
-    private func update<R: Sendable>(_ body: (inout State, inout [(@Sendable (InterruptEvent) -> Void, InterruptEvent)]) -> R) -> R {
+    private func update<R: Sendable>(_ body: (inout State, inout Calls) -> R) -> R {
         var wakeTimer = false
-        var calls: [(@Sendable (InterruptEvent) -> Void, InterruptEvent)] = []
+        var calls = Calls()
         let result = state.withLock { state -> R in
             let result = body(&state, &calls)
-            let earliest = state.local.reduce(UInt64.max) { min($0, $1.deadline ?? .max) }
+            var earliest = UInt64.max
+            for cpu in state.local.indices { earliest = min(earliest, state.local[cpu].deadline ?? .max) }
             wakeTimer = earliest < state.earliest
             state.earliest = earliest
             return result
         }
         if wakeTimer { timerWake.signal() }
-        for (call, event) in calls { call(event) }
+        if !calls.isEmpty { make(calls) }
         return result
+    }
+    private func make(_ calls: Calls) {
+        forEach(calls.initialize) { $0(.initialize) }
+        forEach(calls.startup) { $0(.startup(page: calls.page)) }
+        forEach(calls.interrupt) { $0(.interrupt) }
+    }
+    private func forEach(_ processors: UInt64, _ body: (@Sendable (InterruptEvent) -> Void) -> Void) {
+        var left = processors
+        while left != 0 {
+            let cpu = left.trailingZeroBitCount
+            left &= left - 1
+            if let notify = state.withLock({ $0.notify[cpu] }) { body(notify) }
+        }
+    }
+    /// Who has to be told of what when the lock is released, a bit a processor: no allocation for a message.
+    private struct Calls {
+        var interrupt: UInt64 = 0
+        var initialize: UInt64 = 0
+        var startup: UInt64 = 0
+        var page: UInt8 = 0
+        var isEmpty: Bool { interrupt | initialize | startup == 0 }
     }
 
     // MARK: delivery to processors
@@ -76,10 +98,8 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
         }
     }
 
-    private typealias Calls = [(@Sendable (InterruptEvent) -> Void, InterruptEvent)]
-
     private static func poke(_ state: inout State, _ cpu: Int, _ calls: inout Calls) {
-        if state.local[cpu].deliverable != nil, let notify = state.notify[cpu] { calls.append((notify, .interrupt)) }
+        if state.local[cpu].deliverable != nil { calls.interrupt |= 1 << UInt64(cpu) }
     }
     private static func request(_ state: inout State, _ cpu: Int, _ vector: UInt8, level: Bool, _ calls: inout Calls) {
         guard vector >= 16 else { return }
@@ -93,15 +113,18 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
         _ state: inout State, destination: UInt32, logical: Bool, mode: UInt32, vector: UInt8, level: Bool, from source: Int?,
         _ calls: inout Calls
     ) {
-        var targets = state.local.indices.filter { matches(state.local[$0], destination, logical: logical) }
-        if mode == 1, targets.count > 1 { targets = [targets[0]] }  // lowest priority: any one will do
-        for cpu in targets { send(&state, cpu, mode: mode, vector: vector, level: level, &calls) }
+        for cpu in state.local.indices where matches(state.local[cpu], destination, logical: logical) {
+            send(&state, cpu, mode: mode, vector: vector, level: level, &calls)
+            if mode == 1 { return }  // lowest priority: any one will do
+        }
     }
     private static func send(_ state: inout State, _ cpu: Int, mode: UInt32, vector: UInt8, level: Bool, _ calls: inout Calls) {
         switch mode {
         case 0, 1: request(&state, cpu, vector, level: level, &calls)
-        case 5: if let notify = state.notify[cpu] { calls.append((notify, .initialize)) }
-        case 6: if let notify = state.notify[cpu] { calls.append((notify, .startup(page: vector))) }
+        case 5: calls.initialize |= 1 << UInt64(cpu)
+        case 6:
+            calls.startup |= 1 << UInt64(cpu)
+            calls.page = vector
         default: break  // SMI and NMI: nobody here raises them
         }
     }

@@ -1,6 +1,18 @@
 import Hypervisor
 import Synchronization
 
+/// Where the messages of an MSI-X table go.
+package struct MSIXSink: Sendable {
+    package var send: @Sendable (MSIMessage) -> Void = { _ in }
+    package var makeRoute: @Sendable () -> (any MessageRoute)? = { nil }
+    package init() {}
+    /// Messages for `machine`, which the sink does not keep alive.
+    package init(_ machine: any HypervisorMachine) {
+        send = { [weak machine] in machine?.signal($0) }
+        makeRoute = { [weak machine] in machine?.makeMessageRoute() }
+    }
+}
+
 /// An MSI-X table with its pending bits. PCI Local Bus 3.0 § 6.8.2. Any thread.
 package final class MSIX: Sendable {
     private struct Entry {
@@ -8,6 +20,9 @@ package final class MSIX: Sendable {
         var data: UInt32 = 0
         var control: UInt32 = 1
         var pending = false
+        /// The engine's way for this vector, and what it raises now.
+        var route: (any MessageRoute)?
+        var routed: MSIMessage?
     }
     private struct State {
         var entries: [Entry]
@@ -15,27 +30,40 @@ package final class MSIX: Sendable {
         var masked = false
     }
     private let state: Mutex<State>
-    private let send: @Sendable (MSIMessage) -> Void
+    private let sink: MSIXSink
     package let count: Int
 
-    init(count: Int, send: @escaping @Sendable (MSIMessage) -> Void) {
+    init(count: Int, sink: MSIXSink) {
         self.count = count
-        self.send = send
+        self.sink = sink
         state = Mutex(State(entries: Array(repeating: Entry(), count: count)))
     }
 
     /// Raises a vector, or remembers it while it is masked. Vectors beyond the table are nobody's.
     package func signal(_ vector: UInt16) {
         let message: MSIMessage? = state.withLock { state in
-            guard Int(vector) < state.entries.count, state.enabled else { return nil }
-            if state.masked || state.entries[Int(vector)].control & 1 != 0 {
-                state.entries[Int(vector)].pending = true
+            let index = Int(vector)
+            guard index < state.entries.count, state.enabled else { return nil }
+            if state.masked || state.entries[index].control & 1 != 0 {
+                state.entries[index].pending = true
                 return nil
             }
-            let entry = state.entries[Int(vector)]
-            return MSIMessage(address: entry.address, data: entry.data)
+            let message = MSIMessage(address: state.entries[index].address, data: state.entries[index].data)
+            if let route = route(&state.entries[index], message) {
+                route.signal()
+                return nil
+            }
+            return message
         }
-        if let message { send(message) }
+        if let message { sink.send(message) }
+    }
+    /// The vector's route, set to `message`; nil when the engine has none for it.
+    private func route(_ entry: inout Entry, _ message: MSIMessage) -> (any MessageRoute)? {
+        if entry.routed == message { return entry.route }
+        if entry.routed == nil { entry.route = sink.makeRoute() }
+        entry.routed = message
+        if entry.route?.set(message) == false { entry.route = nil }
+        return entry.route
     }
 
     func setControl(enabled: Bool, masked: Bool) {
@@ -44,7 +72,7 @@ package final class MSIX: Sendable {
             state.masked = masked
             return Self.takeUnmasked(&state)
         }
-        for message in due { send(message) }
+        for message in due { sink.send(message) }
     }
     private static func takeUnmasked(_ state: inout State) -> [MSIMessage] {
         guard state.enabled, !state.masked else { return [] }
@@ -91,7 +119,7 @@ package final class MSIX: Sendable {
             }
             return Self.takeUnmasked(&state)
         }
-        for message in due { send(message) }
+        for message in due { sink.send(message) }
     }
     package func pendingRead(_ offset: Int) -> UInt64 {
         state.withLock { state in

@@ -41,7 +41,7 @@ package final class PCIFunction: @unchecked Sendable {  // bytes under the lock;
     ///   - msixVectors: size of the MSI-X table, which stands at `msixTableOffset` in BAR 0, the pending bits 2 KiB behind.
     package init(
         vendor: UInt16, device: UInt16, classCode: UInt32, revision: UInt8, subsystemVendor: UInt16 = 0, subsystem: UInt16 = 0,
-        barSize: UInt64 = 0, msixVectors: Int = 0, msixTableOffset: UInt32 = 0, send: @escaping @Sendable (MSIMessage) -> Void = { _ in }
+        barSize: UInt64 = 0, msixVectors: Int = 0, msixTableOffset: UInt32 = 0, sink: MSIXSink = MSIXSink()
     ) {
         var space = Space()
         func put(_ offset: Int, _ value: UInt64, _ count: Int) {
@@ -74,7 +74,7 @@ package final class PCIFunction: @unchecked Sendable {  // bytes under the lock;
             space.mask[capability + 3] = 0xC0
         }
         msixCapability = capability
-        msix = msixVectors > 0 ? MSIX(count: msixVectors, send: send) : nil
+        msix = msixVectors > 0 ? MSIX(count: msixVectors, sink: sink) : nil
         self.space = Mutex(space)
     }
 

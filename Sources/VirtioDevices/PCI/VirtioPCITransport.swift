@@ -71,7 +71,7 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
         function = PCIFunction(
             vendor: 0x1AF4, device: 0x1040 + device.deviceType, classCode: device.pciClass, revision: 1, subsystemVendor: 0x1AF4,
             subsystem: 0x1040 + device.deviceType, barSize: Window.size, msixVectors: sizes.count + 1,
-            msixTableOffset: UInt32(Window.msix), send: { [weak machine] in machine?.signal($0) })
+            msixTableOffset: UInt32(Window.msix), sink: MSIXSink(machine))
         addCapability(type: 1, Window.common, 0x38)
         addCapability(type: 2, Window.notify, UInt64(sizes.count) * 4, extra: [4, 0, 0, 0])
         addCapability(type: 3, Window.isr, 4)

@@ -1,0 +1,38 @@
+// Reads and writes a disk past the page cache; run by Benchmarks/run block in the guest.
+// usage: block DEVICE     prints "NAME OPERATIONS NANOSECONDS BYTES" a pattern.
+#define _GNU_SOURCE
+#include <fcntl.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <time.h>
+#include <unistd.h>
+
+static uint64_t now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return t.tv_sec * 1000000000ull + t.tv_nsec;
+}
+int main(int argc, char **argv) {
+    int fd = open(argc > 1 ? argv[1] : "/dev/vda", O_RDWR | O_DIRECT);
+    if (fd < 0) { perror("open"); return 1; }
+    off_t size = lseek(fd, 0, SEEK_END);
+    char *buffer = aligned_alloc(4096, 1 << 20);
+    for (int i = 0; i < 1 << 20; i++) buffer[i] = i * 31;
+    static const struct { const char *name; int write, random, block, count; } patterns[] = {
+        {"sequential-write", 1, 0, 1 << 20, 64}, {"sequential-read", 0, 0, 1 << 20, 64}, {"random-write", 1, 1, 4096, 2000}, {"random-read", 0, 1, 4096, 2000},
+    };
+    for (int p = 0; p < 4; p++) {
+        uint32_t seed = 7;
+        uint64_t begin = now();
+        for (int i = 0; i < patterns[p].count; i++) {
+            seed = seed * 1664525u + 1013904223u;
+            off_t at = patterns[p].random ? (off_t)(seed % (size / patterns[p].block)) * patterns[p].block : (off_t)i * patterns[p].block % size;
+            ssize_t done = patterns[p].write ? pwrite(fd, buffer, patterns[p].block, at) : pread(fd, buffer, patterns[p].block, at);
+            if (done != patterns[p].block) { perror(patterns[p].name); return 1; }
+        }
+        if (patterns[p].write) fsync(fd);
+        printf("%s %d %llu %d\n", patterns[p].name, patterns[p].count, (unsigned long long)(now() - begin), patterns[p].block);
+        fflush(stdout);
+    }
+}
