@@ -53,3 +53,5 @@ long ccompression_unlz4(const void *source, long count, void *target, long capac
   }
   return done > 0 ? done : -1;
 }
+unsigned long ccompression_crc64(const void *source, long count) { return count > 0 ? lzma_crc64(source, (size_t)count, 0) : 0; }
+unsigned int ccompression_crc32(const void *source, long count) { return count > 0 ? lzma_crc32(source, (size_t)count, 0) : 0; }

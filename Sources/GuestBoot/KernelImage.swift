@@ -35,7 +35,8 @@ package struct KernelImage: Sendable {
     package private(set) var maximumCommandLineLength = 2047
     package private(set) var highestInitialRamdiskAddress: UInt64 = 0x7FFF_FFFF
 
-    package init(_ file: [UInt8]) throws(KernelError) {
+    /// - Parameter cache: where kernels that are slow to unpack are kept.
+    package init(_ file: [UInt8], cache: KernelCache? = nil) throws(KernelError) {
         let reader = ByteReader(bytes: file)
         if file.isEmpty { throw KernelError("the file is empty") }
         if reader.value(0, UInt32.self) == 0x464C_457F {
@@ -46,10 +47,10 @@ package struct KernelImage: Sendable {
         guard reader.value(0x202, UInt32.self) == 0x5372_6448 else {
             throw KernelError(file.count < 0x206 ? "it is too short for a Linux kernel" : "it is neither a Linux bzImage nor an ELF kernel")
         }
-        try parseBzImage(file, reader)
+        try parseBzImage(file, reader, cache)
     }
 
-    private mutating func parseBzImage(_ file: [UInt8], _ reader: ByteReader) throws(KernelError) {
+    private mutating func parseBzImage(_ file: [UInt8], _ reader: ByteReader, _ cache: KernelCache?) throws(KernelError) {
         guard let version = reader.value(0x206, UInt16.self), version >= 0x20C,
             let flags = reader.value(0x236, UInt16.self), let setupSectors = reader.value(0x1F1, UInt8.self),
             let protectedSize = reader.value(0x1F4, UInt32.self), let payloadOffset = reader.value(0x248, UInt32.self),
@@ -73,7 +74,7 @@ package struct KernelImage: Sendable {
         guard let unpackedSize = reader.value(payload + Int(payloadLength) - 4, UInt32.self), unpackedSize < 1 << 30 else {
             throw KernelError("its payload is damaged")
         }
-        let unpacked = try Self.decompress(Array(file[payload..<payload + Int(payloadLength)]), size: Int(unpackedSize))
+        let unpacked = try Self.unpack(Array(file[payload..<payload + Int(payloadLength)]), size: Int(unpackedSize), cache)
         if let unpacked {
             try parseELF(unpacked)
         } else {
@@ -82,6 +83,16 @@ package struct KernelImage: Sendable {
             segments = [Segment(address: 0x100000, fileRange: start..<file.count, memorySize: UInt64(file.count - start))]
             entry = 0x100200
         }
+    }
+
+    /// Gzip and XZ are slower to unpack than the cache is to read; LZ4 and Zstandard are not.
+    private static func unpack(_ payload: [UInt8], size: Int, _ cache: KernelCache?) throws(KernelError) -> [UInt8]? {
+        guard let cache, payload[0] == 0x1F || payload[0] == 0xFD else { return try decompress(payload, size: size) }
+        let key = payload.withUnsafeBytes { KernelCache.key($0) }
+        if let kept = cache.load(key, size: size) { return kept }
+        let unpacked = try decompress(payload, size: size)
+        if let unpacked { cache.store(key, unpacked) }
+        return unpacked
     }
 
     /// nil for a compression we do not know: the kernel's own code will do it in the guest.

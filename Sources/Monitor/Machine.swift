@@ -190,7 +190,7 @@ package final class Machine: Sendable {
     /// In a function of its own, so that the files' bytes are gone when the guest runs.
     private func loadGuest(into board: Board) throws -> VCPUState {
         let image: KernelImage
-        do throws(KernelError) { image = try KernelImage(try readKernel()) } catch {
+        do throws(KernelError) { image = try KernelImage(try readKernel(), cache: .standard) } catch {
             throw KernelError("cannot start the kernel \(description.kernelPath): \(error)")
         }
         let ramdisk = try description.initialRamdiskPath.map { try loadFile($0, what: "initial RAM disk") }

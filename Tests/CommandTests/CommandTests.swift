@@ -73,6 +73,59 @@ import Testing
         #expect(outcome.output.isEmpty)
     }
 
+    private func assets() throws -> String {
+        let process = Process()
+        process.executableURL = Self.root.appendingPathComponent("Scripts/test-assets")
+        let output = Pipe()
+        process.standardOutput = output
+        try process.run()
+        let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        return text.trimmingCharacters(in: .whitespacesAndNewlines)
+    }
+    private func busybox(_ script: String, _ more: [String]) throws -> [String] {
+        let assets = try assets()
+        let arguments = "console=hvc0 quiet panic=-1 run=" + Data(script.utf8).base64EncodedString()
+        return ["run", "--kernel", assets + "/vmlinuz", "--initrd", assets + "/initrd", "--cmdline", arguments] + more
+    }
+
+    @Test func consoleGoesToAFile() throws {
+        let file = FileManager.default.temporaryDirectory.appendingPathComponent("vz-console-\(getpid())")
+        defer { try? FileManager.default.removeItem(at: file) }
+        let outcome = try vz(try busybox("echo to-the-file", ["--console", file.path]))
+        #expect(outcome.status == 0)
+        #expect(outcome.output.isEmpty)
+        #expect(try String(contentsOf: file, encoding: .utf8).contains("to-the-file"))
+    }
+    @Test func consoleIsAPseudoTerminal() throws {
+        let process = Process()
+        process.executableURL = Self.root.appendingPathComponent(".build/release/vz")
+        process.arguments = try busybox("read line; echo got-$line", ["--console", "pty"])
+        let errors = Pipe()
+        process.standardError = errors
+        try process.run()
+        defer { process.terminate() }
+        let said = String(decoding: errors.fileHandleForReading.availableData, as: UTF8.self)
+        let path = try #require(said.split(whereSeparator: \.isWhitespace).last.map(String.init))
+        let fd = open(path, O_RDWR | O_NOCTTY)
+        try #require(fd >= 0, "\(said)")
+        defer { close(fd) }
+        var text = ""
+        var sent = false
+        var buffer = [UInt8](repeating: 0, count: 4096)
+        while !text.contains("got-hello") {
+            let count = read(fd, &buffer, buffer.count)
+            try #require(count > 0, "\(text)")
+            text += String(decoding: buffer.prefix(count), as: UTF8.self)
+            if !sent, text.contains("INIT-REACHED") {
+                sent = true
+                try #require(write(fd, "hello\n", 6) == 6)
+            }
+        }
+        process.waitUntilExit()
+        #expect(process.terminationStatus == 0)
+    }
+
     /// The image from Debian's packages, once for all that follows; needs root or subordinate ids, and a mirror.
     @Test func debianImageBuildsBootsAndRunsCommands() throws {
         defer { try? FileManager.default.removeItem(at: Self.home) }
