@@ -45,6 +45,7 @@ let package = Package(
         .testTarget(
             name: "VirtioDevicesTests", dependencies: ["VirtioDevices", "DiskStorage", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem", "CAllocationCounter"],
             swiftSettings: settings),
+        .testTarget(name: "PlatformDevicesTests", dependencies: ["PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),
         .testTarget(name: "RepositoryTests", swiftSettings: settings),
         .testTarget(name: "GuestBootTests", dependencies: ["GuestBoot"], swiftSettings: settings),

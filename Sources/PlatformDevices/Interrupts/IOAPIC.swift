@@ -22,7 +22,7 @@ struct IOAPICState: Equatable, Sendable {
             switch index {
             case 1: return UInt32(Self.pinCount - 1) << 16 | 0x20
             case 0x10..<0x10 + UInt32(Self.pinCount) * 2:
-                return UInt32(truncatingIfNeeded: entries[Int(index - 0x10) / 2] >> UInt64(index & 1) * 32)
+                return UInt32(truncatingIfNeeded: entries[Int(index - 0x10) / 2] >> (UInt64(index & 1) * 32))
             default: return 0
             }
         default: return 0

@@ -63,7 +63,7 @@ struct VectorSet: Equatable, Sendable {
         return nil
     }
     /// The 32 bits that register `index` of the eight shows.
-    func register(_ index: Int) -> UInt32 { UInt32(truncatingIfNeeded: self[word: index / 2] >> UInt64(index & 1) * 32) }
+    func register(_ index: Int) -> UInt32 { UInt32(truncatingIfNeeded: self[word: index / 2] >> (UInt64(index & 1) * 32)) }
 }
 
 /// One local APIC's registers. Intel SDM vol. 3 chapter 10.

@@ -73,8 +73,9 @@ package final class PCIHost: Sendable {
         guard let function = state.withLock({ $0.functions[slot] }) else { return }
         if function.configWrite(offset, value, size: min(size, 4)), function.barSize > 0 {
             let base = function.barAddress
-            let window = base..<(base &+ function.barSize)
-            state.withLock { $0.windows[slot] = function.isMemoryEnabled && !window.isEmpty ? window : nil }
+            // A guest may put it anywhere, at the very end of the address space too.
+            let (end, wraps) = base.addingReportingOverflow(function.barSize)
+            state.withLock { $0.windows[slot] = function.isMemoryEnabled && !wraps ? base..<end : nil }
             (function.bar as? any PCIBarRelocation)?.barMoved(to: function.isMemoryEnabled ? base : nil)
         }
     }

@@ -145,6 +145,14 @@ enum GPR {
     return hostPointer(entry, linear)
 }
 
+/// Runs code that is not the guest's: the guest's MXCSR is live in the host's, and even a Dictionary computes with Double.
+@inline(__always) func outside<R>(_ body: () -> R) -> R {
+    let guest = cx_stmxcsr()
+    cx_ldmxcsr(0x1F80)
+    defer { cx_ldmxcsr(guest) }
+    return body()
+}
+
 // MARK: control flow
 
 @inline(__always) func instructionRIP(_ op: Op, _ s: CPU) -> UInt64 {

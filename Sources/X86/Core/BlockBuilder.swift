@@ -806,18 +806,16 @@ struct HandlerSelector {
         case 0xD9:
             switch group {
             case 2: return rm == 0
-            case 3: return false
             case 4: return rm == 0 || rm == 1 || rm == 4 || rm == 5
             case 5: return rm != 7
             default: return true
             }
         case 0xDA: return group < 4 || (group == 5 && rm == 1)
         case 0xDB: return group < 4 || group == 5 || group == 6 || (group == 4 && (rm == 2 || rm == 3))
-        case 0xDC: return group < 2 || group >= 4
-        case 0xDD: return group == 0 || (2...5).contains(group)
-        case 0xDE: return group < 2 || group >= 4 || (group == 3 && rm == 1)
-        case 0xDF: return (group == 4 && rm == 0) || group == 5 || group == 6
-        default: return true
+        case 0xDD: return group < 6
+        case 0xDE: return group != 3 || rm == 1
+        case 0xDF: return group < 4 || (group == 4 && rm == 0) || group == 5 || group == 6
+        default: return true  // with the undocumented doubles of FCOM, FXCH and FSTP that processors have
         }
     }
 }

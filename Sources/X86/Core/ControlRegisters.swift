@@ -32,7 +32,7 @@ extension X86Core {
         case MSR.fsBase: return s.pointee.seg.4.base
         case MSR.gsBase: return s.pointee.seg.5.base
         case MSR.kernelGSBase: return s.pointee.kernel_gs_base
-        default: return environment.readMSR(index)
+        default: return outside { environment.readMSR(index) }
         }
     }
 
@@ -62,7 +62,7 @@ extension X86Core {
             s.pointee.seg.5.base = value
             refreshBase(SegmentRegister.gs)
         case MSR.kernelGSBase: s.pointee.kernel_gs_base = value
-        default: return environment.writeMSR(index, value)
+        default: return outside { environment.writeMSR(index, value) }
         }
         return true
     }

@@ -15,14 +15,13 @@ extension X86Core {
 
     /// A fault while delivering: double fault for two contributory ones, shutdown after that. SDM vol. 3 table 6-5.
     private func escalate(from first: UInt8, to second: SegmentFault, _ rip: UInt64, software: Bool) {
-        let contributory: Set<UInt8> = [0, 10, 11, 12, 13]
         if first == Vector.doubleFault {
             state.pointee.exit_reason = ExitReason.shutdown
             return
         }
         let double =
-            !software && (contributory.contains(first) && contributory.contains(second.vector))
-            || (!software && first == Vector.pageFault && (contributory.contains(second.vector) || second.vector == Vector.pageFault))
+            !software && isContributory(second.vector) && (isContributory(first) || first == Vector.pageFault)
+            || !software && first == Vector.pageFault && second.vector == Vector.pageFault
         trace?(second.vector, rip, second.error)
         if double {
             deliver(vector: Vector.doubleFault, error: 0, software: false, rip: rip)
@@ -30,6 +29,9 @@ extension X86Core {
             deliver(vector: second.vector, error: second.error, software: false, rip: rip)
         }
     }
+
+    /// No Set: its hashing computes with Double, and MXCSR holds the guest's exception flags while it runs.
+    private func isContributory(_ vector: UInt8) -> Bool { vector == 0 || (10...13).contains(vector) }
 
     private func enter(_ vector: UInt8, _ error: UInt64?, software: Bool, _ rip: UInt64) throws(SegmentFault) {
         let s = state

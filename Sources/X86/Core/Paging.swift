@@ -194,12 +194,7 @@ extension X86Core {
     /// The page behind a linear address, entered into the TLB when it is RAM. nil: a fault was raised.
     func fill(_ op: Op, _ linear: UInt64, _ access: Access) -> (gpa: UInt64, host: UnsafeMutableRawPointer?)? {
         let s = state
-        if s.pointee.mode == 2 {
-            guard isCanonical(linear) else {
-                _ = raise(op, s, Vector.generalProtection, 0)
-                return nil
-            }
-        }
+        guard checkCanonical(op, linear) else { return nil }
         switch translate(linear, access, user: s.pointee.cpl == 3) {
         case .fault(let code):
             s.pointee.cr2 = linear
@@ -218,12 +213,21 @@ extension X86Core {
         }
     }
 
+    /// Whether an address is canonical; a fault was raised when not.
+    func checkCanonical(_ op: Op, _ linear: UInt64) -> Bool {
+        guard state.pointee.mode == 2, !isCanonical(linear) else { return true }
+        let stack = op.pointee.seg == UInt8(SegmentRegister.ss) * 8
+        _ = raise(op, state, stack ? Vector.stackFault : Vector.generalProtection, 0)
+        return false
+    }
     private func cut(_ linear: UInt64) -> UInt64 { state.pointee.mode == 2 ? linear : linear & 0xFFFF_FFFF }
 
     func load(_ op: Op, _ address: UInt64, _ size: Int, _ access: Access) -> UInt64 {
         let linear = cut(address)
         let inPage = 4096 - Int(linear & 4095)
         if inPage >= size { return loadPart(op, linear, size, access) }
+        // An address form that is wrong anywhere comes before a page that is not there.
+        guard checkCanonical(op, linear &+ UInt64(size - 1)) else { return 0 }
         let low = loadPart(op, linear, inPage, access)
         if state.pointee.exit_reason != 0 { return 0 }
         let high = loadPart(op, cut(linear &+ UInt64(inPage)), size - inPage, access)
@@ -232,7 +236,7 @@ extension X86Core {
     private func loadPart(_ op: Op, _ linear: UInt64, _ size: Int, _ access: Access) -> UInt64 {
         guard let (gpa, host) = fill(op, linear, access) else { return 0 }
         guard let host else {
-            return environment.memoryRead(gpa, size: size)
+            return outside { environment.memoryRead(gpa, size: size) }
         }
         switch size {
         case 1: return UInt64(host.load(as: UInt8.self))
@@ -251,14 +255,14 @@ extension X86Core {
         if inPage >= size { return storePart(op, linear, value, size) }
         // Both pages must be writable before either is written.
         let second = cut(linear &+ UInt64(inPage))
-        guard fill(op, linear, .write) != nil, fill(op, second, .write) != nil else { return false }
+        guard checkCanonical(op, second), fill(op, linear, .write) != nil, fill(op, second, .write) != nil else { return false }
         return storePart(op, linear, value, inPage) && storePart(op, second, value >> UInt64(inPage * 8), size - inPage)
     }
     private func storePart(_ op: Op, _ linear: UInt64, _ value: UInt64, _ size: Int) -> Bool {
         guard let (gpa, host) = fill(op, linear, .write) else { return false }
         guard let host else {
             let mask = size >= 8 ? UInt64.max : (1 << UInt64(size * 8)) - 1
-            environment.memoryWrite(gpa, value & mask, size: size)
+            outside { environment.memoryWrite(gpa, value & mask, size: size) }
             return true
         }
         switch size {

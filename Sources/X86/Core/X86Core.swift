@@ -108,7 +108,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         while true {
             if s.pointee.pending != 0, let exit = servePending() { return exit }
             s.pointee.exit_reason = ExitReason.next
-            guard let first = findBlock() else {
+            guard let first = knownBlock() ?? outside({ findBlock() }) else {
                 if let exit = leave() { return exit }
                 continue
             }
@@ -177,18 +177,23 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     // MARK: finding blocks
 
+    /// The jump cache's answer for the current RIP.
+    private func knownBlock() -> Op? {
+        let s = state
+        let rip = s.pointee.rip
+        s.pointee.block_base = s.pointee.mode == 2 ? rip : (rip &+ s.pointee.segbase.1) & 0xFFFF_FFFF
+        let slot = jumpSlot(s, rip)
+        guard s.pointee.rflags & EFlags.tf == 0, slot.pointee.rip == rip, slot.pointee.ctx == s.pointee.ctx, let first = slot.pointee.op,
+            isCurrent(first)
+        else { return nil }
+        return first
+    }
     private func findBlock() -> Op? {
         let s = state
         let rip = s.pointee.rip
-        let linear = s.pointee.mode == 2 ? rip : (rip &+ s.pointee.segbase.1) & 0xFFFF_FFFF
-        s.pointee.block_base = linear
+        let linear = s.pointee.block_base
         let stepping = s.pointee.rflags & EFlags.tf != 0
         let slot = jumpSlot(s, rip)
-        if !stepping, slot.pointee.rip == rip, slot.pointee.ctx == s.pointee.ctx, let first = slot.pointee.op,
-            isCurrent(first)
-        {
-            return first
-        }
         systemOp.pointee.off = 0
         guard s.pointee.mode != 2 || isCanonical(linear) else {
             _ = raise(systemOp, s, Vector.generalProtection, 0)

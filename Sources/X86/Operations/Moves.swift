@@ -106,9 +106,14 @@ import CX86
 
 @inline(__always) func push64(_ op: Op, _ s: CPU, _ value: UInt64) -> Bool {
     let rsp = gpr(s, GPR.rsp) &- 8
-    guard store(op, s, rsp, value) else { return false }
+    guard store(op, s, rsp, value) else { return failStack(s) }
     setGPR(s, GPR.rsp, rsp)
     return true
+}
+/// A stack access that failed for its address's form is a stack fault. SDM vol. 3 § 6.15, interrupt 12.
+@inline(never) @discardableResult func failStack(_ s: CPU) -> Bool {
+    if s.pointee.fault_vector == Vector.generalProtection { s.pointee.fault_vector = Vector.stackFault }
+    return false
 }
 @inline(__always) func pushR64(_ op: Op, _ s: CPU) -> Next {
     guard push64(op, s, reg(s, op.pointee.rm)) else { return 0 }
@@ -116,7 +121,10 @@ import CX86
 }
 @inline(__always) func popR64(_ op: Op, _ s: CPU) -> Next {
     let rsp = gpr(s, GPR.rsp)
-    guard let value: UInt64 = load(op, s, rsp) else { return 0 }
+    guard let value: UInt64 = load(op, s, rsp) else {
+        failStack(s)
+        return 0
+    }
     setGPR(s, GPR.rsp, rsp &+ 8)
     setReg(s, op.pointee.rm, value)
     return next(op, s)
@@ -131,7 +139,10 @@ import CX86
 }
 @inline(__always) func ret64(_ op: Op, _ s: CPU) -> Next {
     let rsp = gpr(s, GPR.rsp)
-    guard let target: UInt64 = load(op, s, rsp) else { return 0 }
+    guard let target: UInt64 = load(op, s, rsp) else {
+        failStack(s)
+        return 0
+    }
     guard isCanonical(target) else { return raise(op, s, Vector.generalProtection, 0) }
     setGPR(s, GPR.rsp, rsp &+ 8 &+ op.pointee.imm)
     return jump(s, target)

@@ -49,13 +49,13 @@ private func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool
 @inline(__always) func portIn<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let port = portNumber(op, s)
     guard mayUsePort(op, s, port, T.bitWidth / 8) else { return 0 }
-    setReg(s, 0, T(truncatingIfNeeded: core(s).environment.portRead(port, size: T.bitWidth / 8)))
+    setReg(s, 0, T(truncatingIfNeeded: outside { core(s).environment.portRead(port, size: T.bitWidth / 8) }))
     return step(op, s)
 }
 @inline(__always) func portOut<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
     let port = portNumber(op, s)
     guard mayUsePort(op, s, port, T.bitWidth / 8) else { return 0 }
-    core(s).environment.portWrite(port, UInt32(truncatingIfNeeded: reg(s, 0) as T), size: T.bitWidth / 8)
+    outside { core(s).environment.portWrite(port, UInt32(truncatingIfNeeded: reg(s, 0) as T), size: T.bitWidth / 8) }
     return finish(op, s)
 }
 @inline(__always) func portInString<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _: T.Type) -> Next {
@@ -65,7 +65,7 @@ private func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool
     if op.pointee.aux != 0, gpr(s, GPR.rcx) & mask == 0 { return step(op, s) }
     let target = (gpr(s, GPR.rdi) & mask) &+ segmentBase(s, 0)
     guard (loadForWrite(op, s, target) as T?) != nil else { return 0 }
-    let value = T(truncatingIfNeeded: core(s).environment.portRead(port, size: T.bitWidth / 8))
+    let value = T(truncatingIfNeeded: outside { core(s).environment.portRead(port, size: T.bitWidth / 8) })
     guard store(op, s, target, value) else { return 0 }
     return stepString(op, s, GPR.rdi, UInt64(T.bitWidth / 8), mask)
 }
@@ -75,7 +75,7 @@ private func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool
     let mask = UInt64.max &>> UInt64(op.pointee.ashift)
     if op.pointee.aux != 0, gpr(s, GPR.rcx) & mask == 0 { return step(op, s) }
     guard let value: T = load(op, s, (gpr(s, GPR.rsi) & mask) &+ segmentBase(s, op.pointee.seg)) else { return 0 }
-    core(s).environment.portWrite(port, UInt32(truncatingIfNeeded: value), size: T.bitWidth / 8)
+    outside { core(s).environment.portWrite(port, UInt32(truncatingIfNeeded: value), size: T.bitWidth / 8) }
     return stepString(op, s, GPR.rsi, UInt64(T.bitWidth / 8), mask)
 }
 /// One step of a string port instruction; a repeated one comes back to itself through the run loop.
@@ -102,16 +102,17 @@ private func stepString(_ op: Op, _ s: CPU, _ register: Int, _ bytes: UInt64, _ 
     case 4: done = store(op, s, linear, UInt32(truncatingIfNeeded: value))
     default: done = store(op, s, linear, value)
     }
-    if done { setGPR(s, GPR.rsp, mask == 0xFFFF ? sp & ~mask | new : new) }
-    return done
+    guard done else { return failStack(s) }
+    setGPR(s, GPR.rsp, mask == 0xFFFF ? sp & ~mask | new : new)
+    return true
 }
 @inline(__always) private func peek(_ op: Op, _ s: CPU, _ size: UInt8, at offset: UInt64 = 0) -> UInt64? {
     let linear = ((gpr(s, GPR.rsp) &+ offset) & s.pointee.sp_mask) &+ s.pointee.segbase.2
-    switch size {
-    case 2: return (load(op, s, linear) as UInt16?).map(UInt64.init)
-    case 4: return (load(op, s, linear) as UInt32?).map(UInt64.init)
-    default: return load(op, s, linear)
+    guard let value = loadSized(op, s, linear, size) else {
+        failStack(s)
+        return nil
     }
+    return value
 }
 @inline(__always) private func drop(_ s: CPU, _ bytes: UInt64) {
     let mask = s.pointee.sp_mask
@@ -241,6 +242,7 @@ enum SystemHandlers {
         drop(s, 0 &- (op.pointee.imm & 0xFFFF))
         guard (loadForWrite(op, s, (gpr(s, GPR.rsp) & s.pointee.sp_mask) &+ s.pointee.segbase.2) as UInt16?) != nil else {
             setGPR(s, GPR.rsp, sp)
+            failStack(s)
             return 0
         }
         setSized(s, 40, frame, size)
@@ -249,7 +251,10 @@ enum SystemHandlers {
     static let leave: Handler = { op, s in
         let size = op.pointee.size
         let linear = (gpr(s, GPR.rbp) & s.pointee.sp_mask) &+ s.pointee.segbase.2
-        guard let value = loadSized(op, s, linear, size) else { return 0 }
+        guard let value = loadSized(op, s, linear, size) else {
+            failStack(s)
+            return 0
+        }
         setSized(s, 32, gpr(s, GPR.rbp), s.pointee.sp_mask == .max ? 8 : (s.pointee.sp_mask == 0xFFFF ? 2 : 4))
         drop(s, UInt64(size))
         setSized(s, 40, value, size)
@@ -519,7 +524,7 @@ enum SystemHandlers {
         return 0
     }
     static let cpuid: Handler = { op, s in
-        let r = core(s).environment.cpuid(UInt32(truncatingIfNeeded: gpr(s, 0)), UInt32(truncatingIfNeeded: gpr(s, 1)))
+        let r = outside { core(s).environment.cpuid(UInt32(truncatingIfNeeded: gpr(s, 0)), UInt32(truncatingIfNeeded: gpr(s, 1))) }
         setReg(s, 0, r.eax)
         setReg(s, 24, r.ebx)
         setReg(s, 8, r.ecx)
@@ -554,7 +559,7 @@ enum SystemHandlers {
         case 2: value = s.pointee.cr2
         case 3: value = s.pointee.cr3
         case 4: value = s.pointee.cr4
-        case 8: value = core(s).environment.taskPriority
+        case 8: value = outside { core(s).environment.taskPriority }
         default: return raise(op, s, Vector.invalidOpcode)
         }
         if s.pointee.mode == 2 { setReg(s, op.pointee.rm, value) } else { setReg(s, op.pointee.rm, UInt32(truncatingIfNeeded: value)) }
@@ -574,7 +579,7 @@ enum SystemHandlers {
         case 4: guard core(s).writeCR4(value) else { return generalProtection(op, s) }
         case 8:
             guard value < 16 else { return generalProtection(op, s) }
-            core(s).environment.taskPriority = value
+            outside { core(s).environment.taskPriority = value }
         default: return raise(op, s, Vector.invalidOpcode)
         }
         return finish(op, s)
@@ -756,6 +761,7 @@ private func enterNested(_ op: Op, _ s: CPU) -> Next {
     let sp = gpr(s, GPR.rsp)
     func fail() -> Next {
         setGPR(s, GPR.rsp, sp)
+        failStack(s)
         return 0
     }
     guard X86.push(op, s, gpr(s, GPR.rbp), size) else { return fail() }
@@ -765,8 +771,10 @@ private func enterNested(_ op: Op, _ s: CPU) -> Next {
         let linear = ((gpr(s, GPR.rbp) &- UInt64(step) * UInt64(size)) & s.pointee.sp_mask) &+ s.pointee.segbase.2
         guard let value = loadSized(op, s, linear, size), X86.push(op, s, value, size) else { return fail() }
     }
-    guard X86.push(op, s, frame, size) else { return fail() }
+    guard level == 0 || X86.push(op, s, frame, size) else { return fail() }
     drop(s, 0 &- (op.pointee.imm & 0xFFFF))
+    // The new top of the stack must be writable, though nothing is written.
+    guard (loadForWrite(op, s, (gpr(s, GPR.rsp) & s.pointee.sp_mask) &+ s.pointee.segbase.2) as UInt16?) != nil else { return fail() }
     setSized(s, 40, frame, size)
     return next(op, s)
 }

@@ -176,6 +176,7 @@ enum ThunkHandlers {
 
 extension X86Core {
     func copyIn(_ op: Op, _ linear: UInt64, _ target: UnsafeMutableRawPointer, _ size: Int, forWrite: Bool) -> Bool {
+        guard checkCanonical(op, linear &+ UInt64(size - 1)) else { return false }
         var done = 0
         while done < size {
             let step = min(8, size - done)

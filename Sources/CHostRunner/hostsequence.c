@@ -1,0 +1,98 @@
+#define _GNU_SOURCE
+#include "include/hostsequence.h"
+#include <setjmp.h>
+#include <signal.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <ucontext.h>
+
+static uint8_t *area;
+static host_sequence_state *state;
+static uint64_t *host_rsp;
+static uint8_t *prologue;
+static sigjmp_buf escape;
+static volatile int running;
+static struct sigaction previous[5];
+static const int signals[5] = {SIGFPE, SIGSEGV, SIGILL, SIGBUS, SIGTRAP};
+
+static uint8_t *emit(uint8_t *p, const void *b, int n) { memcpy(p, b, n); return p + n; }
+static uint8_t *rel(uint8_t *p, const void *target) {
+  int32_t d = (int32_t)((const uint8_t *)target - (p + 4));
+  memcpy(p, &d, 4);
+  return p + 4;
+}
+static uint8_t *mov_gpr(uint8_t *p, int store, int n) {
+  uint8_t b[3] = {(uint8_t)(0x48 | (n > 7 ? 4 : 0)), store ? 0x89 : 0x8B, (uint8_t)((n & 7) << 3 | 5)};
+  return rel(emit(p, b, 3), &state->gpr[n]);
+}
+
+static void on_signal(int sig, siginfo_t *info, void *context) {
+  (void)info;
+  if (!running) {  // not ours: the default deals with it
+    signal(sig, SIG_DFL);
+    return;
+  }
+  ucontext_t *uc = context;
+  static const int order[16] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI,
+                                REG_R8, REG_R9, REG_R10, REG_R11, REG_R12, REG_R13, REG_R14, REG_R15};
+  for (int i = 0; i < 16; i++) state->gpr[i] = (uint64_t)uc->uc_mcontext.gregs[order[i]];
+  state->rip = (uint64_t)uc->uc_mcontext.gregs[REG_RIP];
+  state->rflags = (uint64_t)uc->uc_mcontext.gregs[REG_EFL];
+  state->cr2 = (uint64_t)uc->uc_mcontext.gregs[REG_CR2];
+  state->error = (uint64_t)uc->uc_mcontext.gregs[REG_ERR];
+  memcpy(state->fx, uc->uc_mcontext.fpregs, 512);
+  siglongjmp(escape, 1 + (int)uc->uc_mcontext.gregs[REG_TRAPNO]);
+}
+
+int host_sequence_init(uint64_t code, uint64_t data, uint64_t data_size) {
+  if (!area) {
+    int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE, all = PROT_READ | PROT_WRITE | PROT_EXEC;
+    if (mmap((void *)data, data_size, PROT_READ | PROT_WRITE, flags, -1, 0) != (void *)data) return -1;
+    uint8_t *exit_page = (uint8_t *)code + HOST_SEQUENCE_EXIT, *far = (uint8_t *)code + 0x40000000;
+    if (mmap((void *)code, 0x1000, all, flags, -1, 0) != (void *)code || mmap(exit_page, 0x1000, all, flags, -1, 0) != exit_page ||
+        mmap(far, 0x2000, all, flags, -1, 0) != far) return -1;
+    area = (uint8_t *)code;
+    memset((void *)data, 1, data_size);
+    prologue = far;
+    state = (host_sequence_state *)(far + 0x1000);
+    host_rsp = (uint64_t *)(far + 0x1F00);
+    uint8_t *p = prologue;
+    p = emit(p, "\x53\x55\x41\x54\x41\x55\x41\x56\x41\x57", 10);
+    p = rel(emit(p, "\x48\x89\x25", 3), host_rsp);
+    p = rel(emit(p, "\x48\x0F\xAE\x0D", 4), state->fx);       // fxrstor64
+    p = rel(emit(p, "\xFF\x35", 2), &state->rflags);
+    *p++ = 0x9D;                                              // popfq
+    for (int i = 0; i < 16; i++) p = mov_gpr(p, 0, i);
+    rel(emit(p, "\xE9", 1), area + HOST_SEQUENCE_CODE);
+    p = exit_page;
+    for (int i = 0; i < 16; i++) p = mov_gpr(p, 1, i);
+    p = rel(emit(p, "\x48\x8B\x25", 3), host_rsp);
+    p = emit(p, "\x9C\x8F\x05", 3);
+    p = rel(p, &state->rflags);
+    p = rel(emit(p, "\x48\x0F\xAE\x05", 4), state->fx);       // fxsave64
+    emit(p, "\xFC\x41\x5F\x41\x5E\x41\x5D\x41\x5C\x5D\x5B\xC3", 12);
+  }
+  static uint8_t alternate[65536];
+  stack_t ss = {.ss_sp = alternate, .ss_size = sizeof alternate};
+  sigaltstack(&ss, 0);
+  struct sigaction sa = {.sa_sigaction = on_signal, .sa_flags = SA_ONSTACK | SA_NODEFER | SA_SIGINFO};
+  for (int i = 0; i < 5; i++) sigaction(signals[i], &sa, &previous[i]);
+  return 0;
+}
+void host_sequence_protect(uint64_t address, uint64_t size, int access) {
+  mprotect((void *)address, size, (access & 1 ? PROT_READ : 0) | (access & 2 ? PROT_WRITE : 0));
+}
+
+int host_sequence_run(host_sequence_state *s) {
+  memcpy(state, s, sizeof *s);
+  int vector = sigsetjmp(escape, 0);
+  if (vector == 0) {
+    running = 1;
+    ((void (*)(void))prologue)();
+  }
+  running = 0;
+  uint32_t mxcsr = 0x1F80;
+  __asm__ volatile("cld\n\tfninit\n\tldmxcsr %0" : : "m"(mxcsr));
+  memcpy(s, state, sizeof *s);
+  return vector - 1;
+}

@@ -1,0 +1,3 @@
+#pragma once
+#include "hostrunner.h"
+#include "hostsequence.h"

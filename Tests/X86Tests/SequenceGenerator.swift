@@ -1,0 +1,382 @@
+import X86
+
+/// Random sequences of user-mode instructions whose outcome the manuals define: operands of all kinds, good and bad
+/// addresses, page crossings, forward jumps, calls, counted loops, string instructions.
+struct SequenceGenerator {
+    /// One instruction with what must stand before it.
+    private struct Item {
+        var bytes: [UInt8]
+        /// A relative displacement in the last four bytes, to the start of this item.
+        var target: Int?
+        /// A jump that may be led around a call.
+        var isForward = false
+    }
+    private var random: Generator
+    private let data: UInt64
+    /// Flags that the manuals leave undefined at this point.
+    private(set) var undefinedFlags: UInt64 = 0 {
+        didSet { everUndefined |= undefinedFlags }
+    }
+    /// Flags that were undefined anywhere in the sequence.
+    private(set) var everUndefined: UInt64 = 0
+    private var incoming: [Int: UInt64] = [:]
+    /// Items within a call and its return.
+    private var insides: Set<Int> = []
+    private(set) var forms: Set<UInt16> = []
+
+    static let allFlags: UInt64 = 0x8D5
+    /// Pages of the data area: 3 and 6 are not there, 4 is read-only, 7 holds loop counters, out of reach of the others.
+    static let missingPages: Set<Int> = [3, 6]
+    static let readOnlyPage = 4
+    static let pageCount = 8
+
+    init(seed: UInt64, data: UInt64) {
+        random = Generator(state: seed)
+        self.data = data
+    }
+    mutating func next() -> UInt64 { random.next() }
+    mutating func chance(_ n: UInt64) -> Bool { random.next() % n == 0 }
+    mutating func below(_ n: UInt64) -> UInt64 { random.next() % n }
+    private mutating func byte() -> UInt8 { UInt8(truncatingIfNeeded: random.next()) }
+
+    mutating func value() -> UInt64 {
+        switch random.next() % 8 {
+        case 0: return 0
+        case 1: return .max
+        case 2: return 1 << (random.next() & 63)
+        case 3: return (1 << (random.next() & 63)) &- 1
+        case 4: return random.next() & 0xFF
+        case 5: return UInt64(bitPattern: Int64(truncatingIfNeeded: random.next()) >> Int64(random.next() & 63))
+        case 6: return place()
+        default: return random.next()
+        }
+    }
+    /// An address in the data area: mostly inside a good page, sometimes at a boundary or in a bad page.
+    mutating func place() -> UInt64 {
+        switch below(8) {
+        case 0: return data + below(7) * 0x1000 + 0xFD8 + below(0x30)
+        case 1: return data + below(7) * 0x1000 + below(0xF00)
+        default: return data + [0, 1, 2, 5][Int(below(4))] * 0x1000 + below(0xF00)
+        }
+    }
+
+    /// - Parameter count: about how many instructions.
+    mutating func sequence(count: Int) -> [UInt8] {
+        undefinedFlags = 0
+        everUndefined = 0
+        incoming = [:]
+        insides = []
+        var items: [Item] = []
+        var loopHead: Int?
+        var loops: UInt64 = 0
+        while items.count < count {
+            if loopHead == nil, chance(12) {
+                // A counter of its own, at first 1: a jump may skip this.
+                loops += 1
+                items.append(Item(bytes: [0xC7, 0x04, 0x25] + little(counter(loops), 4) + little(1 + below(6), 4)))
+                items.append(Item(bytes: define()))
+                loopHead = items.count - 1
+                continue
+            }
+            if let head = loopHead, items.count > head + 2, chance(4) {
+                // One item, so that no jump skips the count.
+                items.append(Item(bytes: [0xFF, 0x0C, 0x25] + little(counter(loops), 4) + [0x0F, 0x85, 0, 0, 0, 0], target: head))
+                undefinedFlags &= 1
+                loopHead = nil
+                continue
+            }
+            switch below(24) {
+            case 0, 1: items.append(conditionalJump(items.count))
+            case 2: addCall(&items)
+            case 3: items.append(stringInstruction())
+            case 4: items.append(Item(bytes: pushOrPop()))
+            default: if let item = general() { items.append(item) }
+            }
+            undefinedFlags |= incoming[items.count] ?? 0
+        }
+        for (at, flags) in incoming where at >= items.count { undefinedFlags |= flags }
+        return link(items)
+    }
+
+    static let counterRange = 0x7800..<0x7880
+    private func counter(_ loop: UInt64) -> UInt64 { data + UInt64(Self.counterRange.lowerBound) + (loop % 32) * 4 }
+    private func little(_ value: UInt64, _ count: Int) -> [UInt8] { (0..<count).map { UInt8(truncatingIfNeeded: value >> UInt64(8 * $0)) } }
+
+    private func link(_ items: [Item]) -> [UInt8] {
+        var starts: [Int] = []
+        var at = 0
+        for item in items {
+            starts.append(at)
+            at += item.bytes.count
+        }
+        starts.append(at)
+        var code: [UInt8] = []
+        for item in items {
+            var bytes = item.bytes
+            if var target = item.target {
+                while item.isForward, insides.contains(target) { target += 1 }
+                let end = code.count + bytes.count
+                let displacement = starts[min(target, items.count)] - end
+                bytes.replaceSubrange(bytes.count - 4..<bytes.count, with: little(UInt64(bitPattern: Int64(displacement)), 4))
+            }
+            code += bytes
+        }
+        return code
+    }
+
+    /// ADD RAX, 0: defines every flag and changes nothing else.
+    private mutating func define() -> [UInt8] {
+        undefinedFlags = 0
+        return [0x48, 0x83, 0xC0, 0x00]
+    }
+    private mutating func jump(to target: Int) { incoming[target, default: 0] |= undefinedFlags }
+
+    private mutating func conditionalJump(_ index: Int) -> Item {
+        let before = undefinedFlags == 0 ? [] : define()
+        let target = index + 2 + Int(below(4))
+        jump(to: target)
+        if chance(5) { return Item(bytes: before + [0xE9, 0, 0, 0, 0], target: target, isForward: true) }
+        return Item(bytes: before + [0x0F, 0x80 | byte() & 15, 0, 0, 0, 0], target: target, isForward: true)
+    }
+    /// call 1; jmp 2; 1: …; ret; 2:, sometimes through a register.
+    private mutating func addCall(_ items: inout [Item]) {
+        let index = items.count
+        let register = [UInt8](arrayLiteral: 0, 1, 2, 3, 6, 7)[Int(below(6))]
+        let indirect = chance(2)
+        if indirect {
+            items.append(Item(bytes: [0x48, 0x8D, 0x05 | register << 3, 0, 0, 0, 0], target: index + 3))
+            items.append(Item(bytes: [0xFF, 0xD0 | register]))
+        } else {
+            items.append(Item(bytes: [0x90]))
+            items.append(Item(bytes: [0xE8, 0, 0, 0, 0], target: index + 3))
+        }
+        items.append(Item(bytes: [0xE9, 0, 0, 0, 0], target: index + 5))
+        let before = undefinedFlags
+        items.append(general(withoutStack: true) ?? Item(bytes: [0x90]))
+        items.append(Item(bytes: chance(4) ? [0xC2, 0, 0] : [0xC3]))
+        // Jumps into the middle go to the end instead: RET without its CALL would end each sequence.
+        undefinedFlags |= before
+        for inside in index + 1..<items.count {
+            insides.insert(inside)
+            undefinedFlags |= incoming[inside] ?? 0
+        }
+    }
+    private mutating func pushOrPop() -> [UInt8] {
+        let register = byte() & 15
+        let prefix: [UInt8] = (chance(6) ? [0x66] : []) + (register > 7 ? [0x41] : [])
+        switch below(8) {
+        case 0: return [0x6A, byte()]
+        case 1: return [0x68] + little(next(), 4)
+        case 2: return (undefinedFlags == 0 ? [] : define()) + [0x9C]
+        case 3, 4: return prefix + [0x58 | register & 7]
+        default: return prefix + [0x50 | register & 7]
+        }
+    }
+    private mutating func stringInstruction() -> Item {
+        var bytes: [UInt8] = []
+        if chance(8) { bytes.append(0xFD) }
+        let opcode = [UInt8](arrayLiteral: 0xA4, 0xA5, 0xA6, 0xA7, 0xAA, 0xAB, 0xAC, 0xAD, 0xAE, 0xAF)[Int(below(10))]
+        let compares = opcode == 0xA6 || opcode == 0xA7
+        // Which operand of CMPS is looked at first is the processor's own affair: only one of them may be bad.
+        let good = data + 0x1100 + below(0x800)
+        let both = compares ? chance(2) : nil
+        bytes += [0xBE] + little(both == true ? good : place(), 4)  // mov esi
+        bytes += [0xBF] + little(both == false ? good : (chance(3) ? good : place()), 4)  // mov edi
+        bytes += [0xB9] + little(chance(10) ? 0 : below(chance(3) && !compares ? 3000 : 30), 4)  // mov ecx
+        if chance(4) { bytes.append(0x66) }
+        if chance(4) != true { bytes.append(chance(3) ? 0xF2 : 0xF3) }
+        if chance(3) { bytes.append(0x48) }
+        bytes.append(opcode)
+        forms.insert(UInt16(opcode))
+        bytes.append(0xFC)
+        // With a count of zero CMPS and SCAS leave the flags as they were.
+        return Item(bytes: (undefinedFlags == 0 ? [] : define()) + bytes)
+    }
+
+    private static let excludedOne: Set<UInt8> = {
+        var set: Set<UInt8> = [
+            0x0F, 0x26, 0x2E, 0x36, 0x3E, 0x62, 0x64, 0x65, 0x66, 0x67, 0x8C, 0x8E, 0x9A, 0x9B, 0x9D, 0xC4, 0xC5, 0xCA, 0xCB, 0xCC, 0xCD, 0xCE, 0xCF, 0xE4, 0xE5,
+            0xE6, 0xE7, 0xE8, 0xE9, 0xEA, 0xEB, 0xEC, 0xED, 0xEE, 0xEF, 0xF0, 0xF1, 0xF2, 0xF3, 0xC2, 0xC3, 0xE0, 0xE1, 0xE2, 0xE3, 0x6C, 0x6D, 0x6E, 0x6F,
+        ]
+        set.formUnion(0x40...0x4F)
+        set.formUnion(0x70...0x7F)
+        set.formUnion(0xA0...0xA7)
+        set.formUnion(0xAA...0xAF)
+        return set
+    }()
+    private static let excludedTwo: Set<UInt8> = {
+        var set: Set<UInt8> = [
+            0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0A, 0x0B, 0x0C, 0x0E, 0x0F, 0x77, 0x78, 0x79, 0xA0, 0xA1, 0xA2, 0xA6, 0xA7, 0xA8, 0xA9, 0xAA,
+            0xAE, 0xB2, 0xB4, 0xB5, 0xB8, 0xB9, 0xF7, 0xFF, 0x0D, 0x38, 0x3A, 0x24, 0x25, 0x26, 0x27,
+        ]
+        set.formUnion(0x18...0x27)
+        set.formUnion(0x30...0x3F)
+        set.formUnion(0x80...0x8F)
+        return set
+    }()
+
+    /// Any other instruction, its memory operand usually at a good place.
+    private mutating func general(withoutStack: Bool = false) -> Item? {
+        for _ in 0..<50 {
+            guard let (bytes, i) = candidate() else { continue }
+            if withoutStack, Self.touchesStackPointer(i) { continue }
+            if invalidForms.contains(Self.form(i)), !chance(50) { continue }
+            let effects = FlagEffects(i)
+            var before: [UInt8] = []
+            if effects.reads, undefinedFlags != 0 { before += define() }
+            if i.isMemory, i.base >= 0, !i.isRIPRelative, chance(20) == false { before += setUp(i) }
+            undefinedFlags = (effects.definesAll ? 0 : undefinedFlags & ~effects.defined) | effects.undefined
+            forms.insert(UInt16(i.map.rawValue) << 8 | UInt16(i.opcode))
+            return Item(bytes: before + bytes)
+        }
+        return nil
+    }
+    /// What tells forms apart that exist and that do not.
+    private static func form(_ i: Instruction) -> UInt64 {
+        let detail: UInt64 = (i.has66 ? 1 : 0) | (i.hasLock ? 2 : 0) | (i.isMemory ? 4 : 0) | UInt64(i.rep & 3) << 3 | UInt64(i.hasModRM ? i.group : 0) << 5
+        return detail << 16 | UInt64(i.map.rawValue) << 8 | UInt64(i.opcode)
+    }
+    private var invalidForms: Set<UInt64> = []
+    /// The instruction at the start of `code` is none on either side: rarely take it again.
+    mutating func noteInvalid(_ code: ArraySlice<UInt8>) {
+        guard case .instruction(let i) = Array(code).withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: .bits64) }) else { return }
+        invalidForms.insert(Self.form(i))
+    }
+    private static func touchesStackPointer(_ i: Instruction) -> Bool {
+        if i.hasModRM, i.rm == 4 || i.reg == 4 { return true }
+        switch (i.map, i.opcode) {
+        case (.one, 0x50...0x5F), (.one, 0x68), (.one, 0x6A), (.one, 0x8F), (.one, 0x90...0x97), (.one, 0x9C), (.one, 0xB8...0xBF), (.one, 0xB0...0xB7), (.one, 0xC8),
+            (.one, 0xC9), (.one, 0xFF), (.two, 0xC8...0xCF): return true
+        default: return false
+        }
+    }
+    /// Puts a good address into the base register, and something small into the index register.
+    private mutating func setUp(_ i: Instruction) -> [UInt8] {
+        func move(_ register: Int8, _ value: UInt64) -> [UInt8] {
+            (register > 7 ? [0x41] : []) + [0xB8 | UInt8(register) & 7] + little(value, 4)
+        }
+        var address = place()
+        if i.base == 4 { address &= ~7 }
+        var bytes = move(i.base, address &- UInt64(bitPattern: i.displacement))
+        if i.index >= 0, i.index != i.base { bytes = move(i.index, below(0x20)) + bytes }
+        if [0xA3, 0xAB, 0xB3, 0xBB].contains(i.opcode), i.map == .two, Int8(i.reg) != i.base, Int8(i.reg) != i.index { bytes = move(Int8(i.reg), below(0x200)) + bytes }
+        return bytes
+    }
+
+    private mutating func candidate() -> (bytes: [UInt8], instruction: Instruction)? {
+        var code: [UInt8] = []
+        let x87 = chance(8)
+        let two = !x87 && chance(2)
+        var opcode = byte()
+        if x87 { opcode = 0xD8 | opcode & 7 }
+        if !x87, !two, opcode & 0xF8 == 0xD8 { return nil }
+        if two ? Self.excludedTwo.contains(opcode) : Self.excludedOne.contains(opcode) { return nil }
+        if !x87, chance(3) { code.append(0x66) }
+        if two, chance(2), opcode != 0xBC, opcode != 0xBD { code.append(chance(2) ? 0xF2 : 0xF3) }
+        if chance(24) { code.append(0xF0) }
+        if !x87, chance(2) { code.append(0x40 | byte() & 15) }
+        if two { code.append(0x0F) }
+        code.append(opcode)
+        var modRM = byte()
+        if modRM >> 6 == 0 { modRM |= 0x80 }
+        code.append(modRM)
+        if modRM >> 6 != 3, modRM & 7 == 4 { code.append(byte() & 0x3F) }
+        if modRM >> 6 == 1 { code.append(byte()) } else if modRM >> 6 == 2 { code += little(next() & 0xFFF, 4) }
+        while code.count < 15 { code.append(byte()) }
+        guard case .instruction(let i) = code.withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: .bits64) }), Self.isUsable(i) else { return nil }
+        return (Array(code.prefix(i.length)), i)
+    }
+
+    private static func isUsable(_ i: Instruction) -> Bool {
+        if i.isRIPRelative || (i.isMemory && i.index == i.base) { return false }
+        switch (i.map, i.opcode) {
+        case (.one, 0xFF): return i.group < 2 || i.group == 6
+        case (.one, 0x8F): return i.group == 0
+        case (.one, 0x63): return i.operandSize != 2  // how much of memory it reads differs between processors
+        case (.one, 0xD9): return !(i.isMemory && [4, 5, 6].contains(i.group))
+        case (.one, 0xDD): return !(i.isMemory && [4, 6].contains(i.group))
+        case (.one, 0xDB): return i.isMemory || !(i.group == 4 && i.rm & 7 < 2 || i.group == 4 && i.rm & 7 == 4)
+        case (.one, 0xD8...0xDF): return true
+        case (.two, 0x2B): return i.rep == 0  // MOVNTSS and MOVNTSD are AMD's SSE4a, which we do not offer
+        case (.two, 0xC7): return i.isMemory && i.group == 1 && i.rep == 0
+        case (.two, 0xC8...0xCF): return i.operandSize != 2
+        case (.two, 0xA4), (.two, 0xA5), (.two, 0xAC), (.two, 0xAD): return i.operandSize != 2
+        default: return true
+        }
+    }
+}
+
+/// What an instruction does to the six arithmetic flags. SDM vol. 1 appendix A.
+struct FlagEffects {
+    var reads = false
+    var definesAll = false
+    /// Defined, the others left as they were.
+    var defined: UInt64 = 0
+    var undefined: UInt64 = 0
+
+    init(_ i: Instruction) {
+        let (cf, pf, af, zf, sf, of): (UInt64, UInt64, UInt64, UInt64, UInt64, UInt64) = (1, 4, 0x10, 0x40, 0x80, 0x800)
+        switch (i.map, i.opcode) {
+        case (.one, 0x00...0x3F): arithmetic(i.opcode >> 3)
+        case (.one, 0x80...0x83): arithmetic(i.group)
+        case (.one, 0x84), (.one, 0x85), (.one, 0xA8), (.one, 0xA9): arithmetic(4)
+        case (.one, 0x69), (.one, 0x6B), (.two, 0xAF):
+            defined = cf | of
+            undefined = sf | zf | af | pf
+        case (.one, 0xF6), (.one, 0xF7):
+            switch i.group {
+            case 0, 1: arithmetic(4)
+            case 3: definesAll = true
+            case 4, 5:
+                defined = cf | of
+                undefined = sf | zf | af | pf
+            case 6, 7: undefined = SequenceGenerator.allFlags
+            default: break
+            }
+        case (.one, 0xFE), (.one, 0xFF): if i.group < 2 { defined = SequenceGenerator.allFlags & ~cf }
+        case (.one, 0xC0), (.one, 0xC1), (.one, 0xD0...0xD3): shift(i)
+        case (.two, 0xA4), (.two, 0xA5), (.two, 0xAC), (.two, 0xAD):
+            undefined = af | of
+        case (.two, 0xBC), (.two, 0xBD):
+            defined = zf
+            undefined = cf | of | sf | af | pf
+        case (.two, 0xA3), (.two, 0xAB), (.two, 0xB3), (.two, 0xBB), (.two, 0xBA):
+            // ZF stays what it was.
+            defined = cf
+            undefined = of | sf | af | pf
+        case (.two, 0x40...0x4F), (.two, 0x90...0x9F), (.one, 0x9F), (.one, 0x9C), (.one, 0xF5): reads = true
+        case (.one, 0x9E): defined = cf | pf | af | zf | sf
+        case (.one, 0xF8), (.one, 0xF9): defined = cf
+        case (.two, 0xB0), (.two, 0xB1), (.two, 0xC0), (.two, 0xC1): definesAll = true
+        case (.two, 0xC7): defined = zf
+        case (.two, 0x2E), (.two, 0x2F): definesAll = true
+        case (.one, 0xDA): reads = !i.isMemory
+        case (.one, 0xDB): 
+            reads = !i.isMemory && i.group < 4
+            if !i.isMemory, i.group >= 5 { definesAll = true }
+        case (.one, 0xDF): if !i.isMemory, i.group >= 5 { definesAll = true }
+        default: break
+        }
+    }
+    private mutating func arithmetic(_ operation: UInt8) {
+        definesAll = true
+        reads = operation == 2 || operation == 3
+        if [1, 4, 6].contains(operation) { undefined = 0x10 }
+    }
+    private mutating func shift(_ i: Instruction) {
+        let (cf, af, of): (UInt64, UInt64, UInt64) = (1, 0x10, 0x800)
+        let width = UInt64(i.opcode & 1 == 0 ? 8 : Int(i.operandSize) * 8)
+        let variable = i.opcode == 0xD2 || i.opcode == 0xD3
+        let count: UInt64 = i.opcode < 0xD0 ? UInt64(bitPattern: i.immediate) & (width == 64 ? 63 : 31) : 1
+        reads = i.group == 2 || i.group == 3
+        if !variable, count == 0 { return }
+        let over = !variable && count == 1 ? 0 : of
+        if i.group < 4 {
+            undefined = over
+            defined = variable ? 0 : cf
+        } else {
+            undefined = over | af | (i.group != 7 && (variable ? width < 32 : count >= width) ? cf : 0)
+            definesAll = !variable
+        }
+    }
+}

@@ -1,0 +1,244 @@
+import CHostRunner
+import Foundation
+import Testing
+import X86
+
+/// Sequences of user-mode instructions on our processor and on the host's, in equal address spaces, until their end or
+/// their first exception: registers, flags, x87, SSE, memory and the exception itself must agree.
+@Suite(.serialized) struct SequenceTests {
+    /// Sequences in one run: 300,000 for CI, more with VZ_SEQUENCE_CASES, seed by VZ_SEED.
+    static var caseCount: Int { ProcessInfo.processInfo.environment["VZ_SEQUENCE_CASES"].flatMap { Int($0) } ?? 300_000 }
+
+    @Test func randomSequencesAgreeWithHost() throws {
+        let harness = try SequenceHarness(seed: DifferentialTests.seed)
+        let report = harness.run(cases: Self.caseCount)
+        for line in report.mismatches.prefix(20) { print(line) }
+        print(
+            "sequences: \(report.completed) completed, \(report.faulted) faulted alike \(report.vectors.sorted { $0.key < $1.key }), \(report.forms) opcodes, \(report.mismatches.count) mismatches")
+        #expect(report.mismatches.count == 0)
+        let completed = report.completed
+        #expect(completed > Self.caseCount / 4)
+    }
+}
+
+/// A processor in 64-bit user mode whose page tables map the data and code pages at the addresses they have on the host.
+final class SequenceHarness: X86Environment {
+    struct Report {
+        var completed = 0
+        var faulted = 0
+        var vectors: [UInt8: Int] = [:]
+        var forms = 0
+        var mismatches: [String] = []
+    }
+    static let data: UInt64 = 0x1800_0000
+    static let code: UInt64 = 0x2000_0000_0000
+    private static let pages = SequenceGenerator.pageCount
+    private static let dataPhysical = 0x10000
+    private static let codePhysical = 0x20000
+
+    private let bytes: UnsafeMutableRawPointer
+    private let memory: PhysicalMemory
+    private var core: X86Core!
+    private var generator: SequenceGenerator
+    private let hostData = UnsafeMutableRawPointer(bitPattern: UInt(SequenceHarness.data))!
+    private var guestData: UnsafeMutableRawPointer { bytes + Self.dataPhysical }
+    private let hostCode = UnsafeMutableRawPointer(bitPattern: UInt(SequenceHarness.code))!
+    private var guestCode: UnsafeMutableRawPointer { bytes + Self.codePhysical }
+    private var base = X86State()
+
+    init(seed: UInt64) throws {
+        try #require(host_sequence_init(Self.code, Self.data, UInt64(Self.pages * 4096)) == 0)
+        generator = SequenceGenerator(seed: seed, data: Self.data)
+        bytes = .allocate(byteCount: 0x40000, alignment: 4096)
+        bytes.initializeMemory(as: UInt8.self, repeating: 0, count: 0x40000)
+        memory = PhysicalMemory(regions: [(0, 0x40000, bytes)])
+        core = X86Core(memory: memory, environment: self)
+        makePageTables()
+        makeState()
+    }
+    deinit { bytes.deallocate() }
+
+    private func put(_ address: Int, _ value: UInt64) { bytes.storeBytes(of: value, toByteOffset: address, as: UInt64.self) }
+    private func makePageTables() {
+        put(0x1000, 0x2007)
+        put(0x2000, 0x3007)
+        put(0x3000 + Int(Self.data >> 21) * 8, 0x4007)
+        for page in 0..<Self.pages where !SequenceGenerator.missingPages.contains(page) {
+            put(0x4000 + page * 8, UInt64(Self.dataPhysical + page * 4096) | (page == SequenceGenerator.readOnlyPage ? 5 : 7) | 1 << 63)
+        }
+        put(0x1000 + Int(Self.code >> 39) * 8, 0x5007)
+        put(0x5000, 0x6007)
+        put(0x6000, 0x7007)
+        put(0x7000, UInt64(Self.codePhysical) | 7)
+        put(0x7000 + Int(HOST_SEQUENCE_EXIT) / 4096 * 8, UInt64(Self.codePhysical + 4096) | 7)
+        bytes.storeBytes(of: 0x0B0F, toByteOffset: Self.codePhysical + 4096, as: UInt16.self)
+        for page in SequenceGenerator.missingPages { host_sequence_protect(Self.data + UInt64(page * 4096), 4096, 0) }
+        host_sequence_protect(Self.data + UInt64(SequenceGenerator.readOnlyPage * 4096), 4096, 1)
+    }
+    private func makeState() {
+        base.cr0 = 0x8005_0033
+        base.cr3 = 0x1000
+        base.cr4 = 0x620
+        base.efer = 0xD01
+        base.segments = (0..<6).map { index in
+            index == 1
+                ? X86Segment(selector: 0x33, base: 0, limit: .max, attributes: 0xAFB)
+                : X86Segment(selector: index == 2 ? 0x2B : 0, base: 0, limit: .max, attributes: 0xCF3)
+        }
+        base.cpl = 3
+        base.dr[6] = 0xFFFF_0FF0
+        base.dr[7] = 0x400
+    }
+
+    func run(cases: Int) -> Report {
+        var report = Report()
+        for number in 0..<cases {
+            if number % 256 == 0 { refill() }
+            let code = generator.sequence(count: 1 + Int(generator.below(14)))
+            if code.count > Int(HOST_SEQUENCE_CODE_SIZE) - 16 { continue }
+            if let problem = one(code, &report) {
+                report.mismatches.append("case \(number): \(problem): \(code.map { String($0 >> 4, radix: 16) + String($0 & 15, radix: 16) }.joined())")
+                if report.mismatches.count > 100 { break }
+                refill()
+            }
+        }
+        report.forms = generator.forms.count
+        return report
+    }
+    private func refill() {
+        for page in 0..<Self.pages where !SequenceGenerator.missingPages.contains(page) && page != SequenceGenerator.readOnlyPage {
+            for at in stride(from: page * 4096, to: (page + 1) * 4096, by: 8) { hostData.storeBytes(of: generator.value(), toByteOffset: at, as: UInt64.self) }
+            (guestData + page * 4096).copyMemory(from: hostData + page * 4096, byteCount: 4096)
+        }
+        guestCode.copyMemory(from: hostCode, byteCount: 4096)
+        memory.noteDeviceWrite(UInt64(Self.codePhysical), 4096)
+        let page = SequenceGenerator.readOnlyPage
+        (guestData + page * 4096).copyMemory(from: hostData + page * 4096, byteCount: 4096)
+    }
+
+    /// Runs one sequence on both; a description of the difference, or nil.
+    private func one(_ code: [UInt8], _ report: inout Report) -> String? {
+        for at in stride(from: SequenceGenerator.counterRange.lowerBound, to: SequenceGenerator.counterRange.upperBound, by: 4) {
+            for memory in [hostData, guestData] { memory.storeBytes(of: 1, toByteOffset: at, as: UInt32.self) }
+        }
+        var state = base
+        for n in 0..<16 { state.gpr[n] = generator.value() }
+        state.gpr[4] = Self.data + 0x1800 + generator.below(0x80) * 8
+        state.rflags = 0x202 | generator.next() & 0x8D5 | (generator.chance(30) ? 0x400 : 0)
+        state.mxcsr = 0x1F80 | UInt32(generator.below(4)) << 13
+        state.x87Control = [0x37F, 0x27F, 0x07F, 0xF7F, 0x77F, 0xB7F][Int(generator.below(6))]
+        for n in 0..<32 {
+            let value = generator.value()
+            for b in 0..<8 { state.xmm[n * 8 + b] = UInt8(truncatingIfNeeded: value >> UInt64(8 * b)) }
+        }
+        fillX87(&state)
+        state.rip = Self.code + UInt64(HOST_SEQUENCE_CODE)
+        place(code)
+        var host = hostState(state)
+        let hostVector = host_sequence_run(&host)
+        var guest: (vector: UInt8, rip: UInt64, error: UInt64, state: X86State)?
+        core.trace = { [unowned self] vector, rip, error in if guest == nil { guest = (vector, rip, error, core.architecturalState) } }
+        core.architecturalState = state
+        let exit = core.run()
+        // x87 and MXCSR live in the host's registers until `run` returns.
+        let floating = core.architecturalState
+        guest?.state.x87 = floating.x87
+        guest?.state.mxcsr = floating.mxcsr
+        guard let guest else { return "our processor ended with \(exit)" }
+        let end = state.rip + UInt64(code.count)
+        if guest.vector == 6, guest.rip == Self.code + UInt64(HOST_SEQUENCE_EXIT) {
+            guard hostVector == -1 else { return "host vector \(hostVector) at +\(Int64(host.rip) - Int64(state.rip)), ours went through" }
+            report.completed += 1
+        } else {
+            guard hostVector >= 0 else { return "vector \(guest.vector) at +\(Int64(guest.rip) - Int64(state.rip)) error \(guest.error) cr2 \(String(guest.state.cr2, radix: 16)), the host went through" }
+            guard hostVector == Int32(guest.vector), host.rip == guest.rip else {
+                return "vector \(guest.vector) at +\(Int64(guest.rip &- state.rip)), host \(hostVector) at +\(Int64(bitPattern: host.rip &- state.rip))"
+            }
+            if guest.vector == 14, guest.state.cr2 != host.cr2 { return "CR2 \(String(guest.state.cr2, radix: 16)), host \(String(host.cr2, radix: 16))" }
+            if guest.vector == 14, (guest.error ^ host.error) & 2 != 0 { return "error code \(guest.error), host \(host.error)" }
+            report.faulted += 1
+            if guest.vector == 6, guest.rip >= state.rip, guest.rip < end { generator.noteInvalid(code[Int(guest.rip - state.rip)...]) }
+            report.vectors[guest.vector, default: 0] += 1
+        }
+        return difference(guest.state, &host, undefined: hostVector == -1 ? generator.undefinedFlags : generator.everUndefined)
+    }
+
+    /// The sequence on both sides, with a jump to the exit page behind it, where we have UD2.
+    private func place(_ code: [UInt8]) {
+        let start = Int(HOST_SEQUENCE_CODE)
+        let jump = Int32(Int(HOST_SEQUENCE_EXIT) - start - code.count - 5)
+        var bytes = code + [0xE9] + (0..<4).map { UInt8(truncatingIfNeeded: jump >> (8 * $0)) }
+        bytes += [UInt8](repeating: 0, count: Int(HOST_SEQUENCE_CODE_SIZE) - bytes.count)
+        for page in [hostCode, guestCode] { bytes.withUnsafeBytes { (page + start).copyMemory(from: $0.baseAddress!, byteCount: $0.count) } }
+        memory.noteDeviceWrite(UInt64(Self.codePhysical + start), bytes.count)
+    }
+
+    private func fillX87(_ state: inout X86State) {
+        let control = state.x87Control
+        state.x87[0] = UInt8(truncatingIfNeeded: control)
+        state.x87[1] = UInt8(truncatingIfNeeded: control >> 8)
+        let top = UInt8(generator.below(8))
+        state.x87[3] = top << 3
+        let depth = generator.chance(4) ? 8 : generator.below(8)
+        for slot in 0..<8 {
+            var value = generator.value()
+            var exponent = UInt16(truncatingIfNeeded: 0x3FFF &- 20 &+ generator.below(40)) | UInt16(generator.below(2) << 15)
+            if generator.chance(8) { exponent = UInt16(truncatingIfNeeded: generator.next()) }
+            if exponent & 0x7FFF != 0 { value |= 1 << 63 }
+            for b in 0..<8 { state.x87[32 + slot * 16 + b] = UInt8(truncatingIfNeeded: value >> UInt64(8 * b)) }
+            state.x87[32 + slot * 16 + 8] = UInt8(truncatingIfNeeded: exponent)
+            state.x87[32 + slot * 16 + 9] = UInt8(truncatingIfNeeded: exponent >> 8)
+            if slot < Int(depth) { state.x87[4] |= 1 << ((UInt8(slot) + top) & 7) }
+        }
+    }
+    private func hostState(_ state: X86State) -> host_sequence_state {
+        var host = host_sequence_state()
+        withUnsafeMutableBytes(of: &host.gpr) { raw in for n in 0..<16 { raw.storeBytes(of: state.gpr[n], toByteOffset: n * 8, as: UInt64.self) } }
+        host.rflags = state.rflags
+        withUnsafeMutableBytes(of: &host.fx) { raw in
+            raw.copyBytes(from: state.x87.prefix(160))
+            raw.storeBytes(of: state.mxcsr, toByteOffset: 24, as: UInt32.self)
+            raw.storeBytes(of: 0xFFFF, toByteOffset: 28, as: UInt32.self)
+            for n in 0..<256 { raw.storeBytes(of: state.xmm[n], toByteOffset: 160 + n, as: UInt8.self) }
+        }
+        return host
+    }
+
+    private func difference(_ state: X86State, _ host: inout host_sequence_state, undefined: UInt64) -> String? {
+        let gpr = withUnsafeBytes(of: &host.gpr) { Array($0.bindMemory(to: UInt64.self)) }
+        for n in 0..<16 where gpr[n] != state.gpr[n] { return "r\(n) \(String(state.gpr[n], radix: 16)), host \(String(gpr[n], radix: 16))" }
+        let mask = 0xCD5 & ~undefined
+        if (state.rflags ^ host.rflags) & mask != 0 { return "flags \(String(state.rflags & mask, radix: 16)), host \(String(host.rflags & mask, radix: 16))" }
+        let fx = withUnsafeBytes(of: &host.fx) { Array($0) }
+        if Array(fx[160..<416]) != state.xmm { return "xmm" }
+        // Control, status and tag words, then the registers: the last instruction's addresses are the processor's own affair.
+        if fx[0..<5] != state.x87[0..<5] { return "x87 words \(state.x87[0..<5]), host \(Array(fx[0..<5]))" }
+        for slot in 0..<8 {
+            let range = 32 + slot * 16..<42 + slot * 16
+            if fx[range] != state.x87[range] { return "st\(slot)" }
+        }
+        let mxcsr = withUnsafeBytes(of: &host.fx) { $0.load(fromByteOffset: 24, as: UInt32.self) }
+        if mxcsr != state.mxcsr { return "MXCSR \(String(state.mxcsr, radix: 16)), host \(String(mxcsr, radix: 16))" }
+        for page in 0..<Self.pages where !SequenceGenerator.missingPages.contains(page) {
+            if memcmp(hostData + page * 4096, guestData + page * 4096, 4096) != 0 {
+                let at = (0..<4096).first { (hostData + page * 4096).load(fromByteOffset: $0, as: UInt8.self) != (guestData + page * 4096).load(fromByteOffset: $0, as: UInt8.self) } ?? 0
+                return "memory at \(String(page * 4096 + at, radix: 16))"
+            }
+        }
+        if memcmp(hostCode, guestCode, 4096) != 0 { return "the code page" }
+        return nil
+    }
+
+    // MARK: doors of the core: nothing behind them
+
+    func portRead(_ port: UInt16, size: Int) -> UInt32 { .max }
+    func portWrite(_ port: UInt16, _ value: UInt32, size: Int) {}
+    func memoryRead(_ address: UInt64, size: Int) -> UInt64 { .max }
+    func memoryWrite(_ address: UInt64, _ value: UInt64, size: Int) {}
+    func readMSR(_ index: UInt32) -> UInt64? { nil }
+    func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool { false }
+    func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) { (0, 0, 0, 0) }
+    var timeStampCounter: UInt64 { 0 }
+    func acknowledgeInterrupt() -> UInt8? { nil }
+    var taskPriority: UInt64 = 0
+}
