@@ -1,10 +1,14 @@
 #define _GNU_SOURCE
 #include "include/hostsequence.h"
 #include <setjmp.h>
+#include <pthread.h>
 #include <signal.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
 #include <ucontext.h>
+#include <unistd.h>
 
 static uint8_t *area;
 static host_sequence_state *state;
@@ -44,6 +48,14 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
   siglongjmp(escape, 1 + (int)uc->uc_mcontext.gregs[REG_TRAPNO]);
 }
 
+// A sequence that overwrites itself can run for ever: after two ticks of CPU time it is given up.
+static timer_t watchdog;
+static volatile int ticks;
+static void on_tick(int sig) {
+  (void)sig;
+  if (running && ++ticks > 1) siglongjmp(escape, 1 + HOST_SEQUENCE_ENDLESS);
+}
+
 int host_sequence_init(uint64_t code, uint64_t data, uint64_t data_size) {
   if (!area) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE, all = PROT_READ | PROT_WRITE | PROT_EXEC;
@@ -77,8 +89,20 @@ int host_sequence_init(uint64_t code, uint64_t data, uint64_t data_size) {
   sigaltstack(&ss, 0);
   struct sigaction sa = {.sa_sigaction = on_signal, .sa_flags = SA_ONSTACK | SA_NODEFER | SA_SIGINFO};
   for (int i = 0; i < 5; i++) sigaction(signals[i], &sa, &previous[i]);
+  struct sigaction tick = {.sa_handler = on_tick, .sa_flags = SA_ONSTACK | SA_NODEFER | SA_RESTART};
+  sigaction(SIGVTALRM, &tick, 0);
+  struct sigevent event = {.sigev_notify = SIGEV_THREAD_ID, .sigev_signo = SIGVTALRM};
+  event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
+  if (timer_create(CLOCK_THREAD_CPUTIME_ID, &event, &watchdog) != 0) return -1;
+  struct itimerspec period = {{0, 200000000}, {0, 200000000}};
+  timer_settime(watchdog, 0, &period, 0);
+  sigset_t mine;
+  sigemptyset(&mine);
+  sigaddset(&mine, SIGVTALRM);
+  pthread_sigmask(SIG_UNBLOCK, &mine, 0);
   return 0;
 }
+void host_sequence_finish(void) { timer_delete(watchdog); }
 void host_sequence_protect(uint64_t address, uint64_t size, int access) {
   mprotect((void *)address, size, (access & 1 ? PROT_READ : 0) | (access & 2 ? PROT_WRITE : 0));
 }
@@ -87,6 +111,7 @@ int host_sequence_run(host_sequence_state *s) {
   memcpy(state, s, sizeof *s);
   int vector = sigsetjmp(escape, 0);
   if (vector == 0) {
+    ticks = 0;
     running = 1;
     ((void (*)(void))prologue)();
   }

@@ -168,7 +168,7 @@ struct SequenceGenerator {
         case 0: return [0x6A, byte()]
         case 1: return [0x68] + little(next(), 4)
         case 2: return (undefinedFlags == 0 ? [] : define()) + [0x9C]
-        case 3, 4: return prefix + [0x58 | register & 7]
+        case 3, 4: return register == 4 ? [0x90] : prefix + [0x58 | register & 7]
         default: return prefix + [0x50 | register & 7]
         }
     }
@@ -246,7 +246,8 @@ struct SequenceGenerator {
         if i.hasModRM, i.rm == 4 || i.reg == 4 { return true }
         switch (i.map, i.opcode) {
         case (.one, 0x50...0x5F), (.one, 0x68), (.one, 0x6A), (.one, 0x8F), (.one, 0x90...0x97), (.one, 0x9C), (.one, 0xB8...0xBF), (.one, 0xB0...0xB7), (.one, 0xC8),
-            (.one, 0xC9), (.one, 0xFF), (.two, 0xC8...0xCF): return true
+            (.one, 0xC9), (.one, 0xFF), (.two, 0xC8...0xCF):
+            return true
         default: return false
         }
     }
@@ -291,7 +292,8 @@ struct SequenceGenerator {
         if i.isRIPRelative || (i.isMemory && i.index == i.base) { return false }
         switch (i.map, i.opcode) {
         case (.one, 0xFF): return i.group < 2 || i.group == 6
-        case (.one, 0x8F): return i.group == 0
+        case (.one, 0x8F): return i.group == 0 && (i.isMemory || i.rm != 4)
+        case (.one, 0x5C): return i.opcodeRegisterExtension != 0
         case (.one, 0x63): return i.operandSize != 2  // how much of memory it reads differs between processors
         case (.one, 0xD9): return !(i.isMemory && [4, 5, 6].contains(i.group))
         case (.one, 0xDD): return !(i.isMemory && [4, 6].contains(i.group))
@@ -351,7 +353,7 @@ struct FlagEffects {
         case (.two, 0xC7): defined = zf
         case (.two, 0x2E), (.two, 0x2F): definesAll = true
         case (.one, 0xDA): reads = !i.isMemory
-        case (.one, 0xDB): 
+        case (.one, 0xDB):
             reads = !i.isMemory && i.group < 4
             if !i.isMemory, i.group >= 5 { definesAll = true }
         case (.one, 0xDF): if !i.isMemory, i.group >= 5 { definesAll = true }

@@ -10,14 +10,16 @@ typedef struct host_sequence_state {
 } host_sequence_state;
 
 /// Offsets from `code`: where a sequence starts, how long it may be, and where it has to jump to at its end.
-enum { HOST_SEQUENCE_CODE = 0x400, HOST_SEQUENCE_CODE_SIZE = 0x400, HOST_SEQUENCE_EXIT = 0x2000 };
+enum { HOST_SEQUENCE_CODE = 0x400, HOST_SEQUENCE_CODE_SIZE = 0x400, HOST_SEQUENCE_EXIT = 0x2000, HOST_SEQUENCE_ENDLESS = 1000 };
 
 /// Maps a writable and executable page at `code` and `data_size` bytes at `data`, and what runs sequences out of their way.
 /// Returns 0, or -1 when an address is not to be had.
 int host_sequence_init(uint64_t code, uint64_t data, uint64_t data_size);
+/// To be called on the thread that called `host_sequence_init` and `host_sequence_run`.
+void host_sequence_finish(void);
 /// 0 nothing, 1 read, 3 read and write.
 void host_sequence_protect(uint64_t address, uint64_t size, int access);
 /// Runs what stands at code + HOST_SEQUENCE_CODE. Returns -1 when it came to the exit, else the exception's vector; `state`
-/// is what it was then.
+/// is what it was then. HOST_SEQUENCE_ENDLESS: it did not end.
 int host_sequence_run(host_sequence_state *state);
 #endif
