@@ -166,7 +166,8 @@ final class SequenceHarness: X86Environment {
             report.completed += 1
         } else {
             guard hostVector >= 0 else {
-                return "vector \(guest.vector) at +\(Int64(bitPattern: guest.rip &- state.rip)) error \(guest.error) cr2 \(String(guest.state.cr2, radix: 16)), the host went through"
+                let place = Int64(bitPattern: guest.rip &- state.rip)
+                return "vector \(guest.vector) at +\(place) error \(guest.error) cr2 \(String(guest.state.cr2, radix: 16)), the host went through"
             }
             guard hostVector == Int32(guest.vector), host.rip == guest.rip else {
                 return "vector \(guest.vector) at +\(Int64(guest.rip &- state.rip)), host \(hostVector) at +\(Int64(bitPattern: host.rip &- state.rip))"
