@@ -3,7 +3,7 @@ import X86
 
 /// A core over one piece of RAM, in 64-bit mode with paging off (linear = physical): for running short code.
 final class TestMachine: X86Environment {
-    static let base: UInt64 = 0x1000_0000
+    static let base: UInt64 = 0x1357_9000  // no power of two: random values must not hit it
     let memory: PhysicalMemory
     let bytes: UnsafeMutableRawPointer
     let size: Int
