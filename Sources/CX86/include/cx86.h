@@ -45,7 +45,7 @@ typedef struct x86_op {
 /// One soft TLB entry. `ea ^ tag` is at most 4096 - size exactly when the access may take the fast path.
 typedef struct x86_tlb_entry {
   uint64_t tag_r, tag_w;
-  uint64_t addend;   // host address = addend + linear address
+  uint64_t host;     // host address of the page's first byte
   uint64_t gpa;
 } x86_tlb_entry;
 
@@ -66,7 +66,8 @@ typedef struct x86_cpu {
   uint64_t gpr[16];
   uint64_t zero;         // offset 128: always 0; the "no register" operand
   uint64_t block_base;   // offset 136: linear address of the running block's first byte (rip-relative base)
-  uint64_t scratch0, scratch1;
+  uint64_t t1_flags;     // translated code: LAHF's AH over SETO's AL, or 0xFFFF when fres and faux hold the flags
+  uint64_t t1_save;      // translated code: RAX while flags move through it
   uint64_t fres, faux;   // lazy arithmetic flags (see Flags.swift)
   uint64_t rip;
   uint64_t ctx;          // key of the current translation context for the jump cache
@@ -98,6 +99,10 @@ typedef struct x86_cpu {
   x86_tlb_entry *_Nonnull tlb_user;
   void *_Nullable core;  // unretained X86Core
   uint64_t x87_control;
+  uint64_t t1_edge;      // the edge that an unlinked exit of translated code wants linked
+  uint64_t t1_target;    // an indirect call's target while its return address is pushed
+  uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
+  const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint8_t xmm[256];
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
   uint8_t fxarea[512];  // FXSAVE image: 16-byte aligned, see the assertion below
@@ -106,7 +111,12 @@ typedef struct x86_cpu {
 _Static_assert(offsetof(x86_cpu, fxarea) % 16 == 0, "FXSAVE faults on an unaligned image");
 
 /// Offsets that Swift needs as constants.
-enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offsetof(x86_cpu, fxarea), X86_SEGBASE_OFFSET = offsetof(x86_cpu, segbase), X86_XMM_OFFSET = offsetof(x86_cpu, xmm), X86_PENDING_OFFSET = offsetof(x86_cpu, pending), X86_SEGMENTS_OFFSET = offsetof(x86_cpu, seg), X86_RAW_FLAGS_OFFSET = offsetof(x86_cpu, raw_flags) };
+enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offsetof(x86_cpu, fxarea), X86_SEGBASE_OFFSET = offsetof(x86_cpu, segbase), X86_XMM_OFFSET = offsetof(x86_cpu, xmm), X86_PENDING_OFFSET = offsetof(x86_cpu, pending), X86_SEGMENTS_OFFSET = offsetof(x86_cpu, seg), X86_RAW_FLAGS_OFFSET = offsetof(x86_cpu, raw_flags),
+  X86_BLOCK_BASE_OFFSET = offsetof(x86_cpu, block_base), X86_T1_FLAGS_OFFSET = offsetof(x86_cpu, t1_flags), X86_T1_SAVE_OFFSET = offsetof(x86_cpu, t1_save),
+  X86_FRES_OFFSET = offsetof(x86_cpu, fres), X86_FAUX_OFFSET = offsetof(x86_cpu, faux), X86_RIP_OFFSET = offsetof(x86_cpu, rip), X86_CTX_OFFSET = offsetof(x86_cpu, ctx),
+  X86_TLB_OFFSET = offsetof(x86_cpu, tlb), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache), X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge),
+  X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
+  X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked) };
 
 // Host instructions that Swift has no name for. `lock cmpxchg` and friends as assembly because guest operands may be
 // unaligned, which the C atomics leave undefined.
@@ -131,6 +141,7 @@ static inline int cx_cas128(void *_Nonnull p, uint64_t *_Nonnull lo, uint64_t *_
 static inline void cx_or32(uint32_t *_Nonnull p, uint32_t v) { __atomic_fetch_or(p, v, __ATOMIC_SEQ_CST); }
 static inline void cx_and32(uint32_t *_Nonnull p, uint32_t v) { __atomic_fetch_and(p, v, __ATOMIC_SEQ_CST); }
 static inline uint32_t cx_load32(const uint32_t *_Nonnull p) { return __atomic_load_n(p, __ATOMIC_SEQ_CST); }
+static inline void cx_store64(uint64_t *_Nonnull p, uint64_t v) { __atomic_store_n(p, v, __ATOMIC_SEQ_CST); }
 int sched_yield(void);
 static inline void cx_yield(void) { (void)sched_yield(); }
 static inline uint32_t cx_exchange32(uint32_t *_Nonnull p, uint32_t v) { return __atomic_exchange_n(p, v, __ATOMIC_SEQ_CST); }
@@ -166,4 +177,5 @@ static inline int cx_code_buffer(unsigned long size, void *_Nullable *_Nonnull r
   close(fd);
   return *rw == MAP_FAILED || *rx == MAP_FAILED ? -1 : 0;
 }
+static inline void cx_unmap(void *_Nonnull p, unsigned long size) { munmap(p, size); }
 #endif

@@ -29,6 +29,8 @@ enum Pending {
     static let flushWriteTags: UInt32 = 4
     static let initOrStartup: UInt32 = 8
     static let nonMaskable: UInt32 = 16
+    /// Code pages changed: see `X86Core.requestUnlink`.
+    static let unlink: UInt32 = 32
 }
 
 /// Byte offsets into the register file that are not general registers.
@@ -113,8 +115,8 @@ enum GPR {
 }
 
 @inline(__always) func hostPointer(_ entry: UnsafeMutablePointer<x86_tlb_entry>, _ linear: UInt64) -> UnsafeMutableRawPointer {
-    // SAFETY: the addend was made at fill time from a page of guest RAM, and the tag check bounds `linear` to that page.
-    UnsafeMutableRawPointer(bitPattern: UInt(truncatingIfNeeded: entry.pointee.addend &+ linear)).unsafelyUnwrapped
+    // SAFETY: `host` is a page of guest RAM, and the tag check bounds the operand to that page.
+    UnsafeMutableRawPointer(bitPattern: UInt(truncatingIfNeeded: entry.pointee.host &+ (linear & 4095))).unsafelyUnwrapped
 }
 
 /// Loads through the soft TLB; nil when a fault was raised.

@@ -4,10 +4,25 @@ import CX86
 struct BlockBuilder {
     private let cache: BlockCache
     private let mode: CodeSize
+    /// Executions after which a block is translated; 0 for never.
+    private let threshold: UInt32
+    private let untranslated: Int
 
-    init(cache: BlockCache, mode: CodeSize) {
+    /// - Parameter untranslated: where translated code goes that wants a block without a translation.
+    init(cache: BlockCache, mode: CodeSize, threshold: UInt32, untranslated: Int) {
         self.cache = cache
         self.mode = mode
+        self.threshold = threshold
+        self.untranslated = untranslated
+    }
+    private func counter(_ gpa: UInt64, crossing: Bool) -> x86_op {
+        var op = BlockCache.blankOperation
+        op.fn = threshold == 0 || crossing ? TranslatorHandlers.skip : TranslatorHandlers.count
+        op.extra = threshold
+        op.aux = threshold == 0 || crossing ? 2 : 0
+        op.disp = Int64(bitPattern: gpa)
+        op.imm = UInt64(untranslated)
+        return op
     }
 
     /// Decodes until control leaves, `limit` instructions, or the end of `bytes` (a page). nil when not even one
@@ -16,10 +31,14 @@ struct BlockBuilder {
     /// - Parameters:
     ///   - one, two: address and value of the version cells of the pages the bytes come from.
     mutating func build(
-        _ bytes: UnsafeBufferPointer<UInt8>, one: (cell: UInt, version: UInt32), two: (cell: UInt, version: UInt32)? = nil, limit: Int
+        _ bytes: UnsafeBufferPointer<UInt8>, gpa: UInt64, one: (cell: UInt, version: UInt32), two: (cell: UInt, version: UInt32)? = nil, limit: Int
     ) -> Op? {
         let header = cache.open()
         var op = header + 1
+        if mode == .bits64 {
+            op.pointee = counter(gpa, crossing: two != nil || limit == 1)
+            op += 1
+        }
         var offset = 0
         var count = 0
         var shadow = false  // the last instruction was STI: one more belongs to the block

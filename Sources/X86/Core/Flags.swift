@@ -101,14 +101,18 @@ func flagsImage(_ s: CPU) -> UInt64 {
 }
 
 /// Takes the arithmetic flags from `image` and leaves the others.
-func setArithmeticFlags(_ s: CPU, _ image: UInt64) {
+func setArithmeticFlags(_ s: CPU, _ image: UInt64) { (s.pointee.fres, s.pointee.faux) = lazyFlags(image) }
+
+/// `fres` and `faux` for given arithmetic flags.
+func lazyFlags(_ image: UInt64) -> (fres: UInt64, faux: UInt64) {
     let zero = image & EFlags.zf != 0
     let sign = image & EFlags.sf != 0
     let parity = image & EFlags.pf != 0
     let carry = image & EFlags.cf != 0
     let overflow = image & EFlags.of != 0
-    s.pointee.fres = zero ? 0 : (sign ? 1 << 63 : 1 << 8)
-    s.pointee.faux =
+    let fres: UInt64 = zero ? 0 : (sign ? 1 << 63 : 1 << 8)
+    let faux: UInt64 =
         (carry ? 1 << 63 : 0) | (carry != overflow ? 1 << 62 : 0) | (image & EFlags.af != 0 ? 8 : 0)
         | (parity ? 0 : 1 << 8) | (zero && sign ? 1 : 0)
+    return (fres, faux)
 }

@@ -161,14 +161,14 @@ extension X86Core {
     func clear(_ table: UnsafeMutablePointer<x86_tlb_entry>) {
         for index in 0..<Int(X86_TLB_SIZE) {
             let never = UInt64((index ^ 1) << 12)  // no address that maps to this slot has these bits
-            table[index] = x86_tlb_entry(tag_r: never, tag_w: never, addend: 0, gpa: .max)
+            table[index] = x86_tlb_entry(tag_r: never, tag_w: never, host: 0, gpa: .max)
         }
     }
     func invalidatePage(_ linear: UInt64) {
         let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
         let never = UInt64((index ^ 1) << 12)
         for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] {
-            table[index] = x86_tlb_entry(tag_r: never, tag_w: never, addend: 0, gpa: .max)
+            table[index] = x86_tlb_entry(tag_r: never, tag_w: never, host: 0, gpa: .max)
         }
         newContext()
     }
@@ -208,7 +208,7 @@ extension X86Core {
             let code = memory.page(translation.gpa).map { memory.holdsCode($0) } ?? true
             entry.pointee = x86_tlb_entry(
                 tag_r: tag, tag_w: translation.writable && translation.dirty && !code ? tag : never,
-                addend: UInt64(UInt(bitPattern: host)) &- linear, gpa: translation.gpa & ~4095)
+                host: UInt64(UInt(bitPattern: host)) & ~4095, gpa: translation.gpa & ~4095)
             return (translation.gpa, host)
         }
     }

@@ -103,7 +103,13 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
         if marked == 0 || marked & Self.mask(gpa, count) == 0 { return false }
         granules[page].store(0, ordering: .sequentiallyConsistent)
         versions[page].add(1, ordering: .sequentiallyConsistent)
+        codeChanged(page)
         return true
+    }
+
+    @inline(never) private func codeChanged(_ page: Int) {
+        let all = cores.withLock { $0.compactMap(\.core) }
+        for core in all { core.requestUnlink(versionCell(page)) }  // arrays only: no arithmetic that would touch MXCSR
     }
 
     /// The same for a device's write of any length, from any thread.

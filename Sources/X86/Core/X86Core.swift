@@ -20,6 +20,12 @@ package final class X86Core: @unchecked Sendable {  // see above
     let memory: PhysicalMemory
     unowned let environment: any X86Environment
     let blocks: BlockCache
+    /// Translated code; nil when the host gives no executable memory, or nothing is to be translated.
+    private(set) var translations: TranslationCache?
+    /// Executions after which a block of 64-bit code is translated. Before the first run.
+    package var translationThreshold: UInt32 = 16
+    /// Version cells of pages whose code changed: edges into them are to be unlinked.
+    private let changedPages = Mutex<[UInt]>([])
     var internalError: String?
     /// Whether the owner should treat interrupts as waiting: set by other threads, see `interruptPending`.
     private let inGuest = Atomic<Bool>(false)
@@ -48,6 +54,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         clear(state.pointee.tlb_supervisor)
         clear(state.pointee.tlb_user)
         reset()
+        translations = TranslationCache(state: state)
         memory.register(self)
     }
     deinit {
@@ -62,13 +69,34 @@ package final class X86Core: @unchecked Sendable {  // see above
     /// An interrupt may be deliverable: look at the next block boundary.
     package func interruptPending() {
         interruptLatch.store(true, ordering: .sequentiallyConsistent)
-        cx_or32(pendingCell, Pending.interrupt)
+        setPending(Pending.interrupt)
+    }
+    private func setPending(_ bits: UInt32) {
+        cx_or32(pendingCell, bits)
+        cx_store64(pollCell, 1)
+    }
+    private var pollCell: UnsafeMutablePointer<UInt64> {
+        // SAFETY: as `pendingCell`.
+        UnsafeMutableRawPointer(state).advanced(by: Int(X86_POLL_OFFSET)).assumingMemoryBound(to: UInt64.self)
+    }
+    /// The code of a page changed: translated code must not go there directly any more. Any thread.
+    func requestUnlink(_ versionCell: UInt) {
+        changedPages.withLock { $0.append(versionCell) }
+        setPending(Pending.unlink)
+    }
+    private func serveUnlink() {
+        cx_and32(pendingCell, ~Pending.unlink)
+        let pages = changedPages.withLock { pages in
+            defer { pages = [] }
+            return pages
+        }
+        for page in pages { translations?.unlink(page: Int(bitPattern: page)) }
     }
     /// Makes `run` return soon with `.cancelled`.
-    package func requestExit() { cx_or32(pendingCell, Pending.cancel) }
+    package func requestExit() { setPending(Pending.cancel) }
 
     func requestWriteTagFlush(from other: X86Core) {
-        cx_or32(pendingCell, Pending.flushWriteTags)
+        setPending(Pending.flushWriteTags)
         var spins = 0
         while inGuest.load(ordering: .sequentiallyConsistent),
             atomicLoad(pendingCell) & Pending.flushWriteTags != 0
@@ -91,7 +119,7 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     /// Interrupts were allowed again: what was latched meanwhile counts now.
     func interruptsEnabled() {
-        if interruptLatch.load(ordering: .sequentiallyConsistent) { cx_or32(pendingCell, Pending.interrupt) }
+        if interruptLatch.load(ordering: .sequentiallyConsistent) { setPending(Pending.interrupt) }
     }
 
     // MARK: running
@@ -106,7 +134,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             inGuest.store(false, ordering: .sequentiallyConsistent)
         }
         while true {
-            if s.pointee.pending != 0, let exit = servePending() { return exit }
+            if s.pointee.pending != 0 || s.pointee.poll != 0, let exit = outside({ servePending() }) { return exit }
             s.pointee.exit_reason = ExitReason.next
             guard let first = knownBlock() ?? outside({ findBlock() }) else {
                 if let exit = leave() { return exit }
@@ -125,7 +153,11 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     private func servePending() -> X86Exit? {
         let s = state
+        cx_store64(pollCell, 0)
+        // What stays pending is to be noticed in translated loops, too.
+        defer { if atomicLoad(pendingCell) != 0 { cx_store64(pollCell, 1) } }
         let pending = atomicLoad(pendingCell)
+        if pending & Pending.unlink != 0 { serveUnlink() }
         if pending & Pending.flushWriteTags != 0 { serveWriteTagFlush() }
         if pending & Pending.cancel != 0 {
             cx_and32(pendingCell, ~Pending.cancel)
@@ -218,23 +250,25 @@ package final class X86Core: @unchecked Sendable {  // see above
         let inPage = 4096 - Int(gpa & 4095)
         // Mark before reading, so that a write in between is seen.
         memory.markCode(page, gpa, min(inPage, BlockCache.maximumBytes), by: self)
-        if blocks.isFull { flushBlocks() }
-        var builder = BlockBuilder(cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64)
+        if blocks.isFull || translations?.isFull == true { flushBlocks() }
+        var builder = BlockBuilder(
+            cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, threshold: translations == nil ? 0 : translationThreshold,
+            untranslated: translations?.untranslated ?? 0)
         let one = (memory.versionCell(page), memory.version(page))
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: inPage)
-        if let first = builder.build(bytes, one: one, limit: stepping ? 1 : BlockCache.maximumOperations) {
+        if let first = builder.build(bytes, gpa: gpa, one: one, limit: stepping ? 1 : BlockCache.maximumOperations) {
             if !stepping {
                 blocks.insert(key, first)
                 slot.pointee = x86_jump(rip: rip, ctx: s.pointee.ctx, op: first, unused: 0)
             }
             return first
         }
-        return crossingBlock(linear, bytes, one: one, user: user, stepping: stepping)
+        return crossingBlock(linear, gpa, bytes, one: one, user: user, stepping: stepping)
     }
 
     /// The block of a single instruction that goes on in the next page.
     private func crossingBlock(
-        _ linear: UInt64, _ bytes: UnsafeBufferPointer<UInt8>, one: (UInt, UInt32), user: Bool, stepping: Bool
+        _ linear: UInt64, _ gpa0: UInt64, _ bytes: UnsafeBufferPointer<UInt8>, one: (UInt, UInt32), user: Bool, stepping: Bool
     ) -> Op? {
         let s = state
         var copy = Array(bytes.prefix(15))
@@ -252,8 +286,14 @@ package final class X86Core: @unchecked Sendable {  // see above
         memory.markCode(page, gpa, 16, by: self)
         let two = (memory.versionCell(page), memory.version(page))
         copy += UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 15)
-        var builder = BlockBuilder(cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64)
-        let first = copy.withUnsafeBufferPointer { builder.build($0, one: one, two: two, limit: 1) }
+        var builder = BlockBuilder(
+            cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, threshold: translations == nil ? 0 : translationThreshold,
+            untranslated: translations?.untranslated ?? 0)
+        let first = copy.withUnsafeBufferPointer { bytes in
+            let first = builder.build(bytes, gpa: 0, one: one, two: two, limit: 1)
+            if let first, !stepping, s.pointee.mode == 2 { translateCrossing(first, gpa0, bytes, [one, two]) }
+            return first
+        }
         if let first, !stepping {
             jumpSlot(s, s.pointee.rip).pointee = x86_jump(rip: s.pointee.rip, ctx: s.pointee.ctx, op: first, unused: 0)
         }
@@ -268,6 +308,7 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     private func flushBlocks() {
         blocks.flush()
+        translations?.flush()
         newContext()
     }
 }

@@ -1,0 +1,135 @@
+/// The r/m side of a host instruction.
+enum HostOperand {
+    case register(UInt8)
+    /// [base + index * 2^scale + displacement]; no index: 0xFF. The stack pointer cannot be an index.
+    case memory(base: UInt8, index: UInt8 = 0xFF, scale: UInt8 = 0, displacement: Int32 = 0)
+}
+
+/// Writes x86-64 machine code through one mapping for execution through another. Intel SDM vol. 2 chapter 2.
+struct Assembler {
+    private(set) var cursor: UnsafeMutablePointer<UInt8>
+    /// What to add to a writable address for the executable one.
+    let toExecutable: Int
+
+    init(at cursor: UnsafeMutablePointer<UInt8>, toExecutable: Int) {
+        self.cursor = cursor
+        self.toExecutable = toExecutable
+    }
+
+    /// The address at which what comes next will run.
+    var here: Int { Int(bitPattern: cursor) + toExecutable }
+
+    mutating func byte(_ value: UInt8) {
+        cursor.pointee = value
+        cursor += 1
+    }
+    mutating func bytes(_ values: UInt8...) { for value in values { byte(value) } }
+    mutating func int32(_ value: Int32) {
+        UnsafeMutableRawPointer(cursor).storeBytes(of: value, as: Int32.self)
+        cursor += 4
+    }
+    mutating func int64(_ value: UInt64) {
+        UnsafeMutableRawPointer(cursor).storeBytes(of: value, as: UInt64.self)
+        cursor += 8
+    }
+    mutating func immediate(_ value: Int64, size: Int) {
+        switch size {
+        case 1: byte(UInt8(truncatingIfNeeded: value))
+        case 2:
+            byte(UInt8(truncatingIfNeeded: value))
+            byte(UInt8(truncatingIfNeeded: value >> 8))
+        case 4: int32(Int32(truncatingIfNeeded: value))
+        default: int64(UInt64(bitPattern: value))
+        }
+    }
+
+    /// One instruction with a ModRM byte. `map`: 0 one-byte opcodes, 1 0F.
+    mutating func op(
+        _ opcode: UInt8, reg: UInt8, _ rm: HostOperand, wide: Bool = true, map: UInt8 = 0, operand16: Bool = false, rep: UInt8 = 0, lock: Bool = false,
+        forceREX: Bool = false
+    ) {
+        if lock { byte(0xF0) }
+        if operand16 { byte(0x66) }
+        if rep != 0 { byte(rep) }
+        var rex: UInt8 = (wide ? 8 : 0) | (reg > 7 ? 4 : 0)
+        switch rm {
+        case .register(let n): rex |= n > 7 ? 1 : 0
+        case .memory(let base, let index, _, _): rex |= (base > 7 ? 1 : 0) | (index != 0xFF && index > 7 ? 2 : 0)
+        }
+        if rex != 0 || forceREX { byte(0x40 | rex) }
+        if map == 1 { byte(0x0F) }
+        byte(opcode)
+        modRM(reg & 7, rm)
+    }
+    private mutating func modRM(_ reg: UInt8, _ rm: HostOperand) {
+        switch rm {
+        case .register(let n): byte(0xC0 | reg << 3 | n & 7)
+        case .memory(let base, let index, let scale, let displacement):
+            let needsSIB = index != 0xFF || base & 7 == 4
+            let mod: UInt8 = displacement == 0 && base & 7 != 5 ? 0 : (Int32(Int8(truncatingIfNeeded: displacement)) == displacement ? 1 : 2)
+            byte(mod << 6 | reg << 3 | (needsSIB ? 4 : base & 7))
+            if needsSIB { byte(scale << 6 | (index == 0xFF ? 4 : index & 7) << 3 | base & 7) }
+            if mod == 1 { byte(UInt8(truncatingIfNeeded: displacement)) } else if mod == 2 { int32(displacement) }
+        }
+    }
+
+    // MARK: the instructions that glue is made of
+
+    mutating func load(_ register: UInt8, _ memory: HostOperand) { op(0x8B, reg: register, memory) }
+    mutating func store(_ register: UInt8, _ memory: HostOperand) { op(0x89, reg: register, memory) }
+    mutating func load32(_ register: UInt8, _ memory: HostOperand) { op(0x8B, reg: register, memory, wide: false) }
+    mutating func lea(_ register: UInt8, _ memory: HostOperand, wide: Bool = true) { op(0x8D, reg: register, memory, wide: wide) }
+    mutating func move(_ target: UInt8, _ source: UInt8, wide: Bool = true) { op(0x89, reg: source, .register(target), wide: wide) }
+    mutating func moveImmediate(_ register: UInt8, _ value: UInt64) {
+        if value <= 0x7FFF_FFFF {
+            if register > 7 { byte(0x41) }
+            byte(0xB8 | register & 7)
+            int32(Int32(truncatingIfNeeded: value))
+        } else {
+            byte(0x48 | (register > 7 ? 1 : 0))
+            byte(0xB8 | register & 7)
+            int64(value)
+        }
+    }
+    mutating func push(_ register: UInt8) {
+        if register > 7 { byte(0x41) }
+        byte(0x50 | register & 7)
+    }
+    mutating func pop(_ register: UInt8) {
+        if register > 7 { byte(0x41) }
+        byte(0x58 | register & 7)
+    }
+    /// A forward jump; `patch` sets its target.
+    mutating func jump() -> UnsafeMutablePointer<UInt8> {
+        byte(0xE9)
+        int32(0)
+        return cursor
+    }
+    /// `condition`: the low four bits of Jcc.
+    mutating func jump(if condition: UInt8) -> UnsafeMutablePointer<UInt8> {
+        bytes(0x0F, 0x80 | condition)
+        int32(0)
+        return cursor
+    }
+    mutating func jump(to address: Int) {
+        byte(0xE9)
+        int32(Int32(truncatingIfNeeded: address - (here + 4)))
+    }
+    mutating func jump(if condition: UInt8, to address: Int) {
+        bytes(0x0F, 0x80 | condition)
+        int32(Int32(truncatingIfNeeded: address - (here + 4)))
+    }
+    /// Makes the jump that ended at `end` come here.
+    func patch(_ end: UnsafeMutablePointer<UInt8>) {
+        UnsafeMutableRawPointer(end - 4).storeBytes(of: Int32(truncatingIfNeeded: cursor - end), as: Int32.self)
+    }
+    /// [rip + …] for an executable address: opcode FF with `group`, or LEA.
+    mutating func jumpThrough(_ address: Int) {
+        bytes(0xFF, 0x25)
+        int32(Int32(truncatingIfNeeded: address - (here + 4)))
+    }
+    mutating func leaRIP(_ register: UInt8, _ address: Int) {
+        bytes(0x48 | (register > 7 ? 4 : 0), 0x8D, 0x05 | (register & 7) << 3)
+        int32(Int32(truncatingIfNeeded: address - (here + 4)))
+    }
+}

@@ -1,0 +1,674 @@
+import CX86
+
+/// Translates one block of 64-bit code: each run of instructions that have a plan becomes a segment of host code, which
+/// takes the place of its first operation's handler. Whatever a segment cannot do (a TLB miss, an instruction without a
+/// plan, an exit that is not linked) it leaves to the interpreter at exactly that operation, with all state in its place.
+///
+/// In a segment the guest's registers are the host's of the same number, but RSP in R8 and R8–R11 in memory; arithmetic
+/// flags are the host's. Flags that nobody can read any more may be lost: an exception's image then shows others.
+struct BlockTranslator {
+    private struct Line {
+        var op: Op
+        var handler: UInt
+        var instruction: Instruction
+        var plan: TranslationPlan
+        var offset: Int
+        var liveAfter = true
+    }
+    private enum Flags { case dead, host, memory }
+    private struct SlowPath {
+        var jumps: [UnsafeMutablePointer<UInt8>]
+        var line: Line
+        var flags: Flags
+        var dirty: UInt16
+    }
+
+    private let cache: TranslationCache
+    private let first: Op
+    private let gpa: UInt64
+    private var code: Assembler
+    private var lines: [Line] = []
+    private var flags = Flags.dead
+    private var startFlags = Flags.dead
+    private var loaded: UInt16 = 0
+    private var dirty: UInt16 = 0
+    private var vectorsChecked = false
+    private var slow: [SlowPath] = []
+    private var conversions: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
+    private var stubs: [(slot: Int, kind: TranslationCache.EdgeKind)] = []
+    private var staleJumps: [UnsafeMutablePointer<UInt8>] = []
+    private var loopExits: [UnsafeMutablePointer<UInt8>] = []
+    private var body = 0
+    private var isFirstSegment = false
+    /// Version cells of the pages the block was decoded from, with the versions it was decoded at.
+    private let versions: [(cell: UInt, version: UInt32)]
+
+    init(cache: TranslationCache, first: Op, gpa: UInt64, versions: [(cell: UInt, version: UInt32)]) {
+        self.cache = cache
+        self.first = first
+        self.gpa = gpa
+        self.versions = versions
+        code = cache.open()
+    }
+
+    /// - Parameter bytes: the guest's code from the block's start to the end of its page.
+    mutating func translate(_ bytes: UnsafeBufferPointer<UInt8>) {
+        var op = first + 1
+        var run: [Line] = []
+        var start = true
+        var ended = false
+        while op.pointee.len > 0, !ended, cache.hasRoom(code) {
+            let offset = Int(op.pointee.off)
+            let rest = UnsafeBufferPointer(rebasing: bytes[min(offset, bytes.count)...])
+            if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i) {
+                run.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
+                ended = plan.endsBlock
+            } else {
+                segment(run, start: start, next: op)
+                run = []
+                start = false
+            }
+            op += 1
+        }
+        segment(run, start: start, next: op, endsBlock: op.pointee.len == 0)
+        cache.commit(code)
+        if first.pointee.aux == 0 {
+            first.pointee.aux = 2
+            first.pointee.fn = TranslatorHandlers.skip
+        }
+    }
+    private static func handler(_ op: Op) -> UInt { unsafeBitCast(op.pointee.fn, to: UInt.self) }
+
+    // MARK: one segment
+
+    /// - Parameter next: the operation after the last one.
+    private mutating func segment(_ run: [Line], start: Bool, next: Op, endsBlock: Bool = false) {
+        guard let head = run.first, start || run.count >= 3 || run.last?.plan.endsBlock == true else { return }
+        lines = run
+        isFirstSegment = start
+        analyseFlags()
+        (loaded, dirty, vectorsChecked) = (0, 0, false)
+        let entry = code.here
+        enter()
+        var checkedEntry = 0
+        if start {
+            let over = code.jump()
+            checkedEntry = code.here
+            checkVersion()
+            code.patch(over)
+        }
+        if startFlags == .host { restoreFlags(mayBeLazy: true) }
+        body = code.here
+        flags = startFlags
+        for line in lines { emit(line) }
+        if let last = lines.last, !last.plan.endsBlock {
+            if endsBlock {
+                // On to what follows the block; the interpreter's last operation stands for the way there.
+                var end = last
+                (end.op, end.handler, end.offset) = (next, Self.handler(next), Int(next.pointee.off))
+                edge(end, to: end.offset)
+            } else {
+                leaveTo(next)
+            }
+        }
+        var flagsEntry = body
+        if start, startFlags == .memory {
+            flagsEntry = code.here
+            saveFlags()
+            code.jump(to: body)
+        }
+        finishSlowPaths()
+        if start {
+            first.pointee.imm = UInt64(checkedEntry)
+            first.pointee.disp = Int64(flagsEntry)
+            first.pointee.aux = 1
+            first.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
+        } else {
+            head.op.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
+        }
+    }
+
+    /// From the interpreter: the host's registers to its stack, the guest's from the state.
+    private mutating func enter() {
+        for register in Host.calleeSaved { code.push(register) }
+        code.move(Host.state, Host.rsi)
+        code.op(0xC7, reg: 0, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
+        code.int32(0xFFFF)
+        for n in Host.mapped { if let host = Host.register(n) { code.load(host, Host.home(n)) } }
+    }
+    private mutating func checkVersion() {
+        for (cell, version) in versions {
+            code.moveImmediate(Host.address, UInt64(cell))
+            code.op(0x81, reg: 7, .memory(base: Host.address), wide: false)
+            code.int32(Int32(bitPattern: version))
+            staleJumps.append(code.jump(if: 5))
+        }
+        code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
+        code.byte(0)
+        staleJumps.append(code.jump(if: 5))
+    }
+    /// To the interpreter at `op`.
+    private mutating func leaveTo(_ op: Op) {
+        storeVectors(dirty)
+        leave(op, Self.handler(op), flags)
+    }
+    private mutating func leave(_ op: Op, _ handler: UInt, _ flags: Flags) {
+        code.moveImmediate(Host.address, UInt64(UInt(bitPattern: op)))
+        code.moveImmediate(Host.scratch, UInt64(handler))
+        switch flags {
+        case .host: code.jump(to: cache.leaveWithFlags)
+        case .memory: code.jump(to: cache.leaveWithMemory)
+        case .dead: code.jump(to: cache.leaveWithout)
+        }
+    }
+    private mutating func finishSlowPaths() {
+        for path in slow {
+            for jump in path.jumps { code.patch(jump) }
+            storeVectors(path.dirty)
+            leave(path.line.op, path.line.handler, path.flags)
+        }
+        slow = []
+        for conversion in conversions {
+            code.patch(conversion.jump)
+            code.leaRIP(Host.address, conversion.back)
+            code.jump(to: cache.convertFlags)
+        }
+        conversions = []
+        for stub in stubs {
+            let address = code.here
+            let edge = cache.makeEdge(slot: stub.slot, kind: stub.kind, stub: address)
+            code.moveImmediate(Host.address, UInt64(edge))
+            code.store(Host.address, Host.cell(Int(X86_T1_EDGE_OFFSET)))
+            leave(first, unsafeBitCast(TranslatorHandlers.linkEdge, to: UInt.self), stub.kind == .flags ? .host : .memory)
+        }
+        stubs = []
+        if !staleJumps.isEmpty || !loopExits.isEmpty {
+            for jump in staleJumps + loopExits { code.patch(jump) }
+            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+            code.jump(to: cache.exitToLoop)
+            staleJumps = []
+            loopExits = []
+        }
+    }
+
+    // MARK: flags
+
+    private mutating func analyseFlags() {
+        var live = true
+        var anyNeed = false
+        for index in lines.indices.reversed() {
+            lines[index].liveAfter = live
+            let plan = lines[index].plan
+            if plan.readsFlags || (plan.mergesFlags && live) { anyNeed = true }
+            live = plan.readsFlags || (plan.definesFlags ? false : live)
+        }
+        startFlags = !live ? .dead : (anyNeed ? .host : .memory)
+    }
+    /// EFLAGS to the state. Changes EFLAGS not at all.
+    private mutating func saveFlags() {
+        code.store(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        code.bytes(0x9F, 0x0F, 0x90, 0xC0)  // lahf; seto al
+        code.op(0x89, reg: Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false, operand16: true)
+        code.load(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+    }
+    /// The state's flags to EFLAGS. When they may still be in the interpreter's form, r9 and r11 are lost.
+    private mutating func restoreFlags(mayBeLazy: Bool) {
+        var lazy: UnsafeMutablePointer<UInt8>?
+        if mayBeLazy {
+            code.op(0x81, reg: 7, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false)
+            code.int32(0xFFFF)
+            lazy = code.jump(if: 4)
+        }
+        code.store(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        code.op(0xB7, reg: Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false, map: 1)  // movzx eax, word
+        code.bytes(0x04, 0x7F, 0x9E)  // add al, 127; sahf
+        code.load(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        if let lazy { conversions.append((lazy, code.here)) }
+    }
+    /// Before code that changes EFLAGS.
+    private mutating func aboutToClobber(_ line: Line) {
+        let plan = line.plan
+        guard flags == .host else { return }
+        if plan.readsFlags || (!plan.definesFlags && line.liveAfter) {
+            saveFlags()
+            flags = .memory
+        } else {
+            flags = .dead
+        }
+    }
+    /// Before the instruction itself.
+    private mutating func needFlags(_ line: Line) {
+        guard flags == .memory, line.plan.readsFlags || (line.plan.mergesFlags && line.liveAfter) else { return }
+        restoreFlags(mayBeLazy: false)
+        flags = .host
+    }
+
+    // MARK: vector registers
+
+    private mutating func storeVectors(_ mask: UInt16) {
+        for n in 0..<16 as Range<UInt8> where mask >> UInt16(n) & 1 != 0 { code.op(0x11, reg: n, Host.vectorHome(n), wide: false, map: 1) }
+    }
+    private mutating func useVector(_ n: UInt8, reads: Bool, writes: Bool) {
+        let bit = UInt16(1) << UInt16(n)
+        if reads, loaded & bit == 0 { code.op(0x10, reg: n, Host.vectorHome(n), wide: false, map: 1) }
+        loaded |= bit
+        if writes { dirty |= bit }
+    }
+    /// CR0.EM and TS, and exceptions that the guest wants: the interpreter's business. Once a segment.
+    private mutating func checkVectors(_ line: Line) {
+        guard !vectorsChecked else { return }
+        vectorsChecked = true
+        aboutToClobber(line)
+        code.op(0xF7, reg: 0, Host.cell(Int(X86_CR0_OFFSET)), wide: false)
+        code.int32(Int32(ControlRegister.em | ControlRegister.ts))
+        var jumps = [code.jump(if: 5)]
+        code.op(0x80, reg: 7, Host.cell(Int(X86_UNMASKED_OFFSET)), wide: false)
+        code.byte(0)
+        jumps.append(code.jump(if: 5))
+        slow.append(SlowPath(jumps: jumps, line: line, flags: flags, dirty: dirty))
+    }
+
+    // MARK: memory
+
+    /// The linear address of a memory operand in r11.
+    private mutating func address(_ i: Instruction, offset: Int, segments: Bool = true) {
+        if i.isRIPRelative {
+            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: i.displacement + Int64(offset + i.length))))
+        } else {
+            let (operand, isAbsolute) = addressOperand(i)
+            if isAbsolute {
+                code.op(0xC7, reg: 0, .register(Host.address))
+                code.int32(Int32(truncatingIfNeeded: i.displacement))
+                if i.addressSize == 4 { code.move(Host.address, Host.address, wide: false) }
+            } else {
+                code.lea(Host.address, operand, wide: i.addressSize == 8)
+            }
+        }
+        if segments, i.segmentOverride >= 4 { code.op(0x03, reg: Host.address, Host.cell(Int(X86_SEGBASE_OFFSET) + Int(i.segmentOverride) * 8)) }
+    }
+    /// Base, index and displacement with registers from memory put into r11 and r9.
+    private mutating func addressOperand(_ i: Instruction) -> (HostOperand, isAbsolute: Bool) {
+        func host(_ n: Int8, _ temporary: UInt8) -> UInt8 {
+            if let register = Host.register(UInt8(n)) { return register }
+            code.load(temporary, Host.home(UInt8(n)))
+            return temporary
+        }
+        let displacement = Int32(truncatingIfNeeded: i.displacement)
+        if i.base < 0, i.index < 0 { return (.memory(base: 0), true) }
+        if i.base < 0 {
+            // No base: [0 + index * scale + disp32] needs a form of its own, so scale in a register.
+            let index = host(i.index, Host.scratch)
+            code.op(0xC7, reg: 0, .register(Host.address))
+            code.int32(displacement)
+            return (.memory(base: Host.address, index: index, scale: i.scale, displacement: 0), false)
+        }
+        let base = host(i.base, Host.address)
+        if i.index < 0 { return (.memory(base: base, displacement: displacement), false) }
+        return (.memory(base: base, index: host(i.index, Host.scratch), scale: i.scale, displacement: displacement), false)
+    }
+    /// Checks r11 against the TLB; afterwards the operand is at [r9 + r11]. Changes EFLAGS.
+    private mutating func check(size: Int, write: Bool, aligned: Bool = false) -> [UnsafeMutablePointer<UInt8>] {
+        code.bytes(0x45, 0x89, 0xD9, 0x41, 0xC1, 0xE9, 0x07)  // mov r9d, r11d; shr r9d, 7
+        code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
+        code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
+        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_TLB_OFFSET)))
+        var jumps: [UnsafeMutablePointer<UInt8>] = []
+        if aligned {
+            code.bytes(0x41, 0xF6, 0xC3, 0x0F)  // test r11b, 15
+            jumps.append(code.jump(if: 5))
+        }
+        code.op(0x33, reg: Host.address, .memory(base: Host.scratch, displacement: write ? 8 : 0))
+        code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
+        code.int32(Int32(4096 - size))
+        jumps.append(code.jump(if: 7))
+        code.load(Host.scratch, .memory(base: Host.scratch, displacement: 16))
+        return jumps
+    }
+    private static let checked = HostOperand.memory(base: Host.scratch, index: Host.address)
+    private mutating func slowPath(_ jumps: [UnsafeMutablePointer<UInt8>], _ line: Line) {
+        slow.append(SlowPath(jumps: jumps, line: line, flags: flags, dirty: dirty))
+    }
+    /// One address: r9 + r11 in r11.
+    private mutating func joinAddress() { code.lea(Host.address, Self.checked) }
+
+    // MARK: instructions
+
+    private mutating func emit(_ line: Line) {
+        if line.plan.usesVector { checkVectors(line) }
+        switch line.plan.kind {
+        case .modRM: modRM(line)
+        case .pushRegister: pushRegister(line)
+        case .popRegister: popRegister(line)
+        case .pushImmediate:
+            stackForPush(line)
+            code.op(0xC7, reg: 0, Self.checked)
+            code.int32(Int32(truncatingIfNeeded: line.instruction.immediate))
+            code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+        case .pushMemory: pushMemory(line)
+        case .leave:
+            aboutToClobber(line)
+            code.move(Host.address, 5)
+            slowPath(check(size: 8, write: false), line)
+            code.lea(Host.guestRSP, .memory(base: 5, displacement: 8))
+            code.load(5, Self.checked)
+        case .exchangeAccumulator: exchangeAccumulator(line.instruction)
+        case .moveImmediate: moveImmediate(line.instruction)
+        case .byteSwap: byteSwap(line.instruction)
+        case .plain: plain(line)
+        case .lea: lea(line)
+        case .nop: if line.instruction.opcode == 0x90, line.instruction.rep == 0xF3 { code.bytes(0xF3, 0x90) }
+        case .jump: edge(line, to: target(line))
+        case .conditional: conditional(line)
+        case .call: call(line)
+        case .ret: ret(line)
+        case .jumpIndirect: jumpIndirect(line)
+        case .callIndirect: callIndirect(line)
+        }
+        if line.plan.definesFlags || line.plan.mergesFlags { flags = .host }
+    }
+
+    private mutating func modRM(_ line: Line) {
+        let (i, plan) = (line.instruction, line.plan)
+        let isByte = plan.byteReg || plan.byteRM
+        let legacyByte = isByte && !i.hasREX
+        var regField = i.reg & 7
+        var regHome: UInt8?
+        var rmOperand = Self.checked
+        var rmHome: UInt8?
+        func host(_ n: UInt8, byte: Bool) -> UInt8? { byte && legacyByte ? n : Host.register(n) }
+
+        if i.isMemory {
+            aboutToClobber(line)
+            address(i, offset: line.offset)
+            slowPath(check(size: plan.size, write: plan.writesRM, aligned: plan.aligned), line)
+        }
+        if plan.reg == .general {
+            if let register = host(i.reg, byte: plan.byteReg) {
+                regField = register
+            } else {
+                regField = Host.scratch
+                regHome = i.reg
+                if i.isMemory {
+                    joinAddress()
+                    rmOperand = .memory(base: Host.address)
+                }
+                let partial = plan.writesReg && (plan.byteReg || (i.operandSize == 2 && plan.rm != .vector))
+                if plan.readsReg || partial { code.load(Host.scratch, Host.home(i.reg)) }
+            }
+        } else if plan.reg == .vector {
+            regField = i.reg
+        }
+        if !i.isMemory {
+            if plan.rm == .vector {
+                useVector(i.rm, reads: plan.readsRM, writes: plan.writesRM)
+                rmOperand = .register(i.rm)
+            } else if let register = host(i.rm, byte: plan.byteRM) {
+                rmOperand = .register(register)
+            } else {
+                rmOperand = .register(Host.address)
+                rmHome = i.rm
+                if plan.readsRM || (plan.writesRM && plan.size < 4) { code.load(Host.address, Host.home(i.rm)) }
+            }
+        }
+        if plan.reg == .vector { useVector(i.reg, reads: plan.readsReg, writes: plan.writesReg) }
+        needFlags(line)
+        let vector = plan.usesVector
+        code.op(
+            i.opcode, reg: regField, rmOperand, wide: i.rexW, map: i.map == .two ? 1 : 0, operand16: i.has66,
+            rep: vector ? i.rep : 0, lock: i.hasLock, forceREX: isByte && i.hasREX)
+        if plan.immediateSize > 0 { code.immediate(i.immediate, size: plan.immediateSize) }
+        if let regHome, plan.writesReg { code.store(Host.scratch, Host.home(regHome)) }
+        if let rmHome, plan.writesRM { code.store(Host.address, Host.home(rmHome)) }
+    }
+
+    /// [r9 + r11] is where the next push goes.
+    private mutating func stackForPush(_ line: Line) {
+        aboutToClobber(line)
+        code.lea(Host.address, .memory(base: Host.guestRSP, displacement: -8))
+        slowPath(check(size: 8, write: true), line)
+    }
+    private mutating func pushRegister(_ line: Line) {
+        let i = line.instruction
+        stackForPush(line)
+        let n = i.opcode == 0xFF ? i.rm : (i.opcode & 7) | i.opcodeRegisterExtension
+        if let host = Host.register(n) {
+            code.store(host, Self.checked)
+        } else {
+            joinAddress()
+            code.load(Host.scratch, Host.home(n))
+            code.store(Host.scratch, .memory(base: Host.address))
+        }
+        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+    }
+    private mutating func popRegister(_ line: Line) {
+        let n = (line.instruction.opcode & 7) | line.instruction.opcodeRegisterExtension
+        aboutToClobber(line)
+        code.move(Host.address, Host.guestRSP)
+        slowPath(check(size: 8, write: false), line)
+        guard n != 4 else { return code.load(Host.guestRSP, Self.checked) }
+        code.load(Host.register(n) ?? Host.address, Self.checked)
+        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: 8))
+        if Host.register(n) == nil { code.store(Host.address, Host.home(n)) }
+    }
+    private mutating func pushMemory(_ line: Line) {
+        aboutToClobber(line)
+        address(line.instruction, offset: line.offset)
+        slowPath(check(size: 8, write: false), line)
+        code.load(Host.address, Self.checked)
+        code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        stackForPush(line)
+        joinAddress()
+        code.load(Host.scratch, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        code.store(Host.scratch, .memory(base: Host.address))
+        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+    }
+    private mutating func exchangeAccumulator(_ i: Instruction) {
+        let n = (i.opcode & 7) | i.opcodeRegisterExtension
+        let host = Host.register(n)
+        if host == nil { code.load(Host.scratch, Host.home(n)) }
+        code.op(0x87, reg: Host.rax, .register(host ?? Host.scratch), wide: i.operandSize == 8, operand16: i.operandSize == 2)
+        if host == nil { code.store(Host.scratch, Host.home(n)) }
+    }
+    private mutating func moveImmediate(_ i: Instruction) {
+        let n = (i.opcode & 7) | i.opcodeRegisterExtension
+        let byte = i.opcode < 0xB8
+        if byte, !i.hasREX { return code.bytes(0xB0 | n, UInt8(truncatingIfNeeded: i.immediate)) }
+        let host = Host.register(n) ?? Host.scratch
+        let isHome = Host.register(n) == nil
+        if byte || i.operandSize == 2 {
+            if isHome { code.load(Host.scratch, Host.home(n)) }
+            code.op(byte ? 0xC6 : 0xC7, reg: 0, .register(host), wide: false, operand16: !byte, forceREX: byte)
+            code.immediate(i.immediate, size: byte ? 1 : 2)
+        } else {
+            code.moveImmediate(host, i.operandSize == 8 ? UInt64(bitPattern: i.immediate) : UInt64(UInt32(truncatingIfNeeded: i.immediate)))
+        }
+        if isHome { code.store(Host.scratch, Host.home(n)) }
+    }
+    private mutating func byteSwap(_ i: Instruction) {
+        let n = (i.opcode & 7) | i.opcodeRegisterExtension
+        let host = Host.register(n) ?? Host.scratch
+        if Host.register(n) == nil { code.load(Host.scratch, Host.home(n)) }
+        let rex: UInt8 = (i.operandSize == 8 ? 8 : 0) | (host > 7 ? 1 : 0)
+        if rex != 0 { code.byte(0x40 | rex) }
+        code.bytes(0x0F, 0xC8 | host & 7)
+        if Host.register(n) == nil { code.store(Host.scratch, Host.home(n)) }
+    }
+    private mutating func plain(_ line: Line) {
+        let i = line.instruction
+        needFlags(line)
+        if i.has66, !line.plan.byteReg { code.byte(0x66) }
+        if i.rexW { code.byte(0x48) }
+        code.byte(i.opcode)
+        if line.plan.immediateSize > 0 { code.immediate(i.immediate, size: line.plan.immediateSize) }
+    }
+    private mutating func lea(_ line: Line) {
+        let i = line.instruction
+        let host = Host.register(i.reg)
+        if let host, !i.isRIPRelative, i.operandSize > 2, i.base >= 0 || i.index >= 0 {
+            return code.lea(host, addressOperand(i).0, wide: i.operandSize == 8 && i.addressSize == 8)
+        }
+        address(i, offset: line.offset, segments: false)
+        if i.operandSize == 2 {
+            let target = host ?? Host.scratch
+            if host == nil { code.load(Host.scratch, Host.home(i.reg)) }
+            code.op(0x89, reg: Host.address, .register(target), wide: false, operand16: true)
+            if host == nil { code.store(Host.scratch, Host.home(i.reg)) }
+            return
+        }
+        if i.operandSize == 4 { code.move(Host.address, Host.address, wide: false) }
+        if let host { code.move(host, Host.address) } else { code.store(Host.address, Host.home(i.reg)) }
+    }
+
+    // MARK: control flow
+
+    private func target(_ line: Line) -> Int { line.offset + line.instruction.length + Int(line.instruction.immediate) }
+    private func following(_ line: Line) -> Int { line.offset + line.instruction.length }
+
+    private mutating func conditional(_ line: Line) {
+        storeVectors(dirty)
+        dirty = 0
+        needFlags(line)
+        let taken = code.jump(if: line.instruction.opcode & 15)
+        edge(line, to: following(line))
+        flags = .host
+        code.patch(taken)
+        edge(line, to: target(line))
+    }
+
+    /// Goes on at an offset from the block's start.
+    private mutating func edge(_ line: Line, to offset: Int) {
+        storeVectors(dirty)
+        dirty = 0
+        let inPage = Int(gpa & 4095) + offset
+        guard (0..<4096).contains(inPage) else {
+            if flags == .host {
+                saveFlags()
+                flags = .memory
+            }
+            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
+            slowPath(dispatch(), line)
+            return
+        }
+        if offset == 0, isFirstSegment, startFlags == .dead {
+            code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
+            code.byte(0)
+            code.jump(if: 4, to: body)
+            loopExits.append(code.jump())
+            return
+        }
+        if offset != 0 {
+            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
+            code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        }
+        let slot = cache.makeSlot()
+        stubs.append((slot, flags == .host ? .flags : .memory))
+        if offset <= line.offset {
+            // Backward: the second target of the pair when somebody wants something.
+            code.load(Host.address, Host.cell(Int(X86_POLL_OFFSET)))
+            code.leaRIP(Host.scratch, slot)
+            code.op(0xFF, reg: 4, .memory(base: Host.scratch, index: Host.address, scale: 3), wide: false)
+        } else {
+            code.jumpThrough(slot)
+        }
+    }
+
+    /// To the block at the address in r11, through the jump cache; flags are in memory. The jumps taken on a miss.
+    /// - Parameter commit: written between the last check and the jump.
+    private mutating func dispatch(_ commit: (inout Assembler) -> Void = { _ in }) -> [UnsafeMutablePointer<UInt8>] {
+        code.move(Host.scratch, Host.address)
+        code.bytes(0x49, 0xC1, 0xE9, 0x0C)  // shr r9, 12
+        code.bytes(0x45, 0x31, 0xD9)  // xor r9d, r11d
+        code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
+        code.int32(Int32(X86_JCACHE_SIZE - 1))
+        code.bytes(0x41, 0xC1, 0xE1, 0x05)  // shl r9d, 5
+        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
+        code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
+        var jumps = [code.jump(if: 5)]
+        code.load(Host.address, .memory(base: Host.scratch, displacement: 8))
+        code.op(0x3B, reg: Host.address, Host.cell(Int(X86_CTX_OFFSET)))
+        jumps.append(code.jump(if: 5))
+        code.load(Host.address, .memory(base: Host.scratch))
+        code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.load(Host.scratch, .memory(base: Host.scratch, displacement: 16))
+        commit(&code)
+        code.op(0xFF, reg: 4, .memory(base: Host.scratch, displacement: 8), wide: false)
+        return jumps
+    }
+    private mutating func flagsToMemory() {
+        if flags == .host {
+            saveFlags()
+            flags = .memory
+        }
+    }
+
+    private mutating func call(_ line: Line) {
+        storeVectors(dirty)
+        dirty = 0
+        stackForPush(line)
+        joinAddress()
+        code.load(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.lea(Host.scratch, .memory(base: Host.scratch, displacement: Int32(following(line))))
+        code.store(Host.scratch, .memory(base: Host.address))
+        let offset = target(line)
+        guard !(0..<4096).contains(Int(gpa & 4095) + offset) else {
+            code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+            return edge(line, to: offset)
+        }
+        flagsToMemory()
+        code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
+        let jumps = dispatch { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
+        slowPath(jumps, line)
+    }
+    private mutating func ret(_ line: Line) {
+        storeVectors(dirty)
+        dirty = 0
+        aboutToClobber(line)
+        flagsToMemory()
+        code.move(Host.address, Host.guestRSP)
+        slowPath(check(size: 8, write: false), line)
+        code.load(Host.address, Self.checked)
+        let drop = 8 + Int32(line.instruction.opcode == 0xC2 ? line.instruction.immediate & 0xFFFF : 0)
+        let jumps = dispatch { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: drop)) }
+        slowPath(jumps, line)
+    }
+    /// An indirect branch's target in r11.
+    private mutating func loadTarget(_ line: Line) {
+        let i = line.instruction
+        if i.isMemory {
+            address(i, offset: line.offset)
+            slowPath(check(size: 8, write: false), line)
+            code.load(Host.address, Self.checked)
+        } else if let host = Host.register(i.rm) {
+            code.move(Host.address, host)
+        } else {
+            code.load(Host.address, Host.home(i.rm))
+        }
+    }
+    private mutating func jumpIndirect(_ line: Line) {
+        storeVectors(dirty)
+        dirty = 0
+        flagsToMemory()
+        loadTarget(line)
+        slowPath(dispatch(), line)
+    }
+    private mutating func callIndirect(_ line: Line) {
+        storeVectors(dirty)
+        dirty = 0
+        flagsToMemory()
+        loadTarget(line)
+        code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        // The return address goes below the stack pointer, which moves only when the jump is sure.
+        stackForPush(line)
+        joinAddress()
+        code.load(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.lea(Host.scratch, .memory(base: Host.scratch, displacement: Int32(following(line))))
+        code.store(Host.scratch, .memory(base: Host.address))
+        code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        let jumps = dispatch { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
+        slowPath(jumps, line)
+    }
+}

@@ -1,0 +1,234 @@
+import CX86
+
+/// Host registers that do not stand for a guest register of the same number.
+enum Host {
+    static let rax: UInt8 = 0
+    static let rcx: UInt8 = 1
+    static let rsp: UInt8 = 4
+    static let rsi: UInt8 = 6
+    static let rdi: UInt8 = 7
+    /// The guest's stack pointer: the host's stack stays the host's.
+    static let guestRSP: UInt8 = 8
+    static let scratch: UInt8 = 9
+    /// The CPU state.
+    static let state: UInt8 = 10
+    static let address: UInt8 = 11
+
+    /// The host register that holds guest register `n` in translated code; nil when it stays in memory (R8–R11).
+    static func register(_ n: UInt8) -> UInt8? {
+        switch n {
+        case 4: return guestRSP
+        case 8...11: return nil
+        default: return n
+        }
+    }
+    static let calleeSaved: [UInt8] = [3, 5, 12, 13, 14, 15]
+    static let mapped: [UInt8] = [0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15]
+
+    static func cell(_ offset: Int) -> HostOperand { .memory(base: state, displacement: Int32(offset)) }
+    static func home(_ n: UInt8) -> HostOperand { cell(Int(n) * 8) }
+    static func vectorHome(_ n: UInt8) -> HostOperand { cell(Int(X86_XMM_OFFSET) + Int(n) * 16) }
+}
+
+/// Translated code of one core: a buffer mapped twice, the stubs that all blocks share, and the edges between blocks.
+///
+/// The first part of the buffer holds the edges' target addresses: data, so that linking and unlinking write no code.
+final class TranslationCache {
+    /// How an edge hands over the flags: in EFLAGS or in the state.
+    enum EdgeKind { case flags, memory }
+    struct Edge {
+        var slot: Int
+        var kind: EdgeKind
+        /// Where the slot points while the edge is not linked.
+        var stub: Int
+    }
+    private static let size = 24 << 20
+    private static let slotBytes = 2 << 20
+    private static let reserve = 64 << 10
+
+    private let writable: UnsafeMutableRawPointer
+    private let executable: UnsafeMutableRawPointer
+    private let flagTable: UnsafeMutablePointer<UInt64>
+    private var used = 0
+    private var start = 0
+    private var slots = 0
+    private(set) var edges: [Edge] = []
+    /// Linked edges by the page that both ends lie in.
+    private var linked: [Int: [Int]] = [:]
+
+    // Executable addresses of shared code.
+    private(set) var leaveWithFlags = 0
+    private(set) var leaveWithMemory = 0
+    private(set) var leaveWithout = 0
+    private(set) var exitToLoop = 0
+    private(set) var untranslated = 0
+    private(set) var convertFlags = 0
+
+    init?(state: UnsafeMutablePointer<x86_cpu>) {
+        var rw: UnsafeMutableRawPointer?
+        var rx: UnsafeMutableRawPointer?
+        guard cx_code_buffer(UInt(Self.size), &rw, &rx) == 0, let rw, let rx else { return nil }
+        writable = rw
+        executable = rx
+        flagTable = .allocate(capacity: 1024)
+        for image in 0..<512 {
+            let (flags, overflow) = (UInt64(image & 0xFF), image > 255)
+            let (fres, faux) = lazyFlags(flags & 0xD5 | (overflow ? EFlags.of : 0))
+            flagTable[image * 2] = fres
+            flagTable[image * 2 + 1] = faux
+        }
+        state.pointee.flag_table = UnsafeRawPointer(flagTable)
+        used = Self.slotBytes
+        makeSharedCode()
+        start = used
+    }
+    deinit {
+        cx_unmap(writable, UInt(Self.size))
+        cx_unmap(executable, UInt(Self.size))
+        flagTable.deallocate()
+    }
+
+    var isFull: Bool { used + Self.reserve > Self.size || slots + 4096 > Self.slotBytes / 16 }
+
+    func flush() {
+        used = start
+        slots = 0
+        edges.removeAll(keepingCapacity: true)
+        linked.removeAll(keepingCapacity: true)
+    }
+
+    // MARK: code
+
+    func open() -> Assembler {
+        Assembler(at: (writable + used).assumingMemoryBound(to: UInt8.self), toExecutable: executable - writable)
+    }
+    func commit(_ code: Assembler) { used = (UnsafeMutableRawPointer(code.cursor) - writable + 15) & ~15 }
+    /// Whether a block may go on being written at `code`.
+    func hasRoom(_ code: Assembler) -> Bool { UnsafeMutableRawPointer(code.cursor) - writable < Self.size - 8192 }
+
+    // MARK: edges
+
+    /// A pair of target addresses; the second is used when `poll` says so. Returns its executable address.
+    func makeSlot() -> Int {
+        defer { slots += 1 }
+        return Int(bitPattern: executable) + slots * 16
+    }
+    func makeEdge(slot: Int, kind: EdgeKind, stub: Int) -> Int {
+        edges.append(Edge(slot: slot, kind: kind, stub: stub))
+        set(slot, stub)
+        set(slot + 8, stub)
+        return edges.count - 1
+    }
+    private func set(_ slot: Int, _ target: Int) {
+        (writable + (slot - Int(bitPattern: executable))).storeBytes(of: UInt64(target), as: UInt64.self)
+    }
+    func link(_ edge: Int, to target: Int, page: Int) {
+        set(edges[edge].slot, target)
+        linked[page, default: []].append(edge)
+    }
+    func unlink(page: Int) {
+        guard let list = linked.removeValue(forKey: page) else { return }
+        for edge in list { set(edges[edge].slot, edges[edge].stub) }
+    }
+    func unlinkAll() {
+        for list in linked.values { for edge in list { set(edges[edge].slot, edges[edge].stub) } }
+        linked.removeAll(keepingCapacity: true)
+    }
+
+    // MARK: shared code
+
+    private func makeSharedCode() {
+        var code = open()
+        leaveWithFlags = code.here
+        spill(&code)
+        code.bytes(0x9F, 0x0F, 0x90, 0xC0)  // lahf; seto al
+        tableLookup(&code)
+        finishLeaving(&code)
+        leaveWithMemory = code.here
+        spill(&code)
+        code.load32(Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
+        code.bytes(0x3D)  // cmp eax, 0xFFFF
+        code.int32(0xFFFF)
+        let valid = code.jump(if: 4)
+        tableLookup(&code)
+        code.patch(valid)
+        finishLeaving(&code)
+        leaveWithout = code.here
+        spill(&code)
+        finishLeaving(&code)
+
+        // RIP in r11, flags in memory: back to the run loop.
+        exitToLoop = code.here
+        code.store(Host.address, Host.cell(Int(X86_RIP_OFFSET)))
+        code.leaRIP(Host.scratch, code.here + 7 + 5)
+        code.jump(to: leaveWithMemory)
+        code.bytes(0x31, 0xC0, 0xC3)  // xor eax, eax; ret
+
+        // A block that has no translation yet, its first operation in r9.
+        // What the interpreter asks at a block's start: its version, and whether somebody wants something.
+        untranslated = code.here
+        code.store(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        code.load(Host.address, .memory(base: Host.scratch, displacement: -32))
+        code.load32(Host.rax, .memory(base: Host.address))
+        code.load(Host.address, .memory(base: Host.scratch, displacement: -24))
+        code.op(0x03, reg: Host.rax, .memory(base: Host.address), wide: false)
+        code.op(0x3B, reg: Host.rax, .memory(base: Host.scratch, displacement: -4), wide: false)
+        code.load(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        let stale = code.jump(if: 5)
+        code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
+        code.byte(0)
+        let wanted = code.jump(if: 5)
+        code.move(Host.address, Host.scratch)
+        code.load(Host.scratch, .memory(base: Host.scratch))
+        code.jump(to: leaveWithMemory)
+        code.patch(stale)
+        code.patch(wanted)
+        code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.jump(to: exitToLoop)
+        makeConversion(&code)
+        commit(code)
+    }
+    /// Guest registers to the state, the host's back from the stack. Changes no flags.
+    private func spill(_ code: inout Assembler) {
+        for n in Host.mapped { if let host = Host.register(n) { code.store(host, Host.home(n)) } }
+        for register in Host.calleeSaved.reversed() { code.pop(register) }
+    }
+    /// AX = LAHF's AH over SETO's AL, to fres and faux.
+    private func tableLookup(_ code: inout Assembler) {
+        code.bytes(0x66, 0xC1, 0xC8, 0x08)  // ror ax, 8
+        code.bytes(0x0F, 0xB7, 0xC0)  // movzx eax, ax
+        code.bytes(0xC1, 0xE0, 0x04)  // shl eax, 4
+        code.op(0x03, reg: Host.rax, Host.cell(Int(X86_FLAG_TABLE_OFFSET)))
+        code.load(Host.rcx, .memory(base: Host.rax))
+        code.store(Host.rcx, Host.cell(Int(X86_FRES_OFFSET)))
+        code.load(Host.rcx, .memory(base: Host.rax, displacement: 8))
+        code.store(Host.rcx, Host.cell(Int(X86_FAUX_OFFSET)))
+    }
+    /// To the handler in r9 with the operation in r11.
+    private func finishLeaving(_ code: inout Assembler) {
+        code.move(Host.rdi, Host.address)
+        code.move(Host.rsi, Host.state)
+        code.bytes(0x41, 0xFF, 0xE1)  // jmp r9
+    }
+
+    /// fres and faux to EFLAGS; goes on at r11. Uses r9 and, through the stack, RAX, RCX and RDX.
+    private func makeConversion(_ code: inout Assembler) {
+        convertFlags = code.here
+        for register in [0, 1, 2] as [UInt8] { code.push(register) }
+        code.load(0, Host.cell(Int(X86_FRES_OFFSET)))
+        code.load(1, Host.cell(Int(X86_FAUX_OFFSET)))
+        code.bytes(0x31, 0xD2)  // xor edx, edx
+        code.bytes(0x48, 0x85, 0xC0, 0x0F, 0x94, 0xC2, 0xC1, 0xE2, 0x06)  // test rax, rax; setz dl; shl edx, 6
+        code.bytes(0x49, 0x89, 0xC1, 0x49, 0xC1, 0xE9, 0x3F)  // mov r9, rax; shr r9, 63
+        code.bytes(0x41, 0x31, 0xC9, 0x41, 0x83, 0xE1, 0x01, 0x41, 0xC1, 0xE1, 0x07, 0x44, 0x09, 0xCA)  // xor r9d, ecx; and r9d, 1; shl r9d, 7; or edx, r9d
+        code.bytes(0x49, 0x89, 0xC9, 0x49, 0xC1, 0xE9, 0x08, 0x41, 0x31, 0xC1)  // mov r9, rcx; shr r9, 8; xor r9d, eax
+        code.bytes(0x45, 0x84, 0xC9, 0x41, 0x0F, 0x9A, 0xC1, 0x45, 0x0F, 0xB6, 0xC9)  // test r9b, r9b; setp r9b; movzx r9d, r9b
+        code.bytes(0x41, 0xC1, 0xE1, 0x02, 0x44, 0x09, 0xCA)  // shl r9d, 2; or edx, r9d
+        code.bytes(0x41, 0x89, 0xC9, 0x41, 0x83, 0xE1, 0x08, 0x45, 0x01, 0xC9, 0x44, 0x09, 0xCA)  // mov r9d, ecx; and r9d, 8; add r9d, r9d; or edx, r9d
+        code.bytes(0x49, 0x89, 0xC9, 0x49, 0xC1, 0xE9, 0x3F, 0x44, 0x09, 0xCA)  // mov r9, rcx; shr r9, 63; or edx, r9d
+        code.bytes(0x48, 0x8D, 0x04, 0x09, 0x48, 0x31, 0xC8, 0x48, 0xC1, 0xE8, 0x3F)  // lea rax, [rcx + rcx]; xor rax, rcx; shr rax, 63
+        code.bytes(0x88, 0xD4, 0x04, 0x7F, 0x9E)  // mov ah, dl; add al, 127; sahf
+        for register in [2, 1, 0] as [UInt8] { code.pop(register) }
+        code.bytes(0x41, 0xFF, 0xE3)  // jmp r11
+    }
+}

@@ -1,0 +1,305 @@
+/// How one guest instruction becomes host instructions: the same opcode on other registers, with these operands.
+/// nil from `make`: the interpreter does it.
+struct TranslationPlan {
+    enum Kind {
+        /// The opcode as it is, on its ModRM operands.
+        case modRM
+        case pushRegister, popRegister, pushImmediate, pushMemory, leave
+        case exchangeAccumulator, moveImmediate, byteSwap
+        /// No operands but fixed registers, which are the same on the host.
+        case plain
+        case lea
+        case nop
+        case jump, conditional, call, ret, jumpIndirect, callIndirect
+    }
+    enum File { case none, general, vector }
+
+    var kind = Kind.modRM
+    var reg = File.general
+    var rm = File.general
+    var readsReg = true
+    var writesReg = false
+    var readsRM = true
+    var writesRM = false
+    /// Byte registers; `byteRM` alone for MOVZX and the like.
+    var byteReg = false
+    var byteRM = false
+    /// Bytes of the memory operand.
+    var size = 0
+    var aligned = false
+    /// Bytes of the immediate that goes with it.
+    var immediateSize = 0
+    /// A prefix that means something to newer processors only.
+    var dropsRep = false
+
+    var readsFlags = false
+    var definesFlags = false
+    /// Changes some flags and leaves others, or may.
+    var mergesFlags = false
+
+    var endsBlock: Bool {
+        switch kind {
+        case .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return true
+        default: return false
+        }
+    }
+    var usesVector: Bool { reg == .vector || rm == .vector }
+
+    static func make(_ i: Instruction) -> TranslationPlan? {
+        guard i.code == .bits64, i.addressSize != 2 else { return nil }
+        var plan = TranslationPlan()
+        let supported: Bool
+        switch i.map {
+        case .one: supported = plan.one(i)
+        case .two: supported = plan.two(i)
+        default: supported = false
+        }
+        guard supported else { return nil }
+        if i.hasLock {
+            guard plan.kind == .modRM, plan.writesRM, plan.rm == .general, i.isMemory, Self.mayLock(i) else { return nil }
+        }
+        // High-byte registers cannot be named together with the registers we move things to.
+        if !i.hasREX {
+            let high = 4...7
+            if plan.byteRM, !plan.byteReg, plan.kind == .modRM, !i.isMemory, high.contains(Int(i.rm)), i.reg == 4 { return nil }
+            if plan.byteReg, plan.reg == .general, high.contains(Int(i.reg)), plan.kind == .modRM, i.isMemory { return nil }
+        }
+        return plan
+    }
+
+    private static func mayLock(_ i: Instruction) -> Bool {
+        switch (i.map, i.opcode) {
+        case (.one, 0x00...0x35): return i.opcode & 7 < 2
+        case (.one, 0x80...0x83): return i.group != 7
+        case (.one, 0x86), (.one, 0x87): return true
+        case (.one, 0xF6), (.one, 0xF7): return i.group == 2 || i.group == 3
+        case (.one, 0xFE), (.one, 0xFF): return i.group < 2
+        case (.two, 0xAB), (.two, 0xB3), (.two, 0xBB): return false
+        case (.two, 0xBA): return i.group >= 5
+        case (.two, 0xB0), (.two, 0xB1), (.two, 0xC0), (.two, 0xC1): return true
+        default: return false
+        }
+    }
+
+    private mutating func sized(_ i: Instruction, byte: Bool) {
+        byteReg = byte
+        byteRM = byte
+        size = byte ? 1 : Int(i.operandSize)
+    }
+    /// ADD OR ADC SBB AND SUB XOR CMP.
+    private mutating func arithmetic(_ operation: UInt8) {
+        definesFlags = true
+        readsFlags = operation == 2 || operation == 3
+    }
+
+    private mutating func one(_ i: Instruction) -> Bool {
+        let opcode = i.opcode
+        let byte = opcode & 1 == 0
+        switch opcode {
+        case 0x00...0x3F where opcode & 7 < 4:
+            sized(i, byte: byte)
+            arithmetic(opcode >> 3)
+            let compares = opcode >> 3 == 7
+            if opcode & 2 == 0 { writesRM = !compares } else { writesReg = !compares }
+        case 0x00...0x3F where opcode & 7 < 6:
+            kind = .plain
+            arithmetic(opcode >> 3)
+            immediateSize = byte ? 1 : min(Int(i.operandSize), 4)
+            byteReg = byte
+        case 0x50...0x57 where !i.has66: kind = .pushRegister
+        case 0x58...0x5F where !i.has66: kind = .popRegister
+        case 0x63 where i.operandSize == 8:
+            size = 4
+            (readsReg, writesReg) = (false, true)
+        case 0x68 where !i.has66, 0x6A where !i.has66: kind = .pushImmediate
+        case 0x69, 0x6B:
+            sized(i, byte: false)
+            (readsReg, writesReg) = (false, true)
+            immediateSize = opcode == 0x6B ? 1 : min(Int(i.operandSize), 4)
+            definesFlags = true
+        case 0x70...0x7F:
+            kind = .conditional
+            readsFlags = true
+        case 0x80, 0x81, 0x83:
+            sized(i, byte: opcode == 0x80)
+            reg = .none
+            arithmetic(i.group)
+            writesRM = i.group != 7
+            immediateSize = opcode == 0x81 ? min(Int(i.operandSize), 4) : 1
+        case 0x84, 0x85:
+            sized(i, byte: byte)
+            definesFlags = true
+        case 0x86, 0x87:
+            sized(i, byte: byte)
+            (writesReg, writesRM) = (true, true)
+        case 0x88, 0x89:
+            sized(i, byte: byte)
+            (readsRM, writesRM) = (false, true)
+        case 0x8A, 0x8B:
+            sized(i, byte: byte)
+            (readsReg, writesReg) = (false, true)
+        case 0x8D:
+            guard i.isMemory else { return false }
+            kind = .lea
+        case 0x90 where i.opcodeRegisterExtension == 0: kind = .nop
+        case 0x90...0x97:
+            kind = .exchangeAccumulator
+        case 0x98, 0x99: kind = .plain
+        case 0xA8, 0xA9:
+            kind = .plain
+            definesFlags = true
+            byteReg = byte
+            immediateSize = byte ? 1 : min(Int(i.operandSize), 4)
+        case 0xB0...0xBF: kind = .moveImmediate
+        case 0xC0, 0xC1, 0xD0...0xD3: return shift(i)
+        case 0xC2, 0xC3: kind = .ret
+        case 0xC6, 0xC7:
+            guard i.group == 0 else { return false }
+            sized(i, byte: byte)
+            reg = .none
+            (readsRM, writesRM) = (false, true)
+            immediateSize = byte ? 1 : min(Int(i.operandSize), 4)
+        case 0xC9 where !i.has66: kind = .leave
+        case 0xE8: kind = .call
+        case 0xE9, 0xEB: kind = .jump
+        case 0xF5, 0xF8, 0xF9:
+            kind = .plain
+            mergesFlags = true
+            readsFlags = opcode == 0xF5
+        case 0xF6, 0xF7: return groupThree(i)
+        case 0xFE, 0xFF: return groupFive(i)
+        default: return false
+        }
+        if i.has66 || i.rexW, kind == .jump || kind == .call || kind == .conditional || kind == .ret { return !i.has66 }
+        return true
+    }
+    private mutating func shift(_ i: Instruction) -> Bool {
+        sized(i, byte: i.opcode & 1 == 0)
+        reg = .none
+        writesRM = true
+        immediateSize = i.opcode < 0xD0 ? 1 : 0
+        let byCL = i.opcode == 0xD2 || i.opcode == 0xD3
+        let count = i.opcode < 0xD0 ? i.immediate & (i.operandSize == 8 && i.opcode & 1 == 1 ? 63 : 31) : 1
+        if byCL || i.group < 4 { mergesFlags = true } else if count != 0 { definesFlags = true }
+        readsFlags = i.group == 2 || i.group == 3
+        return true
+    }
+    private mutating func groupThree(_ i: Instruction) -> Bool {
+        sized(i, byte: i.opcode == 0xF6)
+        reg = .none
+        switch i.group {
+        case 0, 1:
+            definesFlags = true
+            immediateSize = i.opcode == 0xF6 ? 1 : min(Int(i.operandSize), 4)
+            return i.group == 0
+        case 2: writesRM = true
+        case 3:
+            writesRM = true
+            definesFlags = true
+        case 4, 5: definesFlags = true
+        default: return false  // DIV and IDIV may fault
+        }
+        return true
+    }
+    private mutating func groupFive(_ i: Instruction) -> Bool {
+        reg = .none
+        switch i.group {
+        case 0, 1:
+            sized(i, byte: i.opcode == 0xFE)
+            writesRM = true
+            mergesFlags = true
+        case 2 where i.opcode == 0xFF && !i.has66:
+            kind = .callIndirect
+            size = 8
+        case 4 where i.opcode == 0xFF && !i.has66:
+            kind = .jumpIndirect
+            size = 8
+        case 6 where i.opcode == 0xFF && !i.has66:
+            kind = i.isMemory ? .pushMemory : .pushRegister
+            size = 8
+        default: return false
+        }
+        return true
+    }
+
+    private mutating func two(_ i: Instruction) -> Bool {
+        let opcode = i.opcode
+        let byte = opcode & 1 == 0
+        switch opcode {
+        case 0x0D, 0x18...0x1F: kind = .nop
+        case 0x40...0x4F:
+            sized(i, byte: false)
+            writesReg = true
+            readsFlags = true
+        case 0x80...0x8F:
+            guard !i.has66 else { return false }
+            kind = .conditional
+            readsFlags = true
+        case 0x90...0x9F:
+            sized(i, byte: true)
+            reg = .none
+            (readsRM, writesRM) = (false, true)
+            readsFlags = true
+        case 0xA3, 0xAB, 0xB3, 0xBB:
+            guard !i.isMemory else { return false }
+            sized(i, byte: false)
+            writesRM = opcode != 0xA3
+            mergesFlags = true
+        case 0xBA:
+            guard i.group >= 4 else { return false }
+            sized(i, byte: false)
+            reg = .none
+            writesRM = i.group != 4
+            immediateSize = 1
+            mergesFlags = true
+        case 0xA4, 0xA5, 0xAC, 0xAD:
+            sized(i, byte: false)
+            writesRM = true
+            immediateSize = byte ? 1 : 0
+            mergesFlags = true
+            guard i.operandSize != 2 else { return false }
+        case 0xAF:
+            sized(i, byte: false)
+            writesReg = true
+            definesFlags = true
+        case 0xB0, 0xB1:
+            sized(i, byte: byte)
+            writesRM = true
+            definesFlags = true
+        case 0xC0, 0xC1:
+            sized(i, byte: byte)
+            (writesReg, writesRM) = (true, true)
+            definesFlags = true
+        case 0xB6, 0xB7, 0xBE, 0xBF:
+            byteRM = byte
+            size = byte ? 1 : 2
+            (readsReg, writesReg) = (false, true)
+        case 0xBC, 0xBD:
+            sized(i, byte: false)
+            writesReg = true  // kept when the source is zero
+            mergesFlags = true
+            dropsRep = true
+        case 0xC8...0xCF:
+            guard i.operandSize != 2 else { return false }
+            kind = .byteSwap
+        default: return vector(i)
+        }
+        return true
+    }
+
+    /// SSE and SSE2 on vector registers; MMX stays with the interpreter's thunks.
+    private mutating func vector(_ i: Instruction) -> Bool {
+        guard let thunk = ThunkPlan.plan(i), thunk.reg != .mmx, thunk.rm != .mmx else { return false }
+        reg = thunk.reg == .xmm ? .vector : (thunk.reg == .gpr ? .general : .none)
+        rm = thunk.rm == .xmm ? .vector : (thunk.rm == .gpr ? .general : .none)
+        (readsReg, writesReg) = (thunk.readsReg, thunk.writesReg)
+        (readsRM, writesRM) = (!thunk.writesRM || thunk.reg == .none, thunk.writesRM)
+        size = thunk.memory
+        aligned = thunk.aligned
+        immediateSize = thunk.hasImmediate ? 1 : 0
+        definesFlags = thunk.setsFlags
+        // A register-to-register move of a scalar keeps the target's upper part.
+        if writesRM, !i.isMemory, rm == .vector { readsRM = true }
+        return true
+    }
+}

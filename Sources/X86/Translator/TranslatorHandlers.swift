@@ -1,0 +1,65 @@
+import CX86
+
+enum TranslatorHandlers {
+    /// Stands first in each block of 64-bit code: counts down in `extra`, then has the block translated. `disp` holds the
+    /// block's guest-physical address, `imm` where translated code goes that wants this block.
+    static let count: Handler = { op, s in
+        let left = op.pointee.extra &- 1
+        op.pointee.extra = left
+        if left == 0 { return translateNow(op, s) }
+        return next(op, s)
+    }
+    /// In place of `count` where the block's start cannot be translated.
+    static let skip: Handler = { op, s in next(op, s) }
+    /// An edge of translated code that is not linked: `block_base` is its target already.
+    static let linkEdge: Handler = { op, s in
+        let address = resolveEdge(s)
+        guard let first = Op(bitPattern: UInt(address)) else { return 0 }
+        return first.pointee.fn(first, s)
+    }
+}
+
+@inline(never) private func translateNow(_ op: Op, _ s: CPU) -> Next {
+    outside { core(s).translate(op) }
+    // Through the run loop, which finds the block anew: nothing is left on the stack.
+    s.pointee.rip = s.pointee.block_base &- segmentBase(s, 8)
+    return 0
+}
+/// The block that an edge leads to, linked when it is translated; 0 when the run loop has to find it.
+@inline(never) private func resolveEdge(_ s: CPU) -> UInt64 {
+    s.pointee.rip = s.pointee.block_base
+    guard s.pointee.pending == 0 else { return 0 }
+    let slot = jumpSlot(s, s.pointee.rip)
+    guard slot.pointee.rip == s.pointee.rip, slot.pointee.ctx == s.pointee.ctx, let first = slot.pointee.op, isCurrent(first) else { return 0 }
+    if first.pointee.aux == 1 { outside { core(s).link(Int(s.pointee.t1_edge), to: first) } }
+    return UInt64(UInt(bitPattern: first))
+}
+
+extension X86Core {
+    func translate(_ first: Op) {
+        guard let translations, !translations.isFull, first.pointee.aux == 0, isCurrent(first) else { return }
+        let gpa = UInt64(bitPattern: first.pointee.disp)
+        guard let host = memory.host(gpa) else { return }
+        let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 4096 - Int(gpa & 4095))
+        let header = first - 1
+        var translator = BlockTranslator(
+            cache: translations, first: first, gpa: gpa, versions: [(UInt(header.pointee.imm), header.pointee.extra)])
+        translator.translate(bytes)
+    }
+    /// A block of one instruction that goes on in the next page: translated when it is made, while its bytes are together.
+    func translateCrossing(_ first: Op, _ gpa: UInt64, _ bytes: UnsafeBufferPointer<UInt8>, _ versions: [(cell: UInt, version: UInt32)]) {
+        guard let translations, !translations.isFull, translationThreshold > 0 else { return }
+        var translator = BlockTranslator(cache: translations, first: first, gpa: gpa, versions: versions)
+        first.pointee.aux = 0
+        translator.translate(bytes)
+    }
+    func link(_ edge: Int, to first: Op) {
+        guard let translations, edge < translations.edges.count else { return }
+        let kind = translations.edges[edge].kind
+        let target = kind == .flags ? Int(first.pointee.disp) : Int(first.pointee.imm)
+        // Both ends lie in the page whose version the target's header watches; a crossing target in two.
+        let header = first - 1
+        translations.link(edge, to: target, page: Int(header.pointee.imm))
+        if header.pointee.reg != 0 { translations.link(edge, to: target, page: Int(header.pointee.disp)) }
+    }
+}
