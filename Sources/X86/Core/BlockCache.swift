@@ -7,8 +7,9 @@ import CX86
 final class BlockCache {
     static let maximumOperations = 48
     static let maximumBytes = 256
-    private static let capacity = 192 * 1024
-    private static let hashSize = 32 * 1024
+    private static let capacity = 512 * 1024
+    /// Four slots share a cache line and a hash value.
+    private static let hashSize = 128 * 1024
 
     private struct Slot {
         var key: UInt64
@@ -17,6 +18,7 @@ final class BlockCache {
     private let arena: Op
     private let slots: UnsafeMutablePointer<Slot>
     private(set) var used = 0
+    private var victim = 0
     /// A version cell for blocks that lie in one page: always 0.
     let zeroCell: UnsafeMutablePointer<UInt32>
 
@@ -39,15 +41,33 @@ final class BlockCache {
 
     var isFull: Bool { used + Self.maximumOperations + 4 > Self.capacity }
 
-    private func slot(_ key: UInt64) -> UnsafeMutablePointer<Slot> {
-        slots + Int((key &* 0x9E37_79B9_7F4A_7C15) >> 49)
+    private func bucket(_ key: UInt64) -> UnsafeMutablePointer<Slot> {
+        slots + Int((key &* 0x9E37_79B9_7F4A_7C15) >> 49) * 4
     }
     func find(_ key: UInt64) -> Op? {
-        let slot = slot(key)
-        guard slot.pointee.key == key, let first = slot.pointee.first, isCurrent(first) else { return nil }
-        return first
+        let bucket = bucket(key)
+        for n in 0..<4 where bucket[n].key == key {
+            guard let first = bucket[n].first, isCurrent(first) else { return nil }
+            return first
+        }
+        return nil
     }
-    func insert(_ key: UInt64, _ first: Op) { slot(key).pointee = Slot(key: key, first: first) }
+    func insert(_ key: UInt64, _ first: Op) {
+        let bucket = bucket(key)
+        var place = -1
+        for n in 0..<4 {
+            if bucket[n].key == key || bucket[n].first == nil {
+                place = n
+                break
+            }
+            if let old = bucket[n].first, !isCurrent(old) { place = n }
+        }
+        if place < 0 {
+            place = victim & 3
+            victim &+= 1
+        }
+        bucket[place] = Slot(key: key, first: first)
+    }
 
     /// Room for a header and operations; call `commit` with what was used.
     func open() -> Op { arena + used }

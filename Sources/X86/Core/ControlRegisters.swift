@@ -38,8 +38,11 @@ extension X86Core {
 
     func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool {
         let s = state
-        let addresses: Set<UInt32> = [MSR.lstar, MSR.cstar, MSR.fsBase, MSR.gsBase, MSR.kernelGSBase, MSR.sysenterESP, MSR.sysenterEIP]
-        if addresses.contains(index), !isCanonical(value) { return false }
+        switch index {
+        case MSR.lstar, MSR.cstar, MSR.fsBase, MSR.gsBase, MSR.kernelGSBase, MSR.sysenterESP, MSR.sysenterEIP:
+            if !isCanonical(value) { return false }
+        default: break
+        }
         switch index {
         case MSR.sysenterCS: s.pointee.sysenter_cs = value
         case MSR.sysenterESP: s.pointee.sysenter_esp = value
@@ -81,6 +84,8 @@ extension X86Core {
             s.pointee.lma = 0
         }
         s.pointee.cr0 = value | 0x10
+        // TS and the like change nothing about addresses.
+        if (old ^ value) & (ControlRegister.pg | ControlRegister.pe | ControlRegister.wp) == 0 { return true }
         flushTLB()
         updateMode()
         return true
@@ -134,8 +139,7 @@ extension X86Core {
         default:
             let type = value.attributes & 0xF
             if !isSegment {
-                let allowed: Set<UInt16> = kind == 2 ? [2, 9, 11, 12] : [2, 9, 11]
-                guard allowed.contains(type) else { return nil }
+                guard type == 2 || type == 9 || type == 11 || (kind == 2 && type == 12) else { return nil }
             }
             return kind == 2 ? (raw >> 32) & 0x00FF_FF00 : UInt64(value.limit)
         }

@@ -16,6 +16,7 @@ enum PTE {
     static let accessed: UInt64 = 1 << 5
     static let dirty: UInt64 = 1 << 6
     static let large: UInt64 = 1 << 7
+    static let global: UInt64 = 1 << 8
     static let noExecute: UInt64 = 1 << 63
     static let address: UInt64 = 0x000F_FFFF_FFFF_F000
 }
@@ -28,6 +29,7 @@ enum ControlRegister {
     static let wp: UInt64 = 1 << 16
     static let pg: UInt64 = 1 << 31
     static let pae: UInt64 = 1 << 5
+    static let pge: UInt64 = 1 << 7
     static let osfxsr: UInt64 = 1 << 9
     static let lme: UInt64 = 1 << 8
     static let lma: UInt64 = 1 << 10
@@ -41,6 +43,8 @@ struct Translation {
     var gpa: UInt64
     var writable: Bool
     var dirty: Bool
+    /// The mapping outlives a change of CR3.
+    var global = false
 }
 enum TranslationResult {
     case ok(Translation)
@@ -92,7 +96,8 @@ extension X86Core {
             if entry & wanted != wanted, !setBits(pointer, entry, wanted) { return translate(linear, access, user: user) }
             let offsetMask = (UInt64(1) << shift) - 1
             let gpa = (entry & PTE.address & ~offsetMask) | (linear & offsetMask)
-            return .ok(Translation(gpa: gpa, writable: mayWrite, dirty: (entry | wanted) & PTE.dirty != 0))
+            let global = entry & PTE.global != 0 && s.pointee.cr4 & ControlRegister.pge != 0
+            return .ok(Translation(gpa: gpa, writable: mayWrite, dirty: (entry | wanted) & PTE.dirty != 0, global: global))
         }
     }
 
@@ -152,45 +157,6 @@ extension X86Core {
         return cx_cas64(cell, &old, expected | bits) != 0
     }
 
-    // MARK: TLB
-
-    func flushTLB() {
-        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { clear(table) }
-        newContext()
-    }
-    func clear(_ table: UnsafeMutablePointer<x86_tlb_entry>) {
-        for index in 0..<Int(X86_TLB_SIZE) {
-            let never = UInt64((index ^ 1) << 12)  // no address that maps to this slot has these bits
-            table[index] = x86_tlb_entry(tag_r: never, tag_w: never, host: 0, gpa: .max)
-        }
-    }
-    func invalidatePage(_ linear: UInt64) {
-        let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
-        let never = UInt64((index ^ 1) << 12)
-        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] {
-            table[index] = x86_tlb_entry(tag_r: never, tag_w: never, host: 0, gpa: .max)
-        }
-        newContext()
-    }
-    func dropWriteTags(_ gpa: UInt64?) {
-        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] {
-            for index in 0..<Int(X86_TLB_SIZE) where gpa == nil || table[index].gpa == gpa {
-                table[index].tag_w = UInt64((index ^ 1) << 12)
-            }
-        }
-    }
-    /// Makes every jump-cache entry stale.
-    func newContext() {
-        state.pointee.ctx_generation &+= 1
-        updateContext()
-    }
-    func updateContext() {
-        let s = state
-        let user: UInt64 = s.pointee.cpl == 3 ? 4 : 0
-        s.pointee.ctx = (s.pointee.ctx_generation << 3) | user | UInt64(s.pointee.mode)
-        s.pointee.tlb = s.pointee.cpl == 3 ? s.pointee.tlb_user : s.pointee.tlb_supervisor
-    }
-
     /// The page behind a linear address, entered into the TLB when it is RAM. nil: a fault was raised.
     func fill(_ op: Op, _ linear: UInt64, _ access: Access) -> (gpa: UInt64, host: UnsafeMutableRawPointer?)? {
         let s = state
@@ -206,9 +172,10 @@ extension X86Core {
             let tag = linear & ~4095
             let never = tag ^ 4096
             let code = memory.page(translation.gpa).map { memory.holdsCode($0) } ?? true
+            noteFill(linear)
             entry.pointee = x86_tlb_entry(
                 tag_r: tag, tag_w: translation.writable && translation.dirty && !code ? tag : never,
-                host: UInt64(UInt(bitPattern: host)) & ~4095, gpa: translation.gpa & ~4095)
+                host: UInt64(UInt(bitPattern: host)) & ~4095, gpa: translation.gpa & ~4095 | (translation.global ? 1 : 0))
             return (translation.gpa, host)
         }
     }

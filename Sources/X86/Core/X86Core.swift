@@ -24,6 +24,14 @@ package final class X86Core: @unchecked Sendable {  // see above
     private(set) var translations: TranslationCache?
     /// Executions after which a block of 64-bit code is translated. Before the first run.
     package var translationThreshold: UInt32 = 16
+    var filledSupervisor = FilledEntries()
+    var filledUser = FilledEntries()
+    var executedPages = ExecutedPages()
+    /// Jump-cache contexts of the two privileges.
+    var supervisorGeneration: UInt64 = 0
+    var userGeneration: UInt64 = 0
+    /// In this context the kernel ran code from a page that is not global.
+    var supervisorRunsPrivatePages = false
     /// Version cells of pages whose code changed: edges into them are to be unlinked.
     private let changedPages = Mutex<[UInt]>([])
     var internalError: String?
@@ -51,8 +59,6 @@ package final class X86Core: @unchecked Sendable {  // see above
         state.pointee.tlb_user = tlbStorage + Int(X86_TLB_SIZE)
         state.pointee.jcache = jumpStorage
         state.pointee.core = Unmanaged.passUnretained(self).toOpaque()
-        clear(state.pointee.tlb_supervisor)
-        clear(state.pointee.tlb_user)
         reset()
         translations = TranslationCache(state: state)
         memory.register(self)
@@ -62,6 +68,9 @@ package final class X86Core: @unchecked Sendable {  // see above
         tlbStorage.deallocate()
         jumpStorage.deallocate()
         systemOp.deallocate()
+        filledSupervisor.deallocate()
+        filledUser.deallocate()
+        executedPages.deallocate()
     }
 
     // MARK: calls from other threads
@@ -235,7 +244,9 @@ package final class X86Core: @unchecked Sendable {  // see above
         let gpa: UInt64
         switch translate(linear, .fetch, user: user) {
         case .fault(let code): return fetchFault(linear, code)
-        case .ok(let translation): gpa = translation.gpa
+        case .ok(let translation):
+            gpa = translation.gpa
+            noteExecution(linear, translation, user: user)
         }
         let key = gpa << 2 | UInt64(s.pointee.mode)
         if !stepping, let known = blocks.find(key) {
@@ -276,7 +287,9 @@ package final class X86Core: @unchecked Sendable {  // see above
         let gpa: UInt64
         switch translate(second, .fetch, user: user) {
         case .fault(let code): return fetchFault(second, code)
-        case .ok(let translation): gpa = translation.gpa
+        case .ok(let translation):
+            gpa = translation.gpa
+            noteExecution(second, translation, user: user)
         }
         guard let page = memory.page(gpa), let host = memory.host(gpa) else {
             internalError = "the guest executes at physical address 0x\(String(gpa, radix: 16)), which is not RAM"
@@ -300,6 +313,10 @@ package final class X86Core: @unchecked Sendable {  // see above
         return first
     }
 
+    private func noteExecution(_ linear: UInt64, _ translation: Translation, user: Bool) {
+        executedPages.insert(linear)
+        if !user, !translation.global { supervisorRunsPrivatePages = true }
+    }
     private func fetchFault(_ linear: UInt64, _ code: UInt64) -> Op? {
         state.pointee.cr2 = linear
         _ = raise(systemOp, state, Vector.pageFault, code)

@@ -575,7 +575,7 @@ enum SystemHandlers {
         case 3:
             guard value & 0xFFF0_0000_0000_0000 == 0 else { return generalProtection(op, s) }
             s.pointee.cr3 = value
-            core(s).flushTLB()
+            core(s).flushTLBButGlobal()
         case 4: guard core(s).writeCR4(value) else { return generalProtection(op, s) }
         case 8:
             guard value < 16 else { return generalProtection(op, s) }

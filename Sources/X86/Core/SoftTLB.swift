@@ -1,0 +1,133 @@
+import CX86
+
+/// Which entries of one TLB table were filled since it was emptied, so that emptying it costs what filling it did.
+struct FilledEntries {
+    static let capacity = Int(X86_TLB_SIZE) * 2
+    private let indices: UnsafeMutablePointer<UInt16> = .allocate(capacity: capacity)
+    private(set) var count = 0
+
+    func deallocate() { indices.deallocate() }
+    /// False when there is no more room: then the whole table counts as filled.
+    mutating func append(_ index: Int) -> Bool {
+        guard count < Self.capacity else { return false }
+        indices[count] = UInt16(truncatingIfNeeded: index)
+        count += 1
+        return true
+    }
+    subscript(_ n: Int) -> Int { Int(indices[n]) }
+    mutating func keep(_ index: Int, at n: Int) { indices[n] = UInt16(truncatingIfNeeded: index) }
+    mutating func shrink(to n: Int) { count = n }
+}
+
+// The soft TLB: a table for each privilege, direct-mapped by page number. The lowest bit of an entry's `gpa` says that the
+// mapping is global: it stays when CR3 changes. SDM vol. 3 § 4.10.
+extension X86Core {
+    /// No address that maps to this entry has these bits.
+    private static func never(_ index: Int) -> UInt64 { UInt64((index ^ 1) << 12) }
+    private static func empty(_ index: Int) -> x86_tlb_entry { x86_tlb_entry(tag_r: never(index), tag_w: never(index), host: 0, gpa: .max & ~1) }
+
+    /// Everything, global mappings too.
+    func flushTLB() {
+        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] {
+            for index in 0..<Int(X86_TLB_SIZE) { table[index] = Self.empty(index) }
+        }
+        filledSupervisor.shrink(to: 0)
+        filledUser.shrink(to: 0)
+        newContext()
+    }
+    /// What a change of CR3 drops.
+    func flushTLBButGlobal() {
+        let supervisor = state.pointee.tlb_supervisor
+        var kept = 0
+        for n in 0..<filledSupervisor.count {
+            let index = filledSupervisor[n]
+            if supervisor[index].gpa & 1 != 0 {
+                filledSupervisor.keep(index, at: kept)
+                kept += 1
+            } else {
+                supervisor[index] = Self.empty(index)
+            }
+        }
+        filledSupervisor.shrink(to: kept)
+        let user = state.pointee.tlb_user
+        for n in 0..<filledUser.count { user[filledUser[n]] = Self.empty(filledUser[n]) }
+        filledUser.shrink(to: 0)
+        // Code that the kernel runs from global pages stays where it is.
+        if supervisorRunsPrivatePages { newContext() } else { newUserContext() }
+    }
+    func noteFill(_ linear: UInt64) {
+        let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
+        let user = state.pointee.cpl == 3
+        let known = user ? filledUser.append(index) : filledSupervisor.append(index)
+        if known { return }
+        // The list is full: start anew. A TLB may forget at any time.
+        let table = user ? state.pointee.tlb_user : state.pointee.tlb_supervisor
+        for index in 0..<Int(X86_TLB_SIZE) { table[index] = Self.empty(index) }
+        if user { filledUser.shrink(to: 0) } else { filledSupervisor.shrink(to: 0) }
+        _ = user ? filledUser.append(index) : filledSupervisor.append(index)
+    }
+    func invalidatePage(_ linear: UInt64) {
+        let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
+        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { table[index] = Self.empty(index) }
+        if executedPages.mayContain(linear) { newContext() }
+    }
+    func dropWriteTags(_ gpa: UInt64?) {
+        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] {
+            for index in 0..<Int(X86_TLB_SIZE) where gpa == nil || table[index].gpa & ~1 == gpa {
+                table[index].tag_w = Self.never(index)
+            }
+        }
+    }
+
+    // MARK: contexts of the jump cache
+
+    /// Makes every jump-cache entry stale.
+    func newContext() {
+        state.pointee.ctx_generation &+= 1
+        supervisorGeneration = state.pointee.ctx_generation
+        userGeneration = state.pointee.ctx_generation
+        supervisorRunsPrivatePages = false
+        executedPages.clear()
+        updateContext()
+    }
+    private func newUserContext() {
+        state.pointee.ctx_generation &+= 1
+        userGeneration = state.pointee.ctx_generation
+        updateContext()
+    }
+    func updateContext() {
+        let s = state
+        if s.pointee.cpl == 3 {
+            s.pointee.ctx = userGeneration << 3 | 4 | UInt64(s.pointee.mode)
+            s.pointee.tlb = s.pointee.tlb_user
+        } else {
+            s.pointee.ctx = supervisorGeneration << 3 | UInt64(s.pointee.mode)
+            s.pointee.tlb = s.pointee.tlb_supervisor
+        }
+    }
+}
+
+/// Pages that instructions were fetched from in the current context, by a hash of their number: may say yes too often.
+struct ExecutedPages {
+    private static let words = 128
+    private let bits: UnsafeMutablePointer<UInt64> = .allocate(capacity: words)
+    private var isEmpty = false
+
+    init() { clear() }
+    func deallocate() { bits.deallocate() }
+    private func bit(_ linear: UInt64) -> Int { Int(truncatingIfNeeded: ((linear >> 12) &* 0x9E37_79B9_7F4A_7C15) >> 51) }
+    mutating func insert(_ linear: UInt64) {
+        let bit = bit(linear)
+        bits[bit >> 6] |= 1 << UInt64(bit & 63)
+        isEmpty = false
+    }
+    func mayContain(_ linear: UInt64) -> Bool {
+        let bit = bit(linear)
+        return bits[bit >> 6] >> UInt64(bit & 63) & 1 != 0
+    }
+    mutating func clear() {
+        if isEmpty { return }
+        bits.update(repeating: 0, count: Self.words)
+        isEmpty = true
+    }
+}
