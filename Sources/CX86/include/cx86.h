@@ -16,7 +16,7 @@ int ftruncate(int fd, long length);
 #include <unistd.h>
 
 #define X86_TLB_SIZE 1024
-#define X86_JCACHE_SIZE 4096
+#define X86_JCACHE_SIZE 16384
 
 struct x86_cpu;
 struct x86_op;

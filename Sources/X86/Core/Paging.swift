@@ -45,6 +45,7 @@ struct Translation {
     var dirty: Bool
     /// The mapping outlives a change of CR3.
     var global = false
+    var executable = false
 }
 enum TranslationResult {
     case ok(Translation)
@@ -97,7 +98,7 @@ extension X86Core {
             let offsetMask = (UInt64(1) << shift) - 1
             let gpa = (entry & PTE.address & ~offsetMask) | (linear & offsetMask)
             let global = entry & PTE.global != 0 && s.pointee.cr4 & ControlRegister.pge != 0
-            return .ok(Translation(gpa: gpa, writable: mayWrite, dirty: (entry | wanted) & PTE.dirty != 0, global: global))
+            return .ok(Translation(gpa: gpa, writable: mayWrite, dirty: (entry | wanted) & PTE.dirty != 0, global: global, executable: !noExecute))
         }
     }
 
@@ -167,19 +168,24 @@ extension X86Core {
             _ = raise(op, s, Vector.pageFault, code)
             return nil
         case .ok(let translation):
-            guard let host = memory.host(translation.gpa) else { return (translation.gpa, nil) }
-            let entry = tlbEntry(s, linear)
-            let tag = linear & ~4095
-            let never = tag ^ 4096
-            let code = memory.page(translation.gpa).map { memory.holdsCode($0) } ?? true
-            noteFill(linear)
-            entry.pointee = x86_tlb_entry(
-                tag_r: tag, tag_w: translation.writable && translation.dirty && !code ? tag : never,
-                host: UInt64(UInt(bitPattern: host)) & ~4095, gpa: translation.gpa & ~4095 | (translation.global ? 1 : 0))
+            guard let host = enter(translation, linear) else { return (translation.gpa, nil) }
             return (translation.gpa, host)
         }
     }
 
+    /// Puts a translation into the TLB of the current privilege; the page's host address, nil when it is not RAM.
+    @discardableResult func enter(_ translation: Translation, _ linear: UInt64) -> UnsafeMutableRawPointer? {
+        let s = state
+        guard let host = memory.host(translation.gpa) else { return nil }
+        let tag = linear & ~4095
+        let code = memory.page(translation.gpa).map { memory.holdsCode($0) } ?? true
+        noteFill(linear)
+        tlbEntry(s, linear).pointee = x86_tlb_entry(
+            tag_r: tag, tag_w: translation.writable && translation.dirty && !code ? tag : tag ^ 4096,
+            host: UInt64(UInt(bitPattern: host)) & ~4095,
+            gpa: translation.gpa & ~4095 | (translation.global ? TLBBit.global : 0) | (translation.executable ? TLBBit.executable : 0))
+        return host
+    }
     /// Whether an address is canonical; a fault was raised when not.
     func checkCanonical(_ op: Op, _ linear: UInt64) -> Bool {
         guard state.pointee.mode == 2, !isCanonical(linear) else { return true }

@@ -1,5 +1,13 @@
 import CX86
 
+/// What the low bits of an entry's `gpa` say.
+enum TLBBit {
+    /// The mapping stays when CR3 changes.
+    static let global: UInt64 = 1
+    /// Instructions may be fetched from it.
+    static let executable: UInt64 = 2
+}
+
 /// Which entries of one TLB table were filled since it was emptied, so that emptying it costs what filling it did.
 struct FilledEntries {
     static let capacity = Int(X86_TLB_SIZE) * 2
@@ -19,12 +27,11 @@ struct FilledEntries {
     mutating func shrink(to n: Int) { count = n }
 }
 
-// The soft TLB: a table for each privilege, direct-mapped by page number. The lowest bit of an entry's `gpa` says that the
-// mapping is global: it stays when CR3 changes. SDM vol. 3 § 4.10.
+// The soft TLB: a table for each privilege, direct-mapped by page number. SDM vol. 3 § 4.10.
 extension X86Core {
     /// No address that maps to this entry has these bits.
     private static func never(_ index: Int) -> UInt64 { UInt64((index ^ 1) << 12) }
-    private static func empty(_ index: Int) -> x86_tlb_entry { x86_tlb_entry(tag_r: never(index), tag_w: never(index), host: 0, gpa: .max & ~1) }
+    private static func empty(_ index: Int) -> x86_tlb_entry { x86_tlb_entry(tag_r: never(index), tag_w: never(index), host: 0, gpa: .max & ~4095) }
 
     /// Everything, global mappings too.
     func flushTLB() {
@@ -41,7 +48,7 @@ extension X86Core {
         var kept = 0
         for n in 0..<filledSupervisor.count {
             let index = filledSupervisor[n]
-            if supervisor[index].gpa & 1 != 0 {
+            if supervisor[index].gpa & TLBBit.global != 0 {
                 filledSupervisor.keep(index, at: kept)
                 kept += 1
             } else {
@@ -73,7 +80,7 @@ extension X86Core {
     }
     func dropWriteTags(_ gpa: UInt64?) {
         for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] {
-            for index in 0..<Int(X86_TLB_SIZE) where gpa == nil || table[index].gpa & ~1 == gpa {
+            for index in 0..<Int(X86_TLB_SIZE) where gpa == nil || table[index].gpa & ~4095 == gpa {
                 table[index].tag_w = Self.never(index)
             }
         }

@@ -50,8 +50,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         bytes.initializeMemory(as: UInt8.self, repeating: 0, count: MemoryLayout<x86_cpu>.stride)
         state = bytes.assumingMemoryBound(to: x86_cpu.self)
         tlbStorage = .allocate(capacity: 2 * Int(X86_TLB_SIZE))
-        jumpStorage = .allocate(capacity: Int(X86_JCACHE_SIZE))
-        jumpStorage.initialize(repeating: x86_jump(rip: 0, ctx: 0, op: nil, unused: 0), count: Int(X86_JCACHE_SIZE))
+        // Zeroes are entries of no context.
+        jumpStorage = cx_allocate_zeroed(Int(X86_JCACHE_SIZE) * MemoryLayout<x86_jump>.stride).bindMemory(to: x86_jump.self, capacity: Int(X86_JCACHE_SIZE))
         systemOp = .allocate(capacity: 2)
         systemOp.initialize(repeating: BlockCache.blankOperation, count: 2)
         blocks = BlockCache()
@@ -66,7 +66,7 @@ package final class X86Core: @unchecked Sendable {  // see above
     deinit {
         UnsafeMutableRawPointer(state).deallocate()
         tlbStorage.deallocate()
-        jumpStorage.deallocate()
+        cx_free(jumpStorage)
         systemOp.deallocate()
         filledSupervisor.deallocate()
         filledUser.deallocate()
@@ -242,11 +242,18 @@ package final class X86Core: @unchecked Sendable {  // see above
         }
         let user = s.pointee.cpl == 3
         let gpa: UInt64
-        switch translate(linear, .fetch, user: user) {
-        case .fault(let code): return fetchFault(linear, code)
-        case .ok(let translation):
-            gpa = translation.gpa
-            noteExecution(linear, translation, user: user)
+        let entry = tlbEntry(s, linear)
+        if entry.pointee.tag_r == linear & ~4095, entry.pointee.gpa & TLBBit.executable != 0 {
+            gpa = entry.pointee.gpa & ~4095 | linear & 4095
+            noteExecution(linear, global: entry.pointee.gpa & TLBBit.global != 0, user: user)
+        } else {
+            switch translate(linear, .fetch, user: user) {
+            case .fault(let code): return fetchFault(linear, code)
+            case .ok(let translation):
+                gpa = translation.gpa
+                noteExecution(linear, global: translation.global, user: user)
+                enter(translation, linear)
+            }
         }
         let key = gpa << 2 | UInt64(s.pointee.mode)
         if !stepping, let known = blocks.find(key) {
@@ -289,7 +296,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         case .fault(let code): return fetchFault(second, code)
         case .ok(let translation):
             gpa = translation.gpa
-            noteExecution(second, translation, user: user)
+            noteExecution(second, global: translation.global, user: user)
         }
         guard let page = memory.page(gpa), let host = memory.host(gpa) else {
             internalError = "the guest executes at physical address 0x\(String(gpa, radix: 16)), which is not RAM"
@@ -313,9 +320,9 @@ package final class X86Core: @unchecked Sendable {  // see above
         return first
     }
 
-    private func noteExecution(_ linear: UInt64, _ translation: Translation, user: Bool) {
+    private func noteExecution(_ linear: UInt64, global: Bool, user: Bool) {
         executedPages.insert(linear)
-        if !user, !translation.global { supervisorRunsPrivatePages = true }
+        if !user, !global { supervisorRunsPrivatePages = true }
     }
     private func fetchFault(_ linear: UInt64, _ code: UInt64) -> Op? {
         state.pointee.cr2 = linear
