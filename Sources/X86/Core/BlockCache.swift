@@ -7,7 +7,7 @@ import CX86
 final class BlockCache {
     static let maximumOperations = 48
     static let maximumBytes = 256
-    private static let capacity = 512 * 1024
+    private static let capacity = 192 * 1024
     /// Four slots share a cache line and a hash value.
     private static let hashSize = 128 * 1024
 

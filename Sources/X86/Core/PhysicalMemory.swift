@@ -34,8 +34,9 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
     private let versions: UnsafeMutablePointer<Atomic<UInt32>>
     private let granules: UnsafeMutablePointer<Atomic<UInt64>>
     private let pageCount: Int
-    private let cores = Mutex<[Unowned]>([])
-    private struct Unowned { weak var core: X86Core? }
+    // SAFETY: a core takes itself off this list when it goes, and the machine that owns memory and cores lets go of them only
+    // when no thread of it runs any more. No weak references: they would make each retain in the handlers a slow one.
+    private let cores = Mutex<[Unmanaged<X86Core>]>([])
 
     /// - Parameter regions: guest-physical base, size and host address of each piece of RAM, page aligned; the caller
     ///   keeps the mappings alive as long as this object.
@@ -60,7 +61,12 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
         cx_free(granules)
     }
 
-    func register(_ core: X86Core) { cores.withLock { $0.append(Unowned(core: core)) } }
+    func register(_ core: X86Core) { cores.withLock { $0.append(.passUnretained(core)) } }
+    func unregister(_ core: X86Core) {
+        let address = Unmanaged.passUnretained(core).toOpaque()
+        cores.withLock { $0.removeAll { $0.toOpaque() == address } }
+    }
+    private var allCores: [X86Core] { cores.withLock { $0.map { $0.takeUnretainedValue() } } }
 
     @inline(__always) func region(at gpa: UInt64) -> Region? {
         for region in regions where gpa &- region.base < region.size { return region }
@@ -91,7 +97,7 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
         let before = granules[page].bitwiseOr(mask, ordering: .sequentiallyConsistent).oldValue
         if before == 0 {
             core.dropWriteTags(gpa & ~4095)
-            let others = cores.withLock { $0.compactMap(\.core).filter { $0 !== core } }
+            let others = allCores.filter { $0 !== core }
             for other in others { other.requestWriteTagFlush(from: core) }
         }
     }
@@ -108,8 +114,7 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
     }
 
     @inline(never) private func codeChanged(_ page: Int) {
-        let all = cores.withLock { $0.compactMap(\.core) }
-        for core in all { core.requestUnlink(versionCell(page)) }  // arrays only: no arithmetic that would touch MXCSR
+        for core in allCores { core.requestUnlink(versionCell(page)) }  // arrays only: no arithmetic that would touch MXCSR
     }
 
     /// The same for a device's write of any length, from any thread.

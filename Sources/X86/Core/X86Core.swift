@@ -64,6 +64,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         memory.register(self)
     }
     deinit {
+        memory.unregister(self)
         UnsafeMutableRawPointer(state).deallocate()
         tlbStorage.deallocate()
         cx_free(jumpStorage)

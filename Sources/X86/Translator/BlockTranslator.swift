@@ -40,6 +40,7 @@ struct BlockTranslator {
     private var loopExits: [UnsafeMutablePointer<UInt8>] = []
     private var body = 0
     private var isFirstSegment = false
+    private var segmentHead: Op?
     /// Version cells of the pages the block was decoded from, with the versions it was decoded at.
     private let versions: [(cell: UInt, version: UInt32)]
 
@@ -85,6 +86,7 @@ struct BlockTranslator {
     private mutating func segment(_ run: [Line], start: Bool, next: Op, endsBlock: Bool = false) {
         guard let head = run.first, start || run.count >= 3 || run.last?.plan.endsBlock == true else { return }
         lines = run
+        segmentHead = head.op
         isFirstSegment = start
         analyseFlags()
         (loaded, dirty, vectorsChecked) = (0, 0, false)
@@ -154,6 +156,10 @@ struct BlockTranslator {
     }
     private mutating func leave(_ op: Op, _ handler: UInt, _ flags: Flags) {
         code.moveImmediate(Host.address, UInt64(UInt(bitPattern: op)))
+        // Only a segment's first operation has another handler than the interpreter's.
+        if op != first, op != segmentHead, handler == Self.handler(op) {
+            return code.jump(to: cache.loadAndLeave[flags == .host ? 0 : (flags == .memory ? 1 : 2)])
+        }
         code.moveImmediate(Host.scratch, UInt64(handler))
         switch flags {
         case .host: code.jump(to: cache.leaveWithFlags)

@@ -60,6 +60,8 @@ final class TranslationCache {
     private(set) var leaveWithFlags = 0
     private(set) var leaveWithMemory = 0
     private(set) var leaveWithout = 0
+    /// The same, with the handler taken from the operation in r11.
+    private(set) var loadAndLeave: [Int] = [0, 0, 0]
     private(set) var exitToLoop = 0
     private(set) var untranslated = 0
     private(set) var convertFlags = 0
@@ -156,6 +158,13 @@ final class TranslationCache {
         leaveWithout = code.here
         spill(&code)
         finishLeaving(&code)
+
+        loadAndLeave = [leaveWithFlags, leaveWithMemory, leaveWithout].map { target in
+            let address = code.here
+            code.load(Host.scratch, .memory(base: Host.address))
+            code.jump(to: target)
+            return address
+        }
 
         // RIP in r11, flags in memory: back to the run loop.
         exitToLoop = code.here
