@@ -102,6 +102,7 @@ typedef struct x86_cpu {
   uint64_t t1_edge;      // the edge that an unlinked exit of translated code wants linked
   uint64_t t1_target;    // an indirect call's target while its return address is pushed
   uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
+  uint64_t t1_delta[2];  // host less guest address in the windows of the running segment
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint8_t xmm[256];
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
@@ -115,7 +116,7 @@ enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offset
   X86_BLOCK_BASE_OFFSET = offsetof(x86_cpu, block_base), X86_T1_FLAGS_OFFSET = offsetof(x86_cpu, t1_flags), X86_T1_SAVE_OFFSET = offsetof(x86_cpu, t1_save),
   X86_FRES_OFFSET = offsetof(x86_cpu, fres), X86_FAUX_OFFSET = offsetof(x86_cpu, faux), X86_RIP_OFFSET = offsetof(x86_cpu, rip), X86_CTX_OFFSET = offsetof(x86_cpu, ctx),
   X86_TLB_OFFSET = offsetof(x86_cpu, tlb), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache), X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge),
-  X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
+  X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
   X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked) };
 
 // Host instructions that Swift has no name for. `lock cmpxchg` and friends as assembly because guest operands may be

@@ -14,8 +14,19 @@ struct BlockTranslator {
         var plan: TranslationPlan
         var offset: Int
         var liveAfter = true
+        var memory: AccessWindow.Use?
+        var stack: AccessWindow.Use?
     }
     private enum Flags { case dead, host, memory }
+    /// A window's range was not all in one page: the rest of the segment without windows, from this line on.
+    private struct Fallback {
+        var jumps: [UnsafeMutablePointer<UInt8>]
+        var line: Int
+        var flags: Flags
+        var loaded: UInt16
+        var dirty: UInt16
+        var vectorsChecked: Bool
+    }
     private struct SlowPath {
         var jumps: [UnsafeMutablePointer<UInt8>]
         var line: Line
@@ -34,6 +45,9 @@ struct BlockTranslator {
     private var dirty: UInt16 = 0
     private var vectorsChecked = false
     private var slow: [SlowPath] = []
+    private var fallbacks: [Fallback] = []
+    private var usesWindows = true
+    private var current = 0
     private var conversions: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
     private var stubs: [(slot: Int, kind: TranslationCache.EdgeKind)] = []
     private var staleJumps: [UnsafeMutablePointer<UInt8>] = []
@@ -89,6 +103,9 @@ struct BlockTranslator {
         segmentHead = head.op
         isFirstSegment = start
         analyseFlags()
+        for (number, use) in AccessWindow.plan(lines.map { ($0.instruction, $0.plan) }).enumerated() {
+            (lines[number].memory, lines[number].stack) = use
+        }
         (loaded, dirty, vectorsChecked) = (0, 0, false)
         let entry = code.here
         enter()
@@ -102,17 +119,15 @@ struct BlockTranslator {
         if startFlags == .host { restoreFlags(mayBeLazy: true) }
         body = code.here
         flags = startFlags
-        for line in lines { emit(line) }
-        if let last = lines.last, !last.plan.endsBlock {
-            if endsBlock {
-                // On to what follows the block; the interpreter's last operation stands for the way there.
-                var end = last
-                (end.op, end.handler, end.offset) = (next, Self.handler(next), Int(next.pointee.off))
-                edge(end, to: end.offset)
-            } else {
-                leaveTo(next)
-            }
+        usesWindows = true
+        emitLines(from: 0, next: next, endsBlock: endsBlock)
+        usesWindows = false
+        for fallback in fallbacks {
+            for jump in fallback.jumps { code.patch(jump) }
+            (flags, loaded, dirty, vectorsChecked) = (fallback.flags, fallback.loaded, fallback.dirty, fallback.vectorsChecked)
+            emitLines(from: fallback.line, next: next, endsBlock: endsBlock)
         }
+        fallbacks = []
         var flagsEntry = body
         if start, startFlags == .memory {
             flagsEntry = code.here
@@ -128,6 +143,19 @@ struct BlockTranslator {
         } else {
             head.op.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
         }
+    }
+
+    private mutating func emitLines(from start: Int, next: Op, endsBlock: Bool) {
+        for number in start..<lines.count {
+            current = number
+            emit(lines[number])
+        }
+        guard let last = lines.last, !last.plan.endsBlock else { return }
+        guard endsBlock else { return leaveTo(next) }
+        // On to what follows the block; the interpreter's last operation stands for the way there.
+        var end = last
+        (end.op, end.handler, end.offset) = (next, Self.handler(next), Int(next.pointee.off))
+        edge(end, to: end.offset)
     }
 
     /// From the interpreter: the host's registers to its stack, the guest's from the state.
@@ -331,6 +359,56 @@ struct BlockTranslator {
         code.load(Host.scratch, .memory(base: Host.scratch, displacement: 16))
         return jumps
     }
+    /// An operand through a window: base register and displacement on top of the window's distance, in r11.
+    private mutating func windowed(_ use: AccessWindow.Use, base: UInt8, displacement: Int, aligned: Bool, _ line: Line) -> HostOperand {
+        let delta = Host.cell(Int(X86_T1_DELTA_OFFSET) + use.window * 8)
+        if let opening = use.opening {
+            aboutToClobber(line)
+            code.lea(Host.address, .memory(base: base, displacement: Int32(truncatingIfNeeded: opening.low)))
+            let jumps = check(size: opening.size, write: opening.writes)
+            fallbacks.append(Fallback(jumps: jumps, line: current, flags: flags, loaded: loaded, dirty: dirty, vectorsChecked: vectorsChecked))
+            code.lea(Host.address, .memory(base: Host.scratch, index: Host.address, displacement: Int32(truncatingIfNeeded: -opening.low)))
+            code.op(0x29, reg: base, .register(Host.address))  // sub r11, base
+            code.store(Host.address, delta)
+        } else {
+            code.load(Host.address, delta)
+        }
+        let operand = HostOperand.memory(base: Host.address, index: base, displacement: Int32(truncatingIfNeeded: displacement))
+        guard aligned else { return operand }
+        aboutToClobber(line)
+        code.lea(Host.address, operand)
+        code.bytes(0x41, 0xF6, 0xC3, 0x0F)  // test r11b, 15
+        slowPath([code.jump(if: 5)], line)
+        return .memory(base: Host.address)
+    }
+    /// A line's memory operand, checked. `r9` is free afterwards when the operand does not name it.
+    private mutating func memoryOperand(_ line: Line) -> HostOperand {
+        let i = line.instruction
+        if usesWindows, let use = line.memory, let base = Host.register(UInt8(i.base)) {
+            return windowed(use, base: base, displacement: Int(i.displacement), aligned: line.plan.aligned, line)
+        }
+        aboutToClobber(line)
+        address(i, offset: line.offset)
+        slowPath(check(size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned), line)
+        return Self.checked
+    }
+    /// The same with r9 free in any case.
+    private mutating func joined(_ operand: HostOperand) -> HostOperand {
+        guard case .memory(let base, _, _, _) = operand, base == Host.scratch else { return operand }
+        joinAddress()
+        return .memory(base: Host.address)
+    }
+    /// Eight bytes at the stack pointer (for RET and POP), below it (for PUSH and CALL) or at RBP (for LEAVE).
+    private mutating func stackOperand(_ line: Line, base: UInt8, displacement: Int, write: Bool) -> HostOperand {
+        if usesWindows, let use = line.stack { return windowed(use, base: base, displacement: displacement, aligned: false, line) }
+        aboutToClobber(line)
+        code.lea(Host.address, .memory(base: base, displacement: Int32(displacement)))
+        slowPath(check(size: 8, write: write), line)
+        return Self.checked
+    }
+    private mutating func pushOperand(_ line: Line) -> HostOperand { stackOperand(line, base: Host.guestRSP, displacement: -8, write: true) }
+    private mutating func moveStack(_ bytes: Int32) { code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: bytes)) }
+
     private static let checked = HostOperand.memory(base: Host.scratch, index: Host.address)
     private mutating func slowPath(_ jumps: [UnsafeMutablePointer<UInt8>], _ line: Line) {
         slow.append(SlowPath(jumps: jumps, line: line, flags: flags, dirty: dirty))
@@ -347,17 +425,14 @@ struct BlockTranslator {
         case .pushRegister: pushRegister(line)
         case .popRegister: popRegister(line)
         case .pushImmediate:
-            stackForPush(line)
-            code.op(0xC7, reg: 0, Self.checked)
+            code.op(0xC7, reg: 0, pushOperand(line))
             code.int32(Int32(truncatingIfNeeded: line.instruction.immediate))
-            code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+            moveStack(-8)
         case .pushMemory: pushMemory(line)
         case .leave:
-            aboutToClobber(line)
-            code.move(Host.address, 5)
-            slowPath(check(size: 8, write: false), line)
+            let operand = stackOperand(line, base: 5, displacement: 0, write: false)
             code.lea(Host.guestRSP, .memory(base: 5, displacement: 8))
-            code.load(5, Self.checked)
+            code.load(5, operand)
         case .exchangeAccumulator: exchangeAccumulator(line.instruction)
         case .moveImmediate: moveImmediate(line.instruction)
         case .byteSwap: byteSwap(line.instruction)
@@ -384,21 +459,14 @@ struct BlockTranslator {
         var rmHome: UInt8?
         func host(_ n: UInt8, byte: Bool) -> UInt8? { byte && legacyByte ? n : Host.register(n) }
 
-        if i.isMemory {
-            aboutToClobber(line)
-            address(i, offset: line.offset)
-            slowPath(check(size: plan.size, write: plan.writesRM, aligned: plan.aligned), line)
-        }
+        if i.isMemory { rmOperand = memoryOperand(line) }
         if plan.reg == .general {
             if let register = host(i.reg, byte: plan.byteReg) {
                 regField = register
             } else {
                 regField = Host.scratch
                 regHome = i.reg
-                if i.isMemory {
-                    joinAddress()
-                    rmOperand = .memory(base: Host.address)
-                }
+                if i.isMemory { rmOperand = joined(rmOperand) }
                 let partial = plan.writesReg && (plan.byteReg || (i.operandSize == 2 && plan.rm != .vector))
                 if plan.readsReg || partial { code.load(Host.scratch, Host.home(i.reg)) }
             }
@@ -428,46 +496,41 @@ struct BlockTranslator {
         if let rmHome, plan.writesRM { code.store(Host.address, Host.home(rmHome)) }
     }
 
-    /// [r9 + r11] is where the next push goes.
-    private mutating func stackForPush(_ line: Line) {
-        aboutToClobber(line)
-        code.lea(Host.address, .memory(base: Host.guestRSP, displacement: -8))
-        slowPath(check(size: 8, write: true), line)
-    }
     private mutating func pushRegister(_ line: Line) {
         let i = line.instruction
-        stackForPush(line)
+        let operand = pushOperand(line)
         let n = i.opcode == 0xFF ? i.rm : (i.opcode & 7) | i.opcodeRegisterExtension
         if let host = Host.register(n) {
-            code.store(host, Self.checked)
+            code.store(host, operand)
         } else {
-            joinAddress()
+            let operand = joined(operand)
             code.load(Host.scratch, Host.home(n))
-            code.store(Host.scratch, .memory(base: Host.address))
+            code.store(Host.scratch, operand)
         }
-        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+        moveStack(-8)
     }
     private mutating func popRegister(_ line: Line) {
         let n = (line.instruction.opcode & 7) | line.instruction.opcodeRegisterExtension
-        aboutToClobber(line)
-        code.move(Host.address, Host.guestRSP)
-        slowPath(check(size: 8, write: false), line)
-        guard n != 4 else { return code.load(Host.guestRSP, Self.checked) }
-        code.load(Host.register(n) ?? Host.address, Self.checked)
-        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: 8))
+        let operand = stackOperand(line, base: Host.guestRSP, displacement: 0, write: false)
+        guard n != 4 else { return code.load(Host.guestRSP, operand) }
+        code.load(Host.register(n) ?? Host.address, operand)
+        moveStack(8)
         if Host.register(n) == nil { code.store(Host.address, Host.home(n)) }
     }
     private mutating func pushMemory(_ line: Line) {
-        aboutToClobber(line)
-        address(line.instruction, offset: line.offset)
-        slowPath(check(size: 8, write: false), line)
-        code.load(Host.address, Self.checked)
+        code.load(Host.address, memoryOperand(line))
         code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
-        stackForPush(line)
-        joinAddress()
+        let operand = joined(pushOperand(line))
         code.load(Host.scratch, Host.cell(Int(X86_T1_TARGET_OFFSET)))
-        code.store(Host.scratch, .memory(base: Host.address))
-        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+        code.store(Host.scratch, operand)
+        moveStack(-8)
+    }
+    /// Puts the address behind a call on the stack; the stack pointer stays.
+    private mutating func storeReturnAddress(_ line: Line) {
+        let operand = joined(pushOperand(line))
+        code.load(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.lea(Host.scratch, .memory(base: Host.scratch, displacement: Int32(following(line))))
+        code.store(Host.scratch, operand)
     }
     private mutating func exchangeAccumulator(_ i: Instruction) {
         let n = (i.opcode & 7) | i.opcodeRegisterExtension
@@ -613,11 +676,7 @@ struct BlockTranslator {
     private mutating func call(_ line: Line) {
         storeVectors(dirty)
         dirty = 0
-        stackForPush(line)
-        joinAddress()
-        code.load(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-        code.lea(Host.scratch, .memory(base: Host.scratch, displacement: Int32(following(line))))
-        code.store(Host.scratch, .memory(base: Host.address))
+        storeReturnAddress(line)
         let offset = target(line)
         guard !(0..<4096).contains(Int(gpa & 4095) + offset) else {
             code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
@@ -634,9 +693,7 @@ struct BlockTranslator {
         dirty = 0
         aboutToClobber(line)
         flagsToMemory()
-        code.move(Host.address, Host.guestRSP)
-        slowPath(check(size: 8, write: false), line)
-        code.load(Host.address, Self.checked)
+        code.load(Host.address, stackOperand(line, base: Host.guestRSP, displacement: 0, write: false))
         let drop = 8 + Int32(line.instruction.opcode == 0xC2 ? line.instruction.immediate & 0xFFFF : 0)
         let jumps = dispatch { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: drop)) }
         slowPath(jumps, line)
@@ -645,9 +702,7 @@ struct BlockTranslator {
     private mutating func loadTarget(_ line: Line) {
         let i = line.instruction
         if i.isMemory {
-            address(i, offset: line.offset)
-            slowPath(check(size: 8, write: false), line)
-            code.load(Host.address, Self.checked)
+            code.load(Host.address, memoryOperand(line))
         } else if let host = Host.register(i.rm) {
             code.move(Host.address, host)
         } else {
@@ -668,11 +723,7 @@ struct BlockTranslator {
         loadTarget(line)
         code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
         // The return address goes below the stack pointer, which moves only when the jump is sure.
-        stackForPush(line)
-        joinAddress()
-        code.load(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-        code.lea(Host.scratch, .memory(base: Host.scratch, displacement: Int32(following(line))))
-        code.store(Host.scratch, .memory(base: Host.address))
+        storeReturnAddress(line)
         code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
         let jumps = dispatch { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
         slowPath(jumps, line)
