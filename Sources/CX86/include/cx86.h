@@ -15,7 +15,7 @@ int ftruncate(int fd, long length);
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#define X86_TLB_SIZE 1024
+#define X86_TLB_SIZE 4096
 #define X86_JCACHE_SIZE 16384
 
 struct x86_cpu;
@@ -36,7 +36,7 @@ typedef struct x86_op {
   uint8_t seg;       // byte offset into segbase
   uint8_t ashift;    // 64 - address size in bits
   uint8_t len;       // instruction length in bytes
-  uint16_t off;      // offset of this instruction from the block's base
+  uint16_t off;      // offset of this instruction from the start of its block's page
   uint8_t size;      // operand size in bytes
   uint8_t aux;       // handler specific
   uint32_t extra;    // handler specific
@@ -65,7 +65,7 @@ typedef struct x86_segment {
 typedef struct x86_cpu {
   uint64_t gpr[16];
   uint64_t zero;         // offset 128: always 0; the "no register" operand
-  uint64_t block_base;   // offset 136: linear address of the running block's first byte (rip-relative base)
+  uint64_t block_base;   // offset 136: linear address of the page that the running block starts in
   uint64_t t1_flags;     // translated code: LAHF's AH over SETO's AL, or 0xFFFF when fres and faux hold the flags
   uint64_t t1_save;      // translated code: RAX while flags move through it
   uint64_t fres, faux;   // lazy arithmetic flags (see Flags.swift)

@@ -196,7 +196,7 @@ enum GPR {
         if slot.pointee.rip == rip, slot.pointee.ctx == s.pointee.ctx, s.pointee.pending == 0,
             let first = slot.pointee.op, isCurrent(first)
         {
-            s.pointee.block_base = rip &+ segmentBase(s, 8)
+            s.pointee.block_base = (rip &+ segmentBase(s, 8)) & ~4095
             return first.pointee.fn(first, s)
         }
     #endif
@@ -211,7 +211,6 @@ enum GPR {
             // SAFETY: links are made by the block cache to operations of the same arena generation.
             let first = Op(bitPattern: Int(op.pointee.disp)).unsafelyUnwrapped
             if isCurrent(first) {
-                s.pointee.block_base = linear
                 s.pointee.rip = linear &- segmentBase(s, 8)
                 return first.pointee.fn(first, s)
             }
@@ -224,7 +223,7 @@ enum GPR {
     var rip = linear &- segmentBase(s, 8)
     if s.pointee.mode != CodeSize.bits64.rawValue { rip &= op.pointee.aux == 2 ? 0xFFFF : 0xFFFF_FFFF }
     // A link may be made when source and target lie in one page and nothing can come between.
-    if (linear ^ s.pointee.block_base) >> 12 == 0, s.pointee.lma != 0 {
+    if linear & ~4095 == s.pointee.block_base, s.pointee.lma != 0 {
         let slot = jumpSlot(s, rip)
         if slot.pointee.rip == rip, slot.pointee.ctx == s.pointee.ctx, let first = slot.pointee.op,
             isCurrent(first), (first - 1).pointee.reg == 0

@@ -35,16 +35,19 @@ struct BlockBuilder {
     ) -> Op? {
         let header = cache.open()
         var op = header + 1
+        // Offsets count from the page's start, so that going from block to block in a page leaves `block_base` alone.
+        let start = Int(gpa & 4095)
         if mode == .bits64 {
             op.pointee = counter(gpa, crossing: two != nil || limit == 1)
+            op.pointee.off = UInt16(start)
             op += 1
         }
-        var offset = 0
+        var offset = start
         var count = 0
         var shadow = false  // the last instruction was STI: one more belongs to the block
         var ended = false
-        while !ended, count < limit || shadow, offset < BlockCache.maximumBytes {
-            let rest = UnsafeBufferPointer(rebasing: bytes[min(offset, bytes.count)...])
+        while !ended, count < limit || shadow, offset - start < BlockCache.maximumBytes {
+            let rest = UnsafeBufferPointer(rebasing: bytes[min(offset - start, bytes.count)...])
             let endsHere = shadow
             switch InstructionDecoder.decode(rest, code: mode) {
             case .truncated:

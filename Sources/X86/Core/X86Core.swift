@@ -219,11 +219,15 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     // MARK: finding blocks
 
+    private var linearRIP: UInt64 {
+        let s = state
+        return s.pointee.mode == 2 ? s.pointee.rip : (s.pointee.rip &+ s.pointee.segbase.1) & 0xFFFF_FFFF
+    }
     /// The jump cache's answer for the current RIP.
     private func knownBlock() -> Op? {
         let s = state
         let rip = s.pointee.rip
-        s.pointee.block_base = s.pointee.mode == 2 ? rip : (rip &+ s.pointee.segbase.1) & 0xFFFF_FFFF
+        s.pointee.block_base = linearRIP & ~4095
         let slot = jumpSlot(s, rip)
         guard s.pointee.rflags & EFlags.tf == 0, slot.pointee.rip == rip, slot.pointee.ctx == s.pointee.ctx, let first = slot.pointee.op,
             isCurrent(first)
@@ -233,10 +237,10 @@ package final class X86Core: @unchecked Sendable {  // see above
     private func findBlock() -> Op? {
         let s = state
         let rip = s.pointee.rip
-        let linear = s.pointee.block_base
+        let linear = linearRIP
         let stepping = s.pointee.rflags & EFlags.tf != 0
         let slot = jumpSlot(s, rip)
-        systemOp.pointee.off = 0
+        systemOp.pointee.off = UInt16(linear & 4095)  // a fetch fault shows this address
         guard s.pointee.mode != 2 || isCanonical(linear) else {
             _ = raise(systemOp, s, Vector.generalProtection, 0)
             return nil
@@ -311,7 +315,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, threshold: translations == nil ? 0 : translationThreshold,
             untranslated: translations?.untranslated ?? 0)
         let first = copy.withUnsafeBufferPointer { bytes in
-            let first = builder.build(bytes, gpa: 0, one: one, two: two, limit: 1)
+            let first = builder.build(bytes, gpa: gpa0, one: one, two: two, limit: 1)
             if let first, !stepping, s.pointee.mode == 2 { translateCrossing(first, gpa0, bytes, [one, two]) }
             return first
         }

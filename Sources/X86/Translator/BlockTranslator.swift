@@ -49,7 +49,7 @@ struct BlockTranslator {
     private var usesWindows = true
     private var current = 0
     private var conversions: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
-    private var stubs: [(slot: Int, kind: TranslationCache.EdgeKind)] = []
+    private var stubs: [(slot: Int, kind: TranslationCache.EdgeKind, target: Int)] = []
     private var staleJumps: [UnsafeMutablePointer<UInt8>] = []
     private var loopExits: [UnsafeMutablePointer<UInt8>] = []
     private var body = 0
@@ -74,7 +74,7 @@ struct BlockTranslator {
         var ended = false
         while op.pointee.len > 0, !ended, cache.hasRoom(code) {
             let offset = Int(op.pointee.off)
-            let rest = UnsafeBufferPointer(rebasing: bytes[min(offset, bytes.count)...])
+            let rest = UnsafeBufferPointer(rebasing: bytes[min(offset - Int(gpa & 4095), bytes.count)...])
             if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i) {
                 run.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
                 ended = plan.endsBlock
@@ -211,7 +211,7 @@ struct BlockTranslator {
         for stub in stubs {
             let address = code.here
             let edge = cache.makeEdge(slot: stub.slot, kind: stub.kind, stub: address)
-            code.moveImmediate(Host.address, UInt64(edge))
+            code.moveImmediate(Host.address, UInt64(stub.target) << 32 | UInt64(edge))
             code.store(Host.address, Host.cell(Int(X86_T1_EDGE_OFFSET)))
             leave(first, unsafeBitCast(TranslatorHandlers.linkEdge, to: UInt.self), stub.kind == .flags ? .host : .memory)
         }
@@ -219,6 +219,7 @@ struct BlockTranslator {
         if !staleJumps.isEmpty || !loopExits.isEmpty {
             for jump in staleJumps + loopExits { code.patch(jump) }
             code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(gpa & 4095)))
             code.jump(to: cache.exitToLoop)
             staleJumps = []
             loopExits = []
@@ -238,12 +239,12 @@ struct BlockTranslator {
         }
         startFlags = !live ? .dead : (anyNeed ? .host : .memory)
     }
-    /// EFLAGS to the state. Changes EFLAGS not at all.
+    /// EFLAGS to the state. Changes EFLAGS not at all; r11 is lost.
     private mutating func saveFlags() {
-        code.store(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        code.move(Host.address, Host.rax)
         code.bytes(0x9F, 0x0F, 0x90, 0xC0)  // lahf; seto al
         code.op(0x89, reg: Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false, operand16: true)
-        code.load(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        code.move(Host.rax, Host.address)
     }
     /// The state's flags to EFLAGS. When they may still be in the interpreter's form, r9 and r11 are lost.
     private mutating func restoreFlags(mayBeLazy: Bool) {
@@ -371,11 +372,11 @@ struct BlockTranslator {
             code.op(0x29, reg: base, .register(Host.address))  // sub r11, base
             code.store(Host.address, delta)
         } else {
+            if aligned { aboutToClobber(line) }
             code.load(Host.address, delta)
         }
         let operand = HostOperand.memory(base: Host.address, index: base, displacement: Int32(truncatingIfNeeded: displacement))
         guard aligned else { return operand }
-        aboutToClobber(line)
         code.lea(Host.address, operand)
         code.bytes(0x41, 0xF6, 0xC3, 0x0F)  // test r11b, 15
         slowPath([code.jump(if: 5)], line)
@@ -591,6 +592,8 @@ struct BlockTranslator {
 
     // MARK: control flow
 
+    /// Where a block can start that needs no look at the next page.
+    private static let inPage = 0..<4096 - 14
     private func target(_ line: Line) -> Int { line.offset + line.instruction.length + Int(line.instruction.immediate) }
     private func following(_ line: Line) -> Int { line.offset + line.instruction.length }
 
@@ -605,35 +608,26 @@ struct BlockTranslator {
         edge(line, to: target(line))
     }
 
-    /// Goes on at an offset from the block's start.
+    /// Goes on at an offset from the page's start.
     private mutating func edge(_ line: Line, to offset: Int) {
         storeVectors(dirty)
         dirty = 0
-        let inPage = Int(gpa & 4095) + offset
-        guard (0..<4096).contains(inPage) else {
-            if flags == .host {
-                saveFlags()
-                flags = .memory
-            }
+        guard Self.inPage.contains(offset) else {
+            flagsToMemory()
             code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
             code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
             slowPath(dispatch(), line)
             return
         }
-        if offset == 0, isFirstSegment, startFlags == .dead {
+        if offset == Int(gpa & 4095), isFirstSegment, startFlags == .dead {
             code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
             code.byte(0)
             code.jump(if: 4, to: body)
             loopExits.append(code.jump())
             return
         }
-        if offset != 0 {
-            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
-            code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-        }
         let slot = cache.makeSlot()
-        stubs.append((slot, flags == .host ? .flags : .memory))
+        stubs.append((slot, flags == .host ? .flags : .memory, offset))
         if offset <= line.offset {
             // Backward: the second target of the pair when somebody wants something.
             code.load(Host.address, Host.cell(Int(X86_POLL_OFFSET)))
@@ -660,6 +654,8 @@ struct BlockTranslator {
         code.op(0x3B, reg: Host.address, Host.cell(Int(X86_CTX_OFFSET)))
         jumps.append(code.jump(if: 5))
         code.load(Host.address, .memory(base: Host.scratch))
+        code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
+        code.int32(-4096)
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.load(Host.scratch, .memory(base: Host.scratch, displacement: 16))
         commit(&code)
@@ -678,7 +674,7 @@ struct BlockTranslator {
         dirty = 0
         storeReturnAddress(line)
         let offset = target(line)
-        guard !(0..<4096).contains(Int(gpa & 4095) + offset) else {
+        guard !Self.inPage.contains(offset) else {
             code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
             return edge(line, to: offset)
         }

@@ -192,7 +192,8 @@ final class TranslationCache {
         code.jump(to: leaveWithMemory)
         code.patch(stale)
         code.patch(wanted)
-        code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.op(0xB7, reg: Host.address, .memory(base: Host.scratch, displacement: 32), wide: false, map: 1)  // movzx r11d, its offset
+        code.op(0x03, reg: Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.jump(to: exitToLoop)
         makeConversion(&code)
         commit(code)

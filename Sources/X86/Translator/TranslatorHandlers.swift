@@ -11,7 +11,7 @@ enum TranslatorHandlers {
     }
     /// In place of `count` where the block's start cannot be translated.
     static let skip: Handler = { op, s in next(op, s) }
-    /// An edge of translated code that is not linked: `block_base` is its target already.
+    /// An edge of translated code that is not linked.
     static let linkEdge: Handler = { op, s in
         let address = resolveEdge(s)
         guard let first = Op(bitPattern: UInt(address)) else { return 0 }
@@ -22,16 +22,17 @@ enum TranslatorHandlers {
 @inline(never) private func translateNow(_ op: Op, _ s: CPU) -> Next {
     outside { core(s).translate(op) }
     // Through the run loop, which finds the block anew: nothing is left on the stack.
-    s.pointee.rip = s.pointee.block_base &- segmentBase(s, 8)
+    s.pointee.rip = instructionRIP(op, s)
     return 0
 }
 /// The block that an edge leads to, linked when it is translated; 0 when the run loop has to find it.
 @inline(never) private func resolveEdge(_ s: CPU) -> UInt64 {
-    s.pointee.rip = s.pointee.block_base
+    // The edge says where in the page it leads.
+    s.pointee.rip = s.pointee.block_base &+ (s.pointee.t1_edge >> 32)
     guard s.pointee.pending == 0 else { return 0 }
     let slot = jumpSlot(s, s.pointee.rip)
     guard slot.pointee.rip == s.pointee.rip, slot.pointee.ctx == s.pointee.ctx, let first = slot.pointee.op, isCurrent(first) else { return 0 }
-    if first.pointee.aux == 1 { outside { core(s).link(Int(s.pointee.t1_edge), to: first) } }
+    if first.pointee.aux == 1 { outside { core(s).link(Int(s.pointee.t1_edge & 0xFFFF_FFFF), to: first) } }
     return UInt64(UInt(bitPattern: first))
 }
 
