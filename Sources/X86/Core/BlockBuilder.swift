@@ -803,7 +803,7 @@ struct HandlerSelector {
         op.fn = ThunkHandlers.register
         return .next
     }
-    private static func x87MemorySize(_ opcode: UInt8, _ group: UInt8) -> Int? {
+    static func x87MemorySize(_ opcode: UInt8, _ group: UInt8) -> Int? {
         switch opcode {
         case 0xD8, 0xDA: return 4
         case 0xD9: return [4, nil, 4, 4, 28, 2, 28, 2][Int(group)]
@@ -814,7 +814,7 @@ struct HandlerSelector {
         default: return [2, 2, 2, 2, 10, 8, 10, 8][Int(group)]
         }
     }
-    private static func x87Stores(_ opcode: UInt8, _ group: UInt8) -> Bool {
+    static func x87Stores(_ opcode: UInt8, _ group: UInt8) -> Bool {
         switch opcode {
         case 0xD9: return group == 2 || group == 3
         case 0xDB: return (1...3).contains(group) || group == 7
@@ -823,7 +823,7 @@ struct HandlerSelector {
         default: return false
         }
     }
-    private static func isX87Register(_ opcode: UInt8, _ group: UInt8, _ rm: UInt8) -> Bool {
+    static func isX87Register(_ opcode: UInt8, _ group: UInt8, _ rm: UInt8) -> Bool {
         switch opcode {
         case 0xD9:
             switch group {

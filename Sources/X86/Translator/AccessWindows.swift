@@ -103,7 +103,7 @@ struct AccessWindow {
             if named == register { return nil }
             return register == 4 ? 8 : 0
         case .leave: return register == 4 || register == 5 ? nil : 0
-        case .plain: return register == 0 || register == 2 ? nil : 0
+        case .plain: return !plan.isX87 && (register == 0 || register == 2) ? nil : 0
         case .exchangeAccumulator: return register == 0 || named == register ? nil : 0
         case .moveImmediate, .byteSwap: return isChanged(named, byte: i.opcode < 0xB8) ? nil : 0
         case .lea:

@@ -420,7 +420,7 @@ struct BlockTranslator {
     // MARK: instructions
 
     private mutating func emit(_ line: Line) {
-        if line.plan.usesVector { checkVectors(line) }
+        if line.plan.usesVector || line.plan.isX87 { checkVectors(line) }
         switch line.plan.kind {
         case .modRM: modRM(line)
         case .pushRegister: pushRegister(line)
@@ -478,6 +478,8 @@ struct BlockTranslator {
             if plan.rm == .vector {
                 useVector(i.rm, reads: plan.readsRM, writes: plan.writesRM)
                 rmOperand = .register(i.rm)
+            } else if plan.rm == .none {
+                rmOperand = .register(i.rm & 7)
             } else if let register = host(i.rm, byte: plan.byteRM) {
                 rmOperand = .register(register)
             } else {
@@ -567,6 +569,7 @@ struct BlockTranslator {
     private mutating func plain(_ line: Line) {
         let i = line.instruction
         needFlags(line)
+        if line.plan.isX87 { return code.bytes(i.opcode, 0xC0 | i.group << 3 | i.rm & 7) }
         if i.has66, !line.plan.byteReg { code.byte(0x66) }
         if i.rexW { code.byte(0x48) }
         code.byte(i.opcode)

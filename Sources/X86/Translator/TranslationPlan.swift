@@ -43,6 +43,7 @@ struct TranslationPlan {
         default: return false
         }
     }
+    var isX87 = false
     var usesVector: Bool { reg == .vector || rm == .vector }
 
     static func make(_ i: Instruction) -> TranslationPlan? {
@@ -160,6 +161,7 @@ struct TranslationPlan {
             (readsRM, writesRM) = (false, true)
             immediateSize = byte ? 1 : min(Int(i.operandSize), 4)
         case 0xC9 where !i.has66: kind = .leave
+        case 0xD8...0xDF: return x87(i)
         case 0xE8: kind = .call
         case 0xE9, 0xEB: kind = .jump
         case 0xF5, 0xF8, 0xF9:
@@ -219,6 +221,27 @@ struct TranslationPlan {
             size = 8
         default: return false
         }
+        return true
+    }
+
+    /// x87 instructions work on the host's own registers, which are the guest's while a core runs; those that show or set
+    /// control words and instruction addresses stay with the interpreter.
+    private mutating func x87(_ i: Instruction) -> Bool {
+        isX87 = true
+        reg = .none
+        rm = .none
+        if i.isMemory {
+            guard let bytes = HandlerSelector.x87MemorySize(i.opcode, i.group), bytes <= 10, i.opcode != 0xD9 || i.group < 4, i.opcode != 0xDD || i.group < 4 else {
+                return false
+            }
+            size = bytes
+            writesRM = HandlerSelector.x87Stores(i.opcode, i.group)
+            return true
+        }
+        guard HandlerSelector.isX87Register(i.opcode, i.group, i.rm & 7), !(i.opcode == 0xDB && i.group == 4), !(i.opcode == 0xDF && i.group == 4) else { return false }
+        kind = .plain
+        readsFlags = (i.opcode == 0xDA || i.opcode == 0xDB) && i.group < 4
+        definesFlags = (i.opcode == 0xDB || i.opcode == 0xDF) && (i.group == 5 || i.group == 6)
         return true
     }
 
