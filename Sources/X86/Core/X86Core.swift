@@ -18,7 +18,8 @@ package enum X86Exit: Equatable, Sendable {
 package final class X86Core: @unchecked Sendable {  // see above
     let state: UnsafeMutablePointer<x86_cpu>
     let memory: PhysicalMemory
-    unowned let environment: any X86Environment
+    // SAFETY: whoever is the environment owns this core, and runs it.
+    unowned(unsafe) let environment: any X86Environment
     let blocks: BlockCache
     /// Translated code; nil when the host gives no executable memory, or nothing is to be translated.
     private(set) var translations: TranslationCache?

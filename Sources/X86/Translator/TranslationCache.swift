@@ -126,6 +126,15 @@ final class TranslationCache {
     private func set(_ slot: Int, _ target: Int) {
         (writable + (slot - Int(bitPattern: executable))).storeBytes(of: UInt64(target), as: UInt64.self)
     }
+    /// Code that goes on in the interpreter at `first`, for edges to blocks that do not start with translated code.
+    func makeWayOut(_ first: UnsafeMutablePointer<x86_op>, _ kind: EdgeKind) -> Int {
+        var code = open()
+        let address = code.here
+        code.moveImmediate(Host.address, UInt64(UInt(bitPattern: first)))
+        code.jump(to: loadAndLeave[kind == .flags ? 0 : 1])
+        commit(code)
+        return address
+    }
     func link(_ edge: Int, to target: Int, page: Int) {
         set(edges[edge].slot, target)
         linked[page, default: []].append(edge)

@@ -32,7 +32,7 @@ enum TranslatorHandlers {
     guard s.pointee.pending == 0 else { return 0 }
     let slot = jumpSlot(s, s.pointee.rip)
     guard slot.pointee.rip == s.pointee.rip, slot.pointee.ctx == s.pointee.ctx, let first = slot.pointee.op, isCurrent(first) else { return 0 }
-    if first.pointee.aux == 1 { outside { core(s).link(Int(s.pointee.t1_edge & 0xFFFF_FFFF), to: first) } }
+    if first.pointee.aux != 0 { outside { core(s).link(Int(s.pointee.t1_edge & 0xFFFF_FFFF), to: first) } }
     return UInt64(UInt(bitPattern: first))
 }
 
@@ -56,11 +56,18 @@ extension X86Core {
     }
     func link(_ edge: Int, to first: Op) {
         guard let translations, edge < translations.edges.count else { return }
-        let kind = translations.edges[edge].kind
-        let target = kind == .flags ? Int(first.pointee.disp) : Int(first.pointee.imm)
-        // Both ends lie in the page whose version the target's header watches; a crossing target in two.
         let header = first - 1
+        // Whether a crossing block is the right one depends on where its second page is mapped now.
+        guard header.pointee.reg == 0 else { return }
+        let kind = translations.edges[edge].kind
+        let target: Int
+        if first.pointee.aux == 1 {
+            target = kind == .flags ? Int(first.pointee.disp) : Int(first.pointee.imm)
+        } else {
+            guard !translations.isFull else { return }
+            target = translations.makeWayOut(first, kind)
+        }
+        // Both ends lie in the page whose version the target's header watches.
         translations.link(edge, to: target, page: Int(header.pointee.imm))
-        if header.pointee.reg != 0 { translations.link(edge, to: target, page: Int(header.pointee.disp)) }
     }
 }
