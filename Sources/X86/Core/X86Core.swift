@@ -25,9 +25,6 @@ package final class X86Core: @unchecked Sendable {  // see above
     private(set) var translations: TranslationCache?
     /// Executions after which a block of 64-bit code is translated. Before the first run.
     package var translationThreshold: UInt32 = 16
-    let scratchPage: UnsafeMutableRawPointer
-    /// See `dropBaseCaches`.
-    let nowhere = UInt64.random(in: 0 ... .max) & 0x3FFF_FFFF_FFFF_F000 | 1 << 63
     var filledSupervisor = FilledEntries()
     var filledUser = FilledEntries()
     var executedPages = ExecutedPages()
@@ -56,8 +53,6 @@ package final class X86Core: @unchecked Sendable {  // see above
         tlbStorage = .allocate(capacity: 2 * Int(X86_TLB_SIZE))
         // Zeroes are entries of no context.
         jumpStorage = cx_allocate_zeroed(Int(X86_JCACHE_SIZE) * MemoryLayout<x86_jump>.stride).bindMemory(to: x86_jump.self, capacity: Int(X86_JCACHE_SIZE))
-        scratchPage = .allocate(byteCount: 8192, alignment: 4096)
-        scratchPage.initializeMemory(as: UInt8.self, repeating: 0, count: 8192)
         systemOp = .allocate(capacity: 2)
         systemOp.initialize(repeating: BlockCache.blankOperation, count: 2)
         blocks = BlockCache()
@@ -75,7 +70,6 @@ package final class X86Core: @unchecked Sendable {  // see above
         tlbStorage.deallocate()
         cx_free(jumpStorage)
         systemOp.deallocate()
-        scratchPage.deallocate()
         filledSupervisor.deallocate()
         filledUser.deallocate()
         executedPages.deallocate()
@@ -267,8 +261,7 @@ package final class X86Core: @unchecked Sendable {  // see above
                 enter(translation, linear)
             }
         }
-        // Each privilege has its own blocks: translated code names the base caches of one.
-        let key = gpa << 3 | (user ? 4 : 0) | UInt64(s.pointee.mode)
+        let key = gpa << 2 | UInt64(s.pointee.mode)
         if !stepping, let known = blocks.find(key) {
             slot.pointee = x86_jump(rip: rip, ctx: s.pointee.ctx, op: known, unused: 0)
             return known
