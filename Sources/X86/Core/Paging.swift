@@ -46,6 +46,8 @@ struct Translation {
     /// The mapping outlives a change of CR3.
     var global = false
     var executable = false
+    /// Of a page larger than 4 KiB.
+    var large = false
 }
 enum TranslationResult {
     case ok(Translation)
@@ -98,7 +100,7 @@ extension X86Core {
             let offsetMask = (UInt64(1) << shift) - 1
             let gpa = (entry & PTE.address & ~offsetMask) | (linear & offsetMask)
             let global = entry & PTE.global != 0 && s.pointee.cr4 & ControlRegister.pge != 0
-            return .ok(Translation(gpa: gpa, writable: mayWrite, dirty: (entry | wanted) & PTE.dirty != 0, global: global, executable: !noExecute))
+            return .ok(Translation(gpa: gpa, writable: mayWrite, dirty: (entry | wanted) & PTE.dirty != 0, global: global, executable: !noExecute, large: shift > 12))
         }
     }
 
@@ -180,6 +182,7 @@ extension X86Core {
         let tag = linear & ~4095
         let code = memory.page(translation.gpa).map { memory.holdsCode($0) } ?? true
         noteFill(linear)
+        if translation.large, linear >> 47 == 0 { holdsLargeUserPages = true }
         tlbEntry(s, linear).pointee = x86_tlb_entry(
             tag_r: tag, tag_w: translation.writable && translation.dirty && !code ? tag : tag ^ 4096,
             host: UInt64(UInt(bitPattern: host)) & ~4095,

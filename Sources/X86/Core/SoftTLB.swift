@@ -40,6 +40,7 @@ extension X86Core {
         }
         filledSupervisor.shrink(to: 0)
         filledUser.shrink(to: 0)
+        holdsLargeUserPages = false
         newContext()
     }
     /// What a change of CR3 drops.
@@ -74,6 +75,9 @@ extension X86Core {
         _ = user ? filledUser.append(index) : filledSupervisor.append(index)
     }
     func invalidatePage(_ linear: UInt64) {
+        // One INVLPG drops a large page whole, which may be many entries here. Kernels flush everything when they change
+        // large pages of their own half.
+        if linear >> 47 == 0, holdsLargeUserPages { return flushTLB() }
         let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
         for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { table[index] = Self.empty(index) }
         if executedPages.mayContain(linear) { newContext() }

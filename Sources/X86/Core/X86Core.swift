@@ -25,6 +25,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     private(set) var translations: TranslationCache?
     /// Executions after which a block of 64-bit code is translated. Before the first run.
     package var translationThreshold: UInt32 = 16
+    /// Since the TLB was emptied it was given entries of large pages in the lower half.
+    var holdsLargeUserPages = false
     var filledSupervisor = FilledEntries()
     var filledUser = FilledEntries()
     var executedPages = ExecutedPages()
