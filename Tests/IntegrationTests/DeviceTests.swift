@@ -126,7 +126,11 @@ import Virtualization
         let listener = Listener()
         let guest = try TestGuest(
             """
-            for p in /sys/class/virtio-ports/*; do [ "$(cat $p/name)" = channel ] && port=/dev/$(basename $p); done
+            port=
+            while [ -z "$port" ]; do
+                for p in /sys/class/virtio-ports/*; do [ "$(cat $p/name 2>/dev/null)" = channel ] && port=/dev/$(basename $p); done
+                [ -n "$port" ] || sleep 0.1
+            done
             exec 3<>$port
             read line <&3
             echo "got $line"
@@ -144,15 +148,10 @@ import Virtualization
         guest.queue.sync { (guest.machine.consoleDevices.first as? VZVirtioConsoleDevice)?.delegate = listener }
         try guest.start()
         toGuest.fileHandleForWriting.write(Data("hello\n".utf8))
-        var received = 0
-        while received < 1 << 20 {
-            let data = fromGuest.fileHandleForReading.availableData
-            if data.isEmpty { break }
-            #expect(data.allSatisfy { $0 == UInt8(ascii: "x") })
-            received += data.count
-        }
-        #expect(received == 1 << 20)
-        #expect(guest.waitForStop())
+        let received = guest.readBytes(1 << 20, from: fromGuest.fileHandleForReading)
+        #expect(received.count == 1 << 20)
+        #expect(received.allSatisfy { $0 == UInt8(ascii: "x") })
+        #expect(guest.waitForStop(), "\(guest.transcript)")
         #expect(guest.transcript.contains("got hello"))
         #expect(guest.queue.sync { listener.events } == ["open channel", "close channel"])
     }

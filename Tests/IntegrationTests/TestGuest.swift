@@ -102,6 +102,24 @@ final class TestGuest: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {
         _ = wait(seconds) { failure != nil }
         return lock.withLock { failure }
     }
+    /// Reads up to `count` bytes of a pipe whose writing end this process holds, too: what has come when the guest has
+    /// stopped, or when nothing has come for two minutes, is all there is.
+    func readBytes(_ count: Int, from handle: FileHandle) -> [UInt8] {
+        var bytes: [UInt8] = []
+        var silence = 0
+        while bytes.count < count, silence < 1200 {
+            var request = pollfd(fd: handle.fileDescriptor, events: Int16(POLLIN), revents: 0)
+            let stopped = lock.withLock { stops > 0 || failure != nil }
+            guard poll(&request, 1, 100) > 0 else {
+                if stopped { break }
+                silence += 1
+                continue
+            }
+            silence = 0
+            bytes += handle.availableData
+        }
+        return bytes
+    }
     func clearTranscript() { lock.withLock { text = "" } }
 
     // MARK: operations, waiting for their handlers

@@ -3,7 +3,8 @@ import Testing
 import X86
 
 /// Guests that mean harm: garbage as code, wild pointers, arbitrary page tables, segment bases and privileges, interpreted
-/// and translated. Memory stands between pages that nobody may touch: a byte outside ends the process.
+/// and translated. Memory stands between 16 GiB that nobody may touch on either side: an access there ends the process,
+/// and with it the test.
 @Suite(.serialized) struct ContainmentTests {
     /// Seconds for each way of running; VZ_CONTAINMENT_SECONDS for a long run.
     private static var seconds: Double { ProcessInfo.processInfo.environment["VZ_CONTAINMENT_SECONDS"].flatMap { Double($0) } ?? 3 }
@@ -17,14 +18,13 @@ import X86
             rounds += 1
         }
         print("containment, threshold \(threshold): \(rounds) guests, ended by \(machine.ends.sorted { $0.key < $1.key })")
-        #expect(machine.guardsAreWhole)
         #expect(rounds > 10)
     }
 }
 
 private final class HostileMachine: X86Environment, @unchecked Sendable {  // `core` is only cancelled from the other thread
     private static let size = 64 * 4096
-    private static let guardSize = 1 << 20
+    private static let guardSize = 16 << 30
     private let mapping: UnsafeMutableRawPointer
     private let ram: UnsafeMutableRawPointer
     private let memory: PhysicalMemory
@@ -36,7 +36,7 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
 
     init(seed: UInt64, threshold: UInt32) throws {
         let total = Self.size + 2 * Self.guardSize
-        let map = mmap(nil, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0)
+        let map = mmap(nil, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
         mapping = try #require(map != MAP_FAILED ? map : nil)
         ram = mapping + Self.guardSize
         try #require(mprotect(ram, Self.size, PROT_READ | PROT_WRITE) == 0)
@@ -55,12 +55,6 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
         ticker = thread
     }
     deinit { munmap(mapping, Self.size + 2 * Self.guardSize) }
-
-    /// Still no access, on both sides.
-    var guardsAreWhole: Bool {
-        var page = [UInt8](repeating: 0, count: 1)
-        return mincore(mapping, 4096, &page) == 0 || errno == ENOMEM
-    }
 
     func round() {
         fill()
@@ -141,13 +135,9 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
     // MARK: doors
 
     func portRead(_ port: UInt16, size: Int) -> UInt32 { UInt32(truncatingIfNeeded: random.next()) }
-    func portWrite(_ port: UInt16, _ value: UInt32, size: Int) {}
     func memoryRead(_ address: UInt64, size: Int) -> UInt64 { random.next() }
-    func memoryWrite(_ address: UInt64, _ value: UInt64, size: Int) {}
     func readMSR(_ index: UInt32) -> UInt64? { random.next() & 1 == 0 ? nil : random.next() }
     func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool { value & 1 == 0 }
     func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) { (leaf, subleaf, 0, 0) }
     var timeStampCounter: UInt64 { random.next() }
-    func acknowledgeInterrupt() -> UInt8? { nil }
-    var taskPriority: UInt64 = 0
 }

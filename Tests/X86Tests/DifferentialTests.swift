@@ -47,17 +47,7 @@ struct DifferentialHarness {
     private mutating func byte() -> UInt8 { UInt8(truncatingIfNeeded: random.next()) }
     private mutating func chance(_ n: UInt64) -> Bool { random.next() % n == 0 }
 
-    private mutating func value() -> UInt64 {
-        switch random.next() % 8 {
-        case 0: return 0
-        case 1: return .max
-        case 2: return 1 << (random.next() & 63)
-        case 3: return (1 << (random.next() & 63)) &- 1
-        case 4: return random.next() & 0xFF
-        case 5: return UInt64(bitPattern: Int64(truncatingIfNeeded: random.next()) >> Int64(random.next() & 63))
-        default: return random.next()
-        }
-    }
+    private mutating func value() -> UInt64 { random.corner() }
 
     static let excludedOne: Set<UInt8> = [
         0x6C, 0x6D, 0x6E, 0x6F, 0x8C, 0x8E, 0x9A, 0x9B, 0x9C, 0x9D, 0xC2, 0xC3, 0xC4, 0xC5, 0xC8, 0xC9, 0xCA, 0xCB, 0xCC, 0xCD,

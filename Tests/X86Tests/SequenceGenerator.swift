@@ -39,18 +39,7 @@ struct SequenceGenerator {
     mutating func below(_ n: UInt64) -> UInt64 { random.next() % n }
     private mutating func byte() -> UInt8 { UInt8(truncatingIfNeeded: random.next()) }
 
-    mutating func value() -> UInt64 {
-        switch random.next() % 8 {
-        case 0: return 0
-        case 1: return .max
-        case 2: return 1 << (random.next() & 63)
-        case 3: return (1 << (random.next() & 63)) &- 1
-        case 4: return random.next() & 0xFF
-        case 5: return UInt64(bitPattern: Int64(truncatingIfNeeded: random.next()) >> Int64(random.next() & 63))
-        case 6: return place()
-        default: return random.next()
-        }
-    }
+    mutating func value() -> UInt64 { below(8) == 0 ? place() : random.corner() }
     /// An address in the data area: mostly inside a good page, sometimes at a boundary or in a bad page.
     mutating func place() -> UInt64 {
         switch below(8) {

@@ -257,15 +257,4 @@ final class SequenceHarness: X86Environment {
     }
 
     // MARK: doors of the core: nothing behind them
-
-    func portRead(_ port: UInt16, size: Int) -> UInt32 { .max }
-    func portWrite(_ port: UInt16, _ value: UInt32, size: Int) {}
-    func memoryRead(_ address: UInt64, size: Int) -> UInt64 { .max }
-    func memoryWrite(_ address: UInt64, _ value: UInt64, size: Int) {}
-    func readMSR(_ index: UInt32) -> UInt64? { nil }
-    func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool { false }
-    func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) { (0, 0, 0, 0) }
-    var timeStampCounter: UInt64 { 0 }
-    func acknowledgeInterrupt() -> UInt8? { nil }
-    var taskPriority: UInt64 = 0
 }

@@ -33,8 +33,14 @@ final class TestMachine: X86Environment {
         return state
     }
 
-    func portRead(_ port: UInt16, size: Int) -> UInt32 { 0xFFFF_FFFF }
     func portWrite(_ port: UInt16, _ value: UInt32, size: Int) { ports.append((port, value)) }
+    var taskPriority: UInt64 = 0
+}
+
+/// A board with nothing on it.
+extension X86Environment {
+    func portRead(_ port: UInt16, size: Int) -> UInt32 { 0xFFFF_FFFF }
+    func portWrite(_ port: UInt16, _ value: UInt32, size: Int) {}
     func memoryRead(_ address: UInt64, size: Int) -> UInt64 { .max }
     func memoryWrite(_ address: UInt64, _ value: UInt64, size: Int) {}
     func readMSR(_ index: UInt32) -> UInt64? { nil }
@@ -42,7 +48,10 @@ final class TestMachine: X86Environment {
     func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) { (0, 0, 0, 0) }
     var timeStampCounter: UInt64 { 0 }
     func acknowledgeInterrupt() -> UInt8? { nil }
-    var taskPriority: UInt64 = 0
+    var taskPriority: UInt64 {
+        get { 0 }
+        set {}
+    }
 }
 
 /// SplitMix64: the same cases on every machine.
@@ -54,5 +63,17 @@ struct Generator: RandomNumberGenerator {
         z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
         z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
         return z ^ (z >> 31)
+    }
+    /// A value that arithmetic finds hard, or any.
+    mutating func corner() -> UInt64 {
+        switch next() % 8 {
+        case 0: return 0
+        case 1: return .max
+        case 2: return 1 << (next() & 63)
+        case 3: return (1 << (next() & 63)) &- 1
+        case 4: return next() & 0xFF
+        case 5: return UInt64(bitPattern: Int64(truncatingIfNeeded: next()) >> Int64(next() & 63))
+        default: return next()
+        }
     }
 }

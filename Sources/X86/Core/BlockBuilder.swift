@@ -144,28 +144,11 @@ struct HandlerSelector {
     private var stackSize: UInt8 { is64 ? (i.has66 && !i.rexW ? 2 : 8) : i.operandSize }
 
     mutating func select(_ op: inout x86_op) -> Flow {
-        if i.hasLock, !isLockable { return .undefined }
+        if i.hasLock, !i.isLockable { return .undefined }
         switch i.map {
         case .one: return one(&op)
         case .two: return two(&op)
         case .three38, .three3A: return .undefined
-        }
-    }
-
-    /// LOCK is legal only with these, and with a memory destination. SDM vol. 2 LOCK.
-    private var isLockable: Bool {
-        guard i.isMemory else { return false }
-        switch (i.map, i.opcode) {
-        case (.one, 0x00...0x35): return i.opcode & 7 < 2
-        case (.one, 0x80...0x83): return i.group != 7
-        case (.one, 0x86), (.one, 0x87): return true
-        case (.one, 0xF6), (.one, 0xF7): return i.group == 2 || i.group == 3
-        case (.one, 0xFE), (.one, 0xFF): return i.group < 2
-        case (.two, 0xAB), (.two, 0xB3), (.two, 0xBB): return true
-        case (.two, 0xBA): return i.group >= 5
-        case (.two, 0xB0), (.two, 0xB1), (.two, 0xC0), (.two, 0xC1): return true
-        case (.two, 0xC7): return i.group == 1
-        default: return false
         }
     }
 

@@ -183,10 +183,12 @@ extension X86Core {
         let code = memory.page(translation.gpa).map { memory.holdsCode($0) } ?? true
         noteFill(linear)
         if translation.large, linear >> 47 == 0 { holdsLargeUserPages = true }
+        // A TLB may forget: that only the kernel's half stays when CR3 changes lets INVLPG forget large user pages.
+        let global = translation.global && linear >> 47 != 0
         tlbEntry(s, linear).pointee = x86_tlb_entry(
             tag_r: tag, tag_w: translation.writable && translation.dirty && !code ? tag : tag ^ 4096,
             host: UInt64(UInt(bitPattern: host)) & ~4095,
-            gpa: translation.gpa & ~4095 | (translation.global ? TLBBit.global : 0) | (translation.executable ? TLBBit.executable : 0))
+            gpa: translation.gpa & ~4095 | (global ? TLBBit.global : 0) | (translation.executable ? TLBBit.executable : 0))
         return host
     }
     /// Whether an address is canonical; a fault was raised when not.

@@ -33,11 +33,14 @@ extension X86Core {
     private static func never(_ index: Int) -> UInt64 { UInt64((index ^ 1) << 12) }
     private static func empty(_ index: Int) -> x86_tlb_entry { x86_tlb_entry(tag_r: never(index), tag_w: never(index), host: 0, gpa: .max & ~4095) }
 
+    private func clear(_ table: UnsafeMutablePointer<x86_tlb_entry>) {
+        for index in 0..<Int(X86_TLB_SIZE) { table[index] = Self.empty(index) }
+    }
+
     /// Everything, global mappings too.
     func flushTLB() {
-        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] {
-            for index in 0..<Int(X86_TLB_SIZE) { table[index] = Self.empty(index) }
-        }
+        clear(state.pointee.tlb_supervisor)
+        clear(state.pointee.tlb_user)
         filledSupervisor.shrink(to: 0)
         filledUser.shrink(to: 0)
         holdsLargeUserPages = false
@@ -60,6 +63,8 @@ extension X86Core {
         let user = state.pointee.tlb_user
         for n in 0..<filledUser.count { user[filledUser[n]] = Self.empty(filledUser[n]) }
         filledUser.shrink(to: 0)
+        // Only the upper half keeps mappings, see `enter`.
+        holdsLargeUserPages = false
         // Code that the kernel runs from global pages stays where it is.
         if supervisorRunsPrivatePages { newContext() } else { newUserContext() }
     }
@@ -69,8 +74,7 @@ extension X86Core {
         let known = user ? filledUser.append(index) : filledSupervisor.append(index)
         if known { return }
         // The list is full: start anew. A TLB may forget at any time.
-        let table = user ? state.pointee.tlb_user : state.pointee.tlb_supervisor
-        for index in 0..<Int(X86_TLB_SIZE) { table[index] = Self.empty(index) }
+        clear(user ? state.pointee.tlb_user : state.pointee.tlb_supervisor)
         if user { filledUser.shrink(to: 0) } else { filledSupervisor.shrink(to: 0) }
         _ = user ? filledUser.append(index) : filledSupervisor.append(index)
     }

@@ -35,8 +35,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     var userGeneration: UInt64 = 0
     /// In this context the kernel ran code from a page that is not global.
     var supervisorRunsPrivatePages = false
-    /// Version cells of pages whose code changed: edges into them are to be unlinked.
-    private let changedPages = Mutex<[UInt]>([])
+    /// Version cells of pages whose code changed: edges into them are to be unlinked. nil: too many to count, all edges are.
+    private let changedPages = Mutex<[UInt]?>([])
     var internalError: String?
     /// Whether the owner should treat interrupts as waiting: set by other threads, see `interruptPending`.
     private let inGuest = Atomic<Bool>(false)
@@ -94,16 +94,20 @@ package final class X86Core: @unchecked Sendable {  // see above
     }
     /// The code of a page changed: translated code must not go there directly any more. Any thread.
     func requestUnlink(_ versionCell: UInt) {
-        changedPages.withLock { $0.append(versionCell) }
+        changedPages.withLock { pages in
+            // A core that does not run collects what the others change: a guest must not make that grow.
+            if let known = pages, known.count >= 64 { pages = nil } else { pages?.append(versionCell) }
+        }
         setPending(Pending.unlink)
     }
     private func serveUnlink() {
         cx_and32(pendingCell, ~Pending.unlink)
-        let pages = changedPages.withLock { pages in
+        let changed = changedPages.withLock { pages in
             defer { pages = [] }
             return pages
         }
-        for page in pages { translations?.unlink(page: Int(bitPattern: page)) }
+        guard let changed else { return translations?.unlinkAll() ?? () }
+        for page in changed { translations?.unlink(page: Int(bitPattern: page)) }
     }
     /// Makes `run` return soon with `.cancelled`.
     package func requestExit() { setPending(Pending.cancel) }

@@ -56,3 +56,22 @@ package enum DecodeResult: Sendable {
     /// The bytes end inside the instruction.
     case truncated
 }
+
+extension Instruction {
+    /// LOCK is legal only with these, and with a memory destination. SDM vol. 2 LOCK.
+    var isLockable: Bool {
+        guard isMemory else { return false }
+        switch (map, opcode) {
+        case (.one, 0x00...0x35): return opcode & 7 < 2
+        case (.one, 0x80...0x83): return group != 7
+        case (.one, 0x86), (.one, 0x87): return true
+        case (.one, 0xF6), (.one, 0xF7): return group == 2 || group == 3
+        case (.one, 0xFE), (.one, 0xFF): return group < 2
+        case (.two, 0xAB), (.two, 0xB3), (.two, 0xBB): return true
+        case (.two, 0xBA): return group >= 5
+        case (.two, 0xB0), (.two, 0xB1), (.two, 0xC0), (.two, 0xC1): return true
+        case (.two, 0xC7): return group == 1
+        default: return false
+        }
+    }
+}

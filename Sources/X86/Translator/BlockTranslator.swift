@@ -45,6 +45,7 @@ struct BlockTranslator {
     private var dirty: UInt16 = 0
     private var vectorsChecked = false
     private var slow: [SlowPath] = []
+    private var callMisses: [(jumps: [UnsafeMutablePointer<UInt8>], line: Line)] = []
     private var fallbacks: [Fallback] = []
     private var usesWindows = true
     private var current = 0
@@ -183,17 +184,14 @@ struct BlockTranslator {
         leave(op, Self.handler(op), flags)
     }
     private mutating func leave(_ op: Op, _ handler: UInt, _ flags: Flags) {
+        let exit = flags == .host ? cache.exitWithFlags : (flags == .memory ? cache.exitWithMemory : cache.exitWithout)
         code.moveImmediate(Host.address, UInt64(UInt(bitPattern: op)))
         // Only a segment's first operation has another handler than the interpreter's.
         if op != first, op != segmentHead, handler == Self.handler(op) {
-            return code.jump(to: cache.loadAndLeave[flags == .host ? 0 : (flags == .memory ? 1 : 2)])
+            return code.jump(to: exit.loadingHandler)
         }
         code.moveImmediate(Host.scratch, UInt64(handler))
-        switch flags {
-        case .host: code.jump(to: cache.leaveWithFlags)
-        case .memory: code.jump(to: cache.leaveWithMemory)
-        case .dead: code.jump(to: cache.leaveWithout)
-        }
+        code.jump(to: exit.withHandler)
     }
     private mutating func finishSlowPaths() {
         for path in slow {
@@ -202,6 +200,8 @@ struct BlockTranslator {
             leave(path.line.op, path.line.handler, path.flags)
         }
         slow = []
+        for miss in callMisses { finishCallMiss(miss.jumps, miss.line) }
+        callMisses = []
         for conversion in conversions {
             code.patch(conversion.jump)
             code.leaRIP(Host.address, conversion.back)
@@ -282,6 +282,10 @@ struct BlockTranslator {
 
     private mutating func storeVectors(_ mask: UInt16) {
         for n in 0..<16 as Range<UInt8> where mask >> UInt16(n) & 1 != 0 { code.op(0x11, reg: n, Host.vectorHome(n), wide: false, map: 1) }
+    }
+    private mutating func flushVectors() {
+        storeVectors(dirty)
+        dirty = 0
     }
     private mutating func useVector(_ n: UInt8, reads: Bool, writes: Bool) {
         let bit = UInt16(1) << UInt16(n)
@@ -601,8 +605,7 @@ struct BlockTranslator {
     private func following(_ line: Line) -> Int { line.offset + line.instruction.length }
 
     private mutating func conditional(_ line: Line) {
-        storeVectors(dirty)
-        dirty = 0
+        flushVectors()
         needFlags(line)
         let taken = code.jump(if: line.instruction.opcode & 15)
         edge(line, to: following(line))
@@ -613,8 +616,7 @@ struct BlockTranslator {
 
     /// Goes on at an offset from the page's start.
     private mutating func edge(_ line: Line, to offset: Int) {
-        storeVectors(dirty)
-        dirty = 0
+        flushVectors()
         guard Self.inPage.contains(offset) else {
             flagsToMemory()
             code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
@@ -673,8 +675,7 @@ struct BlockTranslator {
     }
 
     private mutating func call(_ line: Line) {
-        storeVectors(dirty)
-        dirty = 0
+        flushVectors()
         storeReturnAddress(line)
         let offset = target(line)
         guard !Self.inPage.contains(offset) else {
@@ -688,8 +689,7 @@ struct BlockTranslator {
         slowPath(jumps, line)
     }
     private mutating func ret(_ line: Line) {
-        storeVectors(dirty)
-        dirty = 0
+        flushVectors()
         aboutToClobber(line)
         flagsToMemory()
         code.load(Host.address, stackOperand(line, base: Host.guestRSP, displacement: 0, write: false))
@@ -709,22 +709,33 @@ struct BlockTranslator {
         }
     }
     private mutating func jumpIndirect(_ line: Line) {
-        storeVectors(dirty)
-        dirty = 0
+        flushVectors()
         flagsToMemory()
         loadTarget(line)
         slowPath(dispatch(), line)
     }
     private mutating func callIndirect(_ line: Line) {
-        storeVectors(dirty)
-        dirty = 0
+        flushVectors()
         flagsToMemory()
         loadTarget(line)
         code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
         // The return address goes below the stack pointer, which moves only when the jump is sure.
         storeReturnAddress(line)
         code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
-        let jumps = dispatch { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
-        slowPath(jumps, line)
+        callMisses.append((dispatch { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }, line))
+    }
+    /// An indirect call whose target is not in the jump cache. The return address is written already, maybe over the
+    /// operand, so the interpreter must not do it again, unless it has to raise the exception for the target.
+    private mutating func finishCallMiss(_ jumps: [UnsafeMutablePointer<UInt8>], _ line: Line) {
+        for jump in jumps { code.patch(jump) }
+        code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        code.move(Host.scratch, Host.address)
+        code.bytes(0x49, 0xC1, 0xE1, 0x10, 0x49, 0xC1, 0xF9, 0x10)  // shl r9, 16; sar r9, 16
+        code.op(0x39, reg: Host.address, .register(Host.scratch))
+        let wrong = code.jump(if: 5)
+        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+        code.jump(to: cache.exitToLoop)
+        code.patch(wrong)
+        leave(line.op, line.handler, .memory)
     }
 }

@@ -4,7 +4,6 @@ import CX86
 enum Host {
     static let rax: UInt8 = 0
     static let rcx: UInt8 = 1
-    static let rsp: UInt8 = 4
     static let rsi: UInt8 = 6
     static let rdi: UInt8 = 7
     /// The guest's stack pointer: the host's stack stays the host's.
@@ -42,6 +41,11 @@ final class TranslationCache {
         /// Where the slot points while the edge is not linked.
         var stub: Int
     }
+    /// Ways into the interpreter, the operation in r11: with its handler in r9, or taken from the operation.
+    struct Exit {
+        var withHandler = 0
+        var loadingHandler = 0
+    }
     private static let size = 24 << 20
     private static let slotBytes = 2 << 20
     private static let reserve = 64 << 10
@@ -57,11 +61,9 @@ final class TranslationCache {
     private var linked: [Int: [Int]] = [:]
 
     // Executable addresses of shared code.
-    private(set) var leaveWithFlags = 0
-    private(set) var leaveWithMemory = 0
-    private(set) var leaveWithout = 0
-    /// The same, with the handler taken from the operation in r11.
-    private(set) var loadAndLeave: [Int] = [0, 0, 0]
+    private(set) var exitWithFlags = Exit()
+    private(set) var exitWithMemory = Exit()
+    private(set) var exitWithout = Exit()
     private(set) var exitToLoop = 0
     private(set) var untranslated = 0
     private(set) var convertFlags = 0
@@ -129,7 +131,7 @@ final class TranslationCache {
         var code = open()
         let address = code.here
         code.moveImmediate(Host.address, UInt64(UInt(bitPattern: first)))
-        code.jump(to: loadAndLeave[kind == .flags ? 0 : 1])
+        code.jump(to: (kind == .flags ? exitWithFlags : exitWithMemory).loadingHandler)
         commit(code)
         return address
     }
@@ -150,36 +152,25 @@ final class TranslationCache {
 
     private func makeSharedCode() {
         var code = open()
-        leaveWithFlags = code.here
-        spill(&code)
-        code.bytes(0x9F, 0x0F, 0x90, 0xC0)  // lahf; seto al
-        tableLookup(&code)
-        finishLeaving(&code)
-        leaveWithMemory = code.here
-        spill(&code)
-        code.load32(Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
-        code.bytes(0x3D)  // cmp eax, 0xFFFF
-        code.int32(0xFFFF)
-        let valid = code.jump(if: 4)
-        tableLookup(&code)
-        code.patch(valid)
-        finishLeaving(&code)
-        leaveWithout = code.here
-        spill(&code)
-        finishLeaving(&code)
-
-        loadAndLeave = [leaveWithFlags, leaveWithMemory, leaveWithout].map { target in
-            let address = code.here
-            code.load(Host.scratch, .memory(base: Host.address))
-            code.jump(to: target)
-            return address
+        exitWithFlags = makeExit(&code) { code in
+            code.bytes(0x9F, 0x0F, 0x90, 0xC0)  // lahf; seto al
+            tableLookup(&code)
         }
+        exitWithMemory = makeExit(&code) { code in
+            code.load32(Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
+            code.bytes(0x3D)  // cmp eax, 0xFFFF
+            code.int32(0xFFFF)
+            let valid = code.jump(if: 4)
+            tableLookup(&code)
+            code.patch(valid)
+        }
+        exitWithout = makeExit(&code) { _ in }
 
         // RIP in r11, flags in memory: back to the run loop.
         exitToLoop = code.here
         code.store(Host.address, Host.cell(Int(X86_RIP_OFFSET)))
         code.leaRIP(Host.scratch, code.here + 7 + 5)
-        code.jump(to: leaveWithMemory)
+        code.jump(to: exitWithMemory.withHandler)
         code.bytes(0x31, 0xC0, 0xC3)  // xor eax, eax; ret
 
         // A block that has no translation yet, its first operation in r9.
@@ -198,7 +189,7 @@ final class TranslationCache {
         let wanted = code.jump(if: 5)
         code.move(Host.address, Host.scratch)
         code.load(Host.scratch, .memory(base: Host.scratch))
-        code.jump(to: leaveWithMemory)
+        code.jump(to: exitWithMemory.withHandler)
         code.patch(stale)
         code.patch(wanted)
         code.op(0xB7, reg: Host.address, .memory(base: Host.scratch, displacement: 32), wide: false, map: 1)  // movzx r11d, its offset
@@ -206,6 +197,16 @@ final class TranslationCache {
         code.jump(to: exitToLoop)
         makeConversion(&code)
         commit(code)
+    }
+    private func makeExit(_ code: inout Assembler, flags: (inout Assembler) -> Void) -> Exit {
+        var exit = Exit(withHandler: code.here)
+        spill(&code)
+        flags(&code)
+        finishLeaving(&code)
+        exit.loadingHandler = code.here
+        code.load(Host.scratch, .memory(base: Host.address))
+        code.jump(to: exit.withHandler)
+        return exit
     }
     /// Guest registers to the state, the host's back from the stack. Changes no flags.
     private func spill(_ code: inout Assembler) {

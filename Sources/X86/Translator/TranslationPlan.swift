@@ -29,8 +29,6 @@ struct TranslationPlan {
     var aligned = false
     /// Bytes of the immediate that goes with it.
     var immediateSize = 0
-    /// A prefix that means something to newer processors only.
-    var dropsRep = false
 
     var readsFlags = false
     var definesFlags = false
@@ -57,7 +55,7 @@ struct TranslationPlan {
         }
         guard supported else { return nil }
         if i.hasLock {
-            guard plan.kind == .modRM, plan.writesRM, plan.rm == .general, i.isMemory, Self.mayLock(i) else { return nil }
+            guard plan.kind == .modRM, plan.writesRM, plan.rm == .general, i.isLockable else { return nil }
         }
         // High-byte registers cannot be named together with the registers we move things to.
         if !i.hasREX {
@@ -66,20 +64,6 @@ struct TranslationPlan {
             if plan.byteReg, plan.reg == .general, high.contains(Int(i.reg)), plan.kind == .modRM, i.isMemory { return nil }
         }
         return plan
-    }
-
-    private static func mayLock(_ i: Instruction) -> Bool {
-        switch (i.map, i.opcode) {
-        case (.one, 0x00...0x35): return i.opcode & 7 < 2
-        case (.one, 0x80...0x83): return i.group != 7
-        case (.one, 0x86), (.one, 0x87): return true
-        case (.one, 0xF6), (.one, 0xF7): return i.group == 2 || i.group == 3
-        case (.one, 0xFE), (.one, 0xFF): return i.group < 2
-        case (.two, 0xAB), (.two, 0xB3), (.two, 0xBB): return false
-        case (.two, 0xBA): return i.group >= 5
-        case (.two, 0xB0), (.two, 0xB1), (.two, 0xC0), (.two, 0xC1): return true
-        default: return false
-        }
     }
 
     private mutating func sized(_ i: Instruction, byte: Bool) {
@@ -301,7 +285,6 @@ struct TranslationPlan {
             sized(i, byte: false)
             writesReg = true  // kept when the source is zero
             mergesFlags = true
-            dropsRep = true
         case 0xC8...0xCF:
             guard i.operandSize != 2 else { return false }
             kind = .byteSwap
