@@ -62,6 +62,14 @@ typedef struct x86_segment {
   uint16_t attributes; // type:4 S:1 DPL:2 P:1 0:4 AVL:1 L:1 DB:1 G:1 (descriptor bits 40-47 and 52-55)
 } x86_segment;
 
+/// The pages that a base register pointed to last, for translated code: the one it was read through and the one it was
+/// written through, each with the host's address less the guest's. Unlike in the TLB, where an entry's place is part of its
+/// address, any tag matches some page here: there is no "none".
+typedef struct x86_base_cache {
+  uint64_t tag_r, delta_r, tag_w, delta_w;
+} x86_base_cache;
+#define X86_BASE_CACHES 20 // of each privilege: the supervisor's, then the user's
+
 typedef struct x86_cpu {
   uint64_t gpr[16];
   uint64_t zero;         // offset 128: always 0; the "no register" operand
@@ -102,6 +110,7 @@ typedef struct x86_cpu {
   uint64_t t1_edge;      // the edge that an unlinked exit of translated code wants linked
   uint64_t t1_target;    // an indirect call's target while its return address is pushed
   uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
+  x86_base_cache base_cache[2 * X86_BASE_CACHES]; // by guest register; then RIP-relative, absolute, index only, FS or GS
   uint64_t t1_delta[2];  // host less guest address in the windows of the running segment
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint8_t xmm[256];
@@ -116,7 +125,7 @@ enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offset
   X86_BLOCK_BASE_OFFSET = offsetof(x86_cpu, block_base), X86_T1_FLAGS_OFFSET = offsetof(x86_cpu, t1_flags), X86_T1_SAVE_OFFSET = offsetof(x86_cpu, t1_save),
   X86_FRES_OFFSET = offsetof(x86_cpu, fres), X86_FAUX_OFFSET = offsetof(x86_cpu, faux), X86_RIP_OFFSET = offsetof(x86_cpu, rip), X86_CTX_OFFSET = offsetof(x86_cpu, ctx),
   X86_TLB_OFFSET = offsetof(x86_cpu, tlb), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache), X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge),
-  X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
+  X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
   X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked) };
 
 // Host instructions that Swift has no name for. `lock cmpxchg` and friends as assembly because guest operands may be

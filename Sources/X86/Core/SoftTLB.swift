@@ -33,6 +33,15 @@ extension X86Core {
     private static func never(_ index: Int) -> UInt64 { UInt64((index ^ 1) << 12) }
     private static func empty(_ index: Int) -> x86_tlb_entry { x86_tlb_entry(tag_r: never(index), tag_w: never(index), host: 0, gpa: .max & ~4095) }
 
+    /// Empties the base caches of translated code. A tag always matches some page: an empty one a page of non-canonical
+    /// addresses drawn by lot, which no guest knows, and there it leads to a page of our own that holds nothing.
+    func dropBaseCaches() {
+        let delta = UInt64(UInt(bitPattern: scratchPage)) &- nowhere
+        let empty = x86_base_cache(tag_r: nowhere, delta_r: delta, tag_w: nowhere, delta_w: delta)
+        let caches = UnsafeMutableRawPointer(state).advanced(by: Int(X86_BASE_CACHE_OFFSET)).assumingMemoryBound(to: x86_base_cache.self)
+        for n in 0..<2 * Int(X86_BASE_CACHES) { caches[n] = empty }
+    }
+
     private func clear(_ table: UnsafeMutablePointer<x86_tlb_entry>) {
         for index in 0..<Int(X86_TLB_SIZE) { table[index] = Self.empty(index) }
     }
@@ -44,10 +53,12 @@ extension X86Core {
         filledSupervisor.shrink(to: 0)
         filledUser.shrink(to: 0)
         holdsLargeUserPages = false
+        dropBaseCaches()
         newContext()
     }
     /// What a change of CR3 drops.
     func flushTLBButGlobal() {
+        dropBaseCaches()
         let supervisor = state.pointee.tlb_supervisor
         var kept = 0
         for n in 0..<filledSupervisor.count {
@@ -74,6 +85,7 @@ extension X86Core {
         let known = user ? filledUser.append(index) : filledSupervisor.append(index)
         if known { return }
         // The list is full: start anew. A TLB may forget at any time.
+        dropBaseCaches()
         clear(user ? state.pointee.tlb_user : state.pointee.tlb_supervisor)
         if user { filledUser.shrink(to: 0) } else { filledSupervisor.shrink(to: 0) }
         _ = user ? filledUser.append(index) : filledSupervisor.append(index)
@@ -84,9 +96,11 @@ extension X86Core {
         if linear >> 47 == 0, holdsLargeUserPages { return flushTLB() }
         let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
         for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { table[index] = Self.empty(index) }
+        dropBaseCaches()
         if executedPages.mayContain(linear) { newContext() }
     }
     func dropWriteTags(_ gpa: UInt64?) {
+        dropBaseCaches()
         for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] {
             for index in 0..<Int(X86_TLB_SIZE) where gpa == nil || table[index].gpa & ~4095 == gpa {
                 table[index].tag_w = Self.never(index)

@@ -27,6 +27,9 @@ package final class X86Core: @unchecked Sendable {  // see above
     package var translationThreshold: UInt32 = 16
     /// Since the TLB was emptied it was given entries of large pages in the lower half.
     var holdsLargeUserPages = false
+    let scratchPage: UnsafeMutableRawPointer
+    /// See `dropBaseCaches`.
+    let nowhere = UInt64.random(in: 0 ... .max) & 0x3FFF_FFFF_FFFF_F000 | 1 << 63
     var filledSupervisor = FilledEntries()
     var filledUser = FilledEntries()
     var executedPages = ExecutedPages()
@@ -55,6 +58,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         tlbStorage = .allocate(capacity: 2 * Int(X86_TLB_SIZE))
         // Zeroes are entries of no context.
         jumpStorage = cx_allocate_zeroed(Int(X86_JCACHE_SIZE) * MemoryLayout<x86_jump>.stride).bindMemory(to: x86_jump.self, capacity: Int(X86_JCACHE_SIZE))
+        scratchPage = .allocate(byteCount: 8192, alignment: 4096)
+        scratchPage.initializeMemory(as: UInt8.self, repeating: 0, count: 8192)
         systemOp = .allocate(capacity: 2)
         systemOp.initialize(repeating: BlockCache.blankOperation, count: 2)
         blocks = BlockCache()
@@ -72,6 +77,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         tlbStorage.deallocate()
         cx_free(jumpStorage)
         systemOp.deallocate()
+        scratchPage.deallocate()
         filledSupervisor.deallocate()
         filledUser.deallocate()
         executedPages.deallocate()
@@ -267,7 +273,8 @@ package final class X86Core: @unchecked Sendable {  // see above
                 enter(translation, linear)
             }
         }
-        let key = gpa << 2 | UInt64(s.pointee.mode)
+        // Each privilege has its own blocks: translated code names the base caches of one.
+        let key = gpa << 3 | (user ? 4 : 0) | UInt64(s.pointee.mode)
         if !stepping, let known = blocks.find(key) {
             slot.pointee = x86_jump(rip: rip, ctx: s.pointee.ctx, op: known, unused: 0)
             return known

@@ -115,6 +115,10 @@ struct Assembler {
         byte(0xE9)
         int32(Int32(truncatingIfNeeded: address - (here + 4)))
     }
+    mutating func call(_ address: Int) {
+        byte(0xE8)
+        int32(Int32(truncatingIfNeeded: address - (here + 4)))
+    }
     mutating func jump(if condition: UInt8, to address: Int) {
         bytes(0x0F, 0x80 | condition)
         int32(Int32(truncatingIfNeeded: address - (here + 4)))

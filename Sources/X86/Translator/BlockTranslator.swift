@@ -27,6 +27,14 @@ struct BlockTranslator {
         var dirty: UInt16
         var vectorsChecked: Bool
     }
+    /// A base cache holds another page: looked up out of line. `slow` is the slow path for when that fails.
+    private struct Miss {
+        var jump: UnsafeMutablePointer<UInt8>
+        var again: Int
+        var size: Int
+        var lookUp: Int
+        var slow: Int
+    }
     private struct SlowPath {
         var jumps: [UnsafeMutablePointer<UInt8>]
         var line: Line
@@ -46,6 +54,7 @@ struct BlockTranslator {
     private var vectorsChecked = false
     private var slow: [SlowPath] = []
     private var callMisses: [(jumps: [UnsafeMutablePointer<UInt8>], line: Line)] = []
+    private var misses: [Miss] = []
     private var fallbacks: [Fallback] = []
     private var usesWindows = true
     private var current = 0
@@ -59,11 +68,15 @@ struct BlockTranslator {
     /// Version cells of the pages the block was decoded from, with the versions it was decoded at.
     private let versions: [(cell: UInt, version: UInt32)]
 
-    init(cache: TranslationCache, first: Op, gpa: UInt64, versions: [(cell: UInt, version: UInt32)]) {
+    /// The first base cache of the privilege that runs this block.
+    private let bank: Int
+
+    init(cache: TranslationCache, first: Op, gpa: UInt64, isUser: Bool, versions: [(cell: UInt, version: UInt32)]) {
         self.cache = cache
         self.first = first
         self.gpa = gpa
         self.versions = versions
+        bank = isUser ? Int(X86_BASE_CACHES) : 0
         code = cache.open()
     }
 
@@ -194,6 +207,14 @@ struct BlockTranslator {
         code.jump(to: exit.withHandler)
     }
     private mutating func finishSlowPaths() {
+        for miss in misses {
+            code.patch(miss.jump)
+            code.moveImmediate(Host.scratch, UInt64(4096 - miss.size))
+            code.call(miss.lookUp)
+            slow[miss.slow].jumps.append(code.jump(if: 7))
+            code.jump(to: miss.again)
+        }
+        misses = []
         for path in slow {
             for jump in path.jumps { code.patch(jump) }
             storeVectors(path.dirty)
@@ -346,23 +367,45 @@ struct BlockTranslator {
         if i.index < 0 { return (.memory(base: base, displacement: displacement), false) }
         return (.memory(base: base, index: host(i.index, Host.scratch), scale: i.scale, displacement: displacement), false)
     }
-    /// Checks r11 against the TLB; afterwards the operand is at [r9 + r11]. Changes EFLAGS.
-    private mutating func check(size: Int, write: Bool, aligned: Bool = false) -> [UnsafeMutablePointer<UInt8>] {
-        code.bytes(0x45, 0x89, 0xD9, 0x41, 0xC1, 0xE9, 0x07)  // mov r9d, r11d; shr r9d, 7
-        code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
-        code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
-        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_TLB_OFFSET)))
+    /// Which base cache an operand uses; nil for those with an index, which wander: they ask the TLB itself.
+    private static func baseCache(_ i: Instruction) -> Int? {
+        if i.segmentOverride >= 4 { return 19 }
+        if i.isRIPRelative { return 16 }
+        if i.index >= 0 { return i.base < 0 ? 18 : nil }
+        return i.base < 0 ? 17 : Int(i.base)
+    }
+    private static func cell(_ baseCache: Int, write: Bool) -> Int {
+        Int(X86_BASE_CACHE_OFFSET) + baseCache * MemoryLayout<x86_base_cache>.stride + (write ? 16 : 0)
+    }
+    /// Checks the linear address in r11 and makes it the host's; r9 is lost, and EFLAGS.
+    private mutating func check(size: Int, write: Bool, aligned: Bool = false, cache number: Int?) -> [UnsafeMutablePointer<UInt8>] {
         var jumps: [UnsafeMutablePointer<UInt8>] = []
         if aligned {
             code.bytes(0x41, 0xF6, 0xC3, 0x0F)  // test r11b, 15
             jumps.append(code.jump(if: 5))
         }
+        guard let number = number.map({ $0 + bank }) else { return jumps + checkTable(size: size, write: write) }
+        let cell = Self.cell(number, write: write)
+        let again = code.here
+        code.move(Host.scratch, Host.address)
+        code.op(0x33, reg: Host.scratch, Host.cell(cell))
+        code.bytes(0x49, 0x81, 0xF9)  // cmp r9, …
+        code.int32(Int32(4096 - size))
+        misses.append(Miss(jump: code.jump(if: 7), again: again, size: size, lookUp: write ? cache.lookUp[number].write : cache.lookUp[number].read, slow: slow.count))
+        code.op(0x03, reg: Host.address, Host.cell(cell + 8))
+        return jumps
+    }
+    private mutating func checkTable(size: Int, write: Bool) -> [UnsafeMutablePointer<UInt8>] {
+        code.bytes(0x45, 0x89, 0xD9, 0x41, 0xC1, 0xE9, 0x07)  // mov r9d, r11d; shr r9d, 7
+        code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
+        code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
+        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_TLB_OFFSET)))
         code.op(0x33, reg: Host.address, .memory(base: Host.scratch, displacement: write ? 8 : 0))
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(4096 - size))
-        jumps.append(code.jump(if: 7))
-        code.load(Host.scratch, .memory(base: Host.scratch, displacement: 16))
-        return jumps
+        let jump = code.jump(if: 7)
+        code.op(0x03, reg: Host.address, .memory(base: Host.scratch, displacement: 16))
+        return [jump]
     }
     /// An operand through a window: base register and displacement on top of the window's distance, in r11.
     private mutating func windowed(_ use: AccessWindow.Use, base: UInt8, displacement: Int, aligned: Bool, _ line: Line) -> HostOperand {
@@ -370,10 +413,22 @@ struct BlockTranslator {
         if let opening = use.opening {
             aboutToClobber(line)
             code.lea(Host.address, .memory(base: base, displacement: Int32(truncatingIfNeeded: opening.low)))
-            let jumps = check(size: opening.size, write: opening.writes)
-            fallbacks.append(Fallback(jumps: jumps, line: current, flags: flags, loaded: loaded, dirty: dirty, vectorsChecked: vectorsChecked))
-            code.lea(Host.address, .memory(base: Host.scratch, index: Host.address, displacement: Int32(truncatingIfNeeded: -opening.low)))
-            code.op(0x29, reg: base, .register(Host.address))  // sub r11, base
+            let number = bank + (base == Host.guestRSP ? 4 : Int(base))
+            var fallback = Fallback(jumps: [], line: current, flags: flags, loaded: loaded, dirty: dirty, vectorsChecked: vectorsChecked)
+            let cell = Self.cell(number, write: opening.writes)
+            let again = code.here
+            code.move(Host.scratch, Host.address)
+            code.op(0x33, reg: Host.scratch, Host.cell(cell))
+            code.bytes(0x49, 0x81, 0xF9)  // cmp r9, …
+            code.int32(Int32(4096 - opening.size))
+            let found = code.jump(if: 6)
+            code.moveImmediate(Host.scratch, UInt64(4096 - opening.size))
+            code.call(opening.writes ? cache.lookUp[number].write : cache.lookUp[number].read)
+            fallback.jumps.append(code.jump(if: 7))
+            code.jump(to: again)
+            fallbacks.append(fallback)
+            code.patch(found)
+            code.load(Host.address, Host.cell(cell + 8))
             code.store(Host.address, delta)
         } else {
             if aligned { aboutToClobber(line) }
@@ -386,7 +441,7 @@ struct BlockTranslator {
         slowPath([code.jump(if: 5)], line)
         return .memory(base: Host.address)
     }
-    /// A line's memory operand, checked. `r9` is free afterwards when the operand does not name it.
+    /// A line's memory operand, checked; r9 is free afterwards.
     private mutating func memoryOperand(_ line: Line) -> HostOperand {
         let i = line.instruction
         if usesWindows, let use = line.memory, let base = Host.register(UInt8(i.base)) {
@@ -394,32 +449,24 @@ struct BlockTranslator {
         }
         aboutToClobber(line)
         address(i, offset: line.offset)
-        slowPath(check(size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned), line)
+        slowPath(check(size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: Self.baseCache(i)), line)
         return Self.checked
-    }
-    /// The same with r9 free in any case.
-    private mutating func joined(_ operand: HostOperand) -> HostOperand {
-        guard case .memory(let base, _, _, _) = operand, base == Host.scratch else { return operand }
-        joinAddress()
-        return .memory(base: Host.address)
     }
     /// Eight bytes at the stack pointer (for RET and POP), below it (for PUSH and CALL) or at RBP (for LEAVE).
     private mutating func stackOperand(_ line: Line, base: UInt8, displacement: Int, write: Bool) -> HostOperand {
         if usesWindows, let use = line.stack { return windowed(use, base: base, displacement: displacement, aligned: false, line) }
         aboutToClobber(line)
         code.lea(Host.address, .memory(base: base, displacement: Int32(displacement)))
-        slowPath(check(size: 8, write: write), line)
+        slowPath(check(size: 8, write: write, cache: base == Host.guestRSP ? 4 : 5), line)
         return Self.checked
     }
     private mutating func pushOperand(_ line: Line) -> HostOperand { stackOperand(line, base: Host.guestRSP, displacement: -8, write: true) }
     private mutating func moveStack(_ bytes: Int32) { code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: bytes)) }
 
-    private static let checked = HostOperand.memory(base: Host.scratch, index: Host.address)
+    private static let checked = HostOperand.memory(base: Host.address)
     private mutating func slowPath(_ jumps: [UnsafeMutablePointer<UInt8>], _ line: Line) {
         slow.append(SlowPath(jumps: jumps, line: line, flags: flags, dirty: dirty))
     }
-    /// One address: r9 + r11 in r11.
-    private mutating func joinAddress() { code.lea(Host.address, Self.checked) }
 
     // MARK: instructions
 
@@ -471,7 +518,6 @@ struct BlockTranslator {
             } else {
                 regField = Host.scratch
                 regHome = i.reg
-                if i.isMemory { rmOperand = joined(rmOperand) }
                 let partial = plan.writesReg && (plan.byteReg || (i.operandSize == 2 && plan.rm != .vector))
                 if plan.readsReg || partial { code.load(Host.scratch, Host.home(i.reg)) }
             }
@@ -510,7 +556,6 @@ struct BlockTranslator {
         if let host = Host.register(n) {
             code.store(host, operand)
         } else {
-            let operand = joined(operand)
             code.load(Host.scratch, Host.home(n))
             code.store(Host.scratch, operand)
         }
@@ -527,14 +572,14 @@ struct BlockTranslator {
     private mutating func pushMemory(_ line: Line) {
         code.load(Host.address, memoryOperand(line))
         code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
-        let operand = joined(pushOperand(line))
+        let operand = pushOperand(line)
         code.load(Host.scratch, Host.cell(Int(X86_T1_TARGET_OFFSET)))
         code.store(Host.scratch, operand)
         moveStack(-8)
     }
     /// Puts the address behind a call on the stack; the stack pointer stays.
     private mutating func storeReturnAddress(_ line: Line) {
-        let operand = joined(pushOperand(line))
+        let operand = pushOperand(line)
         code.load(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.lea(Host.scratch, .memory(base: Host.scratch, displacement: Int32(following(line))))
         code.store(Host.scratch, operand)

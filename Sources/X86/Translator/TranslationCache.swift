@@ -67,6 +67,8 @@ final class TranslationCache {
     private(set) var exitToLoop = 0
     private(set) var untranslated = 0
     private(set) var convertFlags = 0
+    /// By base cache, for reading and for writing.
+    private(set) var lookUp: [(read: Int, write: Int)] = []
 
     init?(state: UnsafeMutablePointer<x86_cpu>) {
         var rw: UnsafeMutableRawPointer?
@@ -196,6 +198,13 @@ final class TranslationCache {
         code.op(0x03, reg: Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.jump(to: exitToLoop)
         makeConversion(&code)
+        lookUp = (0..<2 * Int(X86_BASE_CACHES)).map { cache in
+            let read = code.here
+            makeLookUp(&code, cache, write: false)
+            let write = code.here
+            makeLookUp(&code, cache, write: true)
+            return (read, write)
+        }
         commit(code)
     }
     private func makeExit(_ code: inout Assembler, flags: (inout Assembler) -> Void) -> Exit {
@@ -250,5 +259,33 @@ final class TranslationCache {
         code.bytes(0x88, 0xD4, 0x04, 0x7F, 0x9E)  // mov ah, dl; add al, 127; sahf
         for register in [2, 1, 0] as [UInt8] { code.pop(register) }
         code.bytes(0x41, 0xFF, 0xE3)  // jmp r11
+    }
+
+    /// Called with a linear address in r11 and 4096 less the operand's size in r9: finds its page in the TLB and puts it into
+    /// a base cache. "Above" when the interpreter has to see to it.
+    private func makeLookUp(_ code: inout Assembler, _ cache: Int, write: Bool) {
+        let cell = Int(X86_BASE_CACHE_OFFSET) + cache * MemoryLayout<x86_base_cache>.stride
+        code.push(0)
+        code.push(1)
+        code.bytes(0x44, 0x89, 0xD8, 0xC1, 0xE8, 0x07, 0x25)  // mov eax, r11d; shr eax, 7; and eax, …
+        code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
+        code.op(0x03, reg: 0, Host.cell(Int(X86_TLB_OFFSET)))
+        code.move(1, Host.address)
+        code.op(0x33, reg: 1, .memory(base: 0, displacement: write ? 8 : 0))
+        code.op(0x39, reg: Host.scratch, .register(1))  // cmp rcx, r9
+        let fails = code.jump(if: 7)
+        // A page that may be written may be read.
+        code.load(1, .memory(base: 0, displacement: write ? 8 : 0))
+        code.store(1, Host.cell(cell))
+        if write { code.store(1, Host.cell(cell + 16)) }
+        code.load(0, .memory(base: 0, displacement: 16))
+        code.op(0x29, reg: 1, .register(0))  // sub rax, rcx
+        code.store(0, Host.cell(cell + 8))
+        if write { code.store(0, Host.cell(cell + 24)) }
+        code.bytes(0x31, 0xC0)  // xor eax, eax: not above
+        code.patch(fails)
+        code.pop(1)
+        code.pop(0)
+        code.byte(0xC3)
     }
 }
