@@ -49,10 +49,11 @@ typedef struct x86_tlb_entry {
   uint64_t gpa;
 } x86_tlb_entry;
 
+/// One entry of a jump cache: the block at an address, found by the address's low bits. An empty entry's address is one
+/// that belongs elsewhere.
 typedef struct x86_jump {
-  uint64_t rip, ctx;
+  uint64_t rip;
   x86_op *_Nullable op;
-  uint64_t unused;
 } x86_jump;
 
 typedef struct x86_segment {
@@ -78,7 +79,6 @@ typedef struct x86_cpu {
   uint64_t t1_save;      // translated code: RAX while flags move through it
   uint64_t fres, faux;   // lazy arithmetic flags (see Flags.swift)
   uint64_t rip;
-  uint64_t ctx;          // key of the current translation context for the jump cache
   uint32_t pending;      // set by any thread; polled at every block entry
   uint32_t exit_reason;
   x86_tlb_entry *_Nonnull tlb;   // table for the current privilege
@@ -102,7 +102,6 @@ typedef struct x86_cpu {
   uint64_t gdt_base, idt_base;
   uint32_t gdt_limit, idt_limit;
   uint64_t star, lstar, cstar, sfmask, kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip;
-  uint64_t ctx_generation;
   x86_tlb_entry *_Nonnull tlb_supervisor;
   x86_tlb_entry *_Nonnull tlb_user;
   void *_Nullable core;  // unretained X86Core
@@ -120,11 +119,17 @@ typedef struct x86_cpu {
 
 _Static_assert(offsetof(x86_cpu, fxarea) % 16 == 0, "FXSAVE faults on an unaligned image");
 
+/// Behind the state, so that translated code reaches them without a pointer: the TLBs and the jump caches, the
+/// supervisor's before the user's.
+enum { X86_TLB_BYTES = X86_TLB_SIZE * sizeof(x86_tlb_entry), X86_JCACHE_BYTES = X86_JCACHE_SIZE * sizeof(x86_jump),
+  X86_TLB_TABLES = (sizeof(x86_cpu) + 4095) & ~4095, X86_JCACHE_TABLES = X86_TLB_TABLES + 2 * X86_TLB_BYTES,
+  X86_STATE_BYTES = X86_JCACHE_TABLES + 2 * X86_JCACHE_BYTES };
+
 /// Offsets that Swift needs as constants.
 enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offsetof(x86_cpu, fxarea), X86_SEGBASE_OFFSET = offsetof(x86_cpu, segbase), X86_XMM_OFFSET = offsetof(x86_cpu, xmm), X86_PENDING_OFFSET = offsetof(x86_cpu, pending), X86_SEGMENTS_OFFSET = offsetof(x86_cpu, seg), X86_RAW_FLAGS_OFFSET = offsetof(x86_cpu, raw_flags),
   X86_BLOCK_BASE_OFFSET = offsetof(x86_cpu, block_base), X86_T1_FLAGS_OFFSET = offsetof(x86_cpu, t1_flags), X86_T1_SAVE_OFFSET = offsetof(x86_cpu, t1_save),
-  X86_FRES_OFFSET = offsetof(x86_cpu, fres), X86_FAUX_OFFSET = offsetof(x86_cpu, faux), X86_RIP_OFFSET = offsetof(x86_cpu, rip), X86_CTX_OFFSET = offsetof(x86_cpu, ctx),
-  X86_TLB_OFFSET = offsetof(x86_cpu, tlb), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache), X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge),
+  X86_FRES_OFFSET = offsetof(x86_cpu, fres), X86_FAUX_OFFSET = offsetof(x86_cpu, faux), X86_RIP_OFFSET = offsetof(x86_cpu, rip),
+  X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge),
   X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
   X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked) };
 
@@ -186,6 +191,12 @@ static inline int cx_code_buffer(unsigned long size, void *_Nullable *_Nonnull r
   *rx = mmap(0, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
   close(fd);
   return *rw == MAP_FAILED || *rx == MAP_FAILED ? -1 : 0;
+}
+/// Zeroed pages that cost nothing until they are touched; aborts as malloc failure does in Swift.
+static inline void *_Nonnull cx_map_zeroed(unsigned long size) {
+  void *p = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (p == MAP_FAILED) abort();
+  return p;
 }
 static inline void cx_unmap(void *_Nonnull p, unsigned long size) { munmap(p, size); }
 #endif

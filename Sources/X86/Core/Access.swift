@@ -185,7 +185,7 @@ enum GPR {
 }
 
 @inline(__always) func jumpSlot(_ s: CPU, _ rip: UInt64) -> UnsafeMutablePointer<x86_jump> {
-    s.pointee.jcache + Int(truncatingIfNeeded: (rip ^ (rip &>> 12)) & UInt64(X86_JCACHE_SIZE - 1))
+    s.pointee.jcache + JumpHash.index(rip)
 }
 
 /// Goes to the block at `rip`: straight on when the jump cache knows it, else through the run loop.
@@ -193,7 +193,7 @@ enum GPR {
     s.pointee.rip = rip
     #if !DEBUG
         let slot = jumpSlot(s, rip)
-        if slot.pointee.rip == rip, slot.pointee.ctx == s.pointee.ctx, s.pointee.pending == 0,
+        if slot.pointee.rip == rip, s.pointee.pending == 0,
             let first = slot.pointee.op, isCurrent(first)
         {
             s.pointee.block_base = (rip &+ segmentBase(s, 8)) & ~4095
@@ -225,7 +225,7 @@ enum GPR {
     // A link may be made when source and target lie in one page and nothing can come between.
     if linear & ~4095 == s.pointee.block_base, s.pointee.lma != 0 {
         let slot = jumpSlot(s, rip)
-        if slot.pointee.rip == rip, slot.pointee.ctx == s.pointee.ctx, let first = slot.pointee.op,
+        if slot.pointee.rip == rip, let first = slot.pointee.op,
             isCurrent(first), (first - 1).pointee.reg == 0
         {
             op.pointee.disp = Int64(Int(bitPattern: first))

@@ -46,7 +46,7 @@ extension X86Core {
             for index in 0..<6 { bases[index] = flat && index < 4 ? 0 : segment(index).pointee.base }
         }
         s.pointee.sp_mask = flat ? .max : (ss.attributes & SegmentAttribute.big != 0 ? 0xFFFF_FFFF : 0xFFFF)
-        newContext()
+        updateContext()
     }
     private func withBases(_ body: (UnsafeMutablePointer<UInt64>) -> Void) {
         body(UnsafeMutableRawPointer(state).advanced(by: Int(X86_SEGBASE_OFFSET)).assumingMemoryBound(to: UInt64.self))

@@ -10,7 +10,7 @@ enum TLBBit {
 
 /// Which entries of one TLB table were filled since it was emptied, so that emptying it costs what filling it did.
 struct FilledEntries {
-    static let capacity = Int(X86_TLB_SIZE) * 2
+    private static let capacity = Int(X86_JCACHE_SIZE)
     private let indices: UnsafeMutablePointer<UInt16> = .allocate(capacity: capacity)
     private(set) var count = 0
 
@@ -77,7 +77,7 @@ extension X86Core {
         // Only the upper half keeps mappings, see `enter`.
         holdsLargeUserPages = false
         // Code that the kernel runs from global pages stays where it is.
-        if supervisorRunsPrivatePages { newContext() } else { newUserContext() }
+        if supervisorRunsPrivatePages { newContext() } else { userJumps.clear() }
     }
     func noteFill(_ linear: UInt64) {
         let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
@@ -108,31 +108,67 @@ extension X86Core {
         }
     }
 
-    // MARK: contexts of the jump cache
+    // MARK: jump caches
 
-    /// Makes every jump-cache entry stale.
+    func noteBlock(_ rip: UInt64, _ first: Op) {
+        if state.pointee.cpl == 3 { userJumps.insert(rip, first) } else { supervisorJumps.insert(rip, first) }
+    }
+    /// Empties both jump caches.
     func newContext() {
-        state.pointee.ctx_generation &+= 1
-        supervisorGeneration = state.pointee.ctx_generation
-        userGeneration = state.pointee.ctx_generation
+        supervisorJumps.clear()
+        userJumps.clear()
         supervisorRunsPrivatePages = false
         executedPages.clear()
         updateContext()
     }
-    private func newUserContext() {
-        state.pointee.ctx_generation &+= 1
-        userGeneration = state.pointee.ctx_generation
-        updateContext()
-    }
+    /// After a change of privilege or code segment: the tables that go with it.
     func updateContext() {
         let s = state
+        let base = s.pointee.mode == 2 ? 0 : segment(SegmentRegister.cs).pointee.base
         if s.pointee.cpl == 3 {
-            s.pointee.ctx = userGeneration << 3 | 4 | UInt64(s.pointee.mode)
+            userJumps.setCode(mode: s.pointee.mode, base: base)
+            s.pointee.jcache = userJumps.table
             s.pointee.tlb = s.pointee.tlb_user
         } else {
-            s.pointee.ctx = supervisorGeneration << 3 | UInt64(s.pointee.mode)
+            supervisorJumps.setCode(mode: s.pointee.mode, base: base)
+            s.pointee.jcache = supervisorJumps.table
             s.pointee.tlb = s.pointee.tlb_supervisor
         }
+    }
+}
+
+/// Where the jump caches keep an address: function entries have equal low bits, so those alone will not do.
+enum JumpHash {
+    static let factor: UInt32 = 0x9E37_79B1
+    static let shift: UInt32 = 32 - 14
+    @inline(__always) static func index(_ rip: UInt64) -> Int { Int((UInt32(truncatingIfNeeded: rip) &* factor) &>> shift) }
+}
+
+/// The jump cache of one privilege: which block begins at an address, in the current address space.
+struct JumpTable {
+    var table: UnsafeMutablePointer<x86_jump> = UnsafeMutablePointer(bitPattern: 64).unsafelyUnwrapped
+    private var filled = FilledEntries()
+    /// What the addresses mean: all entries are of one kind of code segment.
+    private var mode: UInt8 = 0
+    private var base: UInt64 = 0
+
+    func deallocate() { filled.deallocate() }
+    mutating func insert(_ rip: UInt64, _ first: Op) {
+        let index = JumpHash.index(rip)
+        if table[index].op == nil, !filled.append(index) {
+            clear()
+            _ = filled.append(index)
+        }
+        table[index] = x86_jump(rip: rip, op: first)
+    }
+    mutating func clear() {
+        for n in 0..<filled.count { table[filled[n]] = x86_jump(rip: filled[n] == 0 ? 1 : 0, op: nil) }
+        filled.shrink(to: 0)
+    }
+    mutating func setCode(mode: UInt8, base: UInt64) {
+        if mode == self.mode, base == self.base { return }
+        (self.mode, self.base) = (mode, base)
+        clear()
     }
 }
 

@@ -33,9 +33,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     var filledSupervisor = FilledEntries()
     var filledUser = FilledEntries()
     var executedPages = ExecutedPages()
-    /// Jump-cache contexts of the two privileges.
-    var supervisorGeneration: UInt64 = 0
-    var userGeneration: UInt64 = 0
+    var supervisorJumps = JumpTable()
+    var userJumps = JumpTable()
     /// In this context the kernel ran code from a page that is not global.
     var supervisorRunsPrivatePages = false
     /// Version cells of pages whose code changed: edges into them are to be unlinked. nil: too many to count, all edges are.
@@ -44,28 +43,26 @@ package final class X86Core: @unchecked Sendable {  // see above
     /// Whether the owner should treat interrupts as waiting: set by other threads, see `interruptPending`.
     private let inGuest = Atomic<Bool>(false)
     private let interruptLatch = Atomic<Bool>(false)
-    private var tlbStorage: UnsafeMutablePointer<x86_tlb_entry>
-    private var jumpStorage: UnsafeMutablePointer<x86_jump>
     /// A stand-in operation for accesses that belong to no instruction (event delivery).
     let systemOp: Op
 
     package init(memory: PhysicalMemory, environment: any X86Environment) {
         self.memory = memory
         self.environment = environment
-        let bytes = UnsafeMutableRawPointer.allocate(byteCount: MemoryLayout<x86_cpu>.stride, alignment: 64)
-        bytes.initializeMemory(as: UInt8.self, repeating: 0, count: MemoryLayout<x86_cpu>.stride)
+        let bytes = cx_map_zeroed(UInt(X86_STATE_BYTES))
         state = bytes.assumingMemoryBound(to: x86_cpu.self)
-        tlbStorage = .allocate(capacity: 2 * Int(X86_TLB_SIZE))
-        // Zeroes are entries of no context.
-        jumpStorage = cx_allocate_zeroed(Int(X86_JCACHE_SIZE) * MemoryLayout<x86_jump>.stride).bindMemory(to: x86_jump.self, capacity: Int(X86_JCACHE_SIZE))
         scratchPage = .allocate(byteCount: 8192, alignment: 4096)
         scratchPage.initializeMemory(as: UInt8.self, repeating: 0, count: 8192)
         systemOp = .allocate(capacity: 2)
         systemOp.initialize(repeating: BlockCache.blankOperation, count: 2)
         blocks = BlockCache()
-        state.pointee.tlb_supervisor = tlbStorage
-        state.pointee.tlb_user = tlbStorage + Int(X86_TLB_SIZE)
-        state.pointee.jcache = jumpStorage
+        state.pointee.tlb_supervisor = (bytes + Int(X86_TLB_TABLES)).assumingMemoryBound(to: x86_tlb_entry.self)
+        state.pointee.tlb_user = state.pointee.tlb_supervisor + Int(X86_TLB_SIZE)
+        supervisorJumps.table = (bytes + Int(X86_JCACHE_TABLES)).assumingMemoryBound(to: x86_jump.self)
+        userJumps.table = supervisorJumps.table + Int(X86_JCACHE_SIZE)
+        // Zero is an address of entry 0: not an empty one.
+        supervisorJumps.table[0].rip = 1
+        userJumps.table[0].rip = 1
         state.pointee.core = Unmanaged.passUnretained(self).toOpaque()
         reset()
         translations = TranslationCache(state: state)
@@ -73,14 +70,14 @@ package final class X86Core: @unchecked Sendable {  // see above
     }
     deinit {
         memory.unregister(self)
-        UnsafeMutableRawPointer(state).deallocate()
-        tlbStorage.deallocate()
-        cx_free(jumpStorage)
+        cx_unmap(state, UInt(X86_STATE_BYTES))
         systemOp.deallocate()
         scratchPage.deallocate()
         filledSupervisor.deallocate()
         filledUser.deallocate()
         executedPages.deallocate()
+        supervisorJumps.deallocate()
+        userJumps.deallocate()
     }
 
     // MARK: calls from other threads
@@ -242,7 +239,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         let rip = s.pointee.rip
         s.pointee.block_base = linearRIP & ~4095
         let slot = jumpSlot(s, rip)
-        guard s.pointee.rflags & EFlags.tf == 0, slot.pointee.rip == rip, slot.pointee.ctx == s.pointee.ctx, let first = slot.pointee.op,
+        guard s.pointee.rflags & EFlags.tf == 0, slot.pointee.rip == rip, let first = slot.pointee.op,
             isCurrent(first)
         else { return nil }
         return first
@@ -252,7 +249,6 @@ package final class X86Core: @unchecked Sendable {  // see above
         let rip = s.pointee.rip
         let linear = linearRIP
         let stepping = s.pointee.rflags & EFlags.tf != 0
-        let slot = jumpSlot(s, rip)
         systemOp.pointee.off = UInt16(linear & 4095)  // a fetch fault shows this address
         guard s.pointee.mode != 2 || isCanonical(linear) else {
             _ = raise(systemOp, s, Vector.generalProtection, 0)
@@ -276,7 +272,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         // Each privilege has its own blocks: translated code names the base caches of one.
         let key = gpa << 3 | (user ? 4 : 0) | UInt64(s.pointee.mode)
         if !stepping, let known = blocks.find(key) {
-            slot.pointee = x86_jump(rip: rip, ctx: s.pointee.ctx, op: known, unused: 0)
+            noteBlock(rip, known)
             return known
         }
         guard let page = memory.page(gpa), let host = memory.host(gpa) else {
@@ -296,7 +292,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         if let first = builder.build(bytes, gpa: gpa, one: one, limit: stepping ? 1 : BlockCache.maximumOperations) {
             if !stepping {
                 blocks.insert(key, first)
-                slot.pointee = x86_jump(rip: rip, ctx: s.pointee.ctx, op: first, unused: 0)
+                noteBlock(rip, first)
             }
             return first
         }
@@ -334,7 +330,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             return first
         }
         if let first, !stepping {
-            jumpSlot(s, s.pointee.rip).pointee = x86_jump(rip: s.pointee.rip, ctx: s.pointee.ctx, op: first, unused: 0)
+            noteBlock(s.pointee.rip, first)
         }
         return first
     }

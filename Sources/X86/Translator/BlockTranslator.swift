@@ -399,12 +399,12 @@ struct BlockTranslator {
         code.bytes(0x45, 0x89, 0xD9, 0x41, 0xC1, 0xE9, 0x07)  // mov r9d, r11d; shr r9d, 7
         code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
         code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
-        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_TLB_OFFSET)))
-        code.op(0x33, reg: Host.address, .memory(base: Host.scratch, displacement: write ? 8 : 0))
+        let table = Int32(X86_TLB_TABLES) + (bank > 0 ? Int32(X86_TLB_BYTES) : 0)
+        code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (write ? 8 : 0)))
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(4096 - size))
         let jump = code.jump(if: 7)
-        code.op(0x03, reg: Host.address, .memory(base: Host.scratch, displacement: 16))
+        code.op(0x03, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
         return [jump]
     }
     /// An operand through a window: base register and displacement on top of the window's distance, in r11.
@@ -691,23 +691,18 @@ struct BlockTranslator {
     /// To the block at the address in r11, through the jump cache; flags are in memory. The jumps taken on a miss.
     /// - Parameter commit: written between the last check and the jump.
     private mutating func dispatch(_ commit: (inout Assembler) -> Void = { _ in }) -> [UnsafeMutablePointer<UInt8>] {
-        code.move(Host.scratch, Host.address)
-        code.bytes(0x49, 0xC1, 0xE9, 0x0C)  // shr r9, 12
-        code.bytes(0x45, 0x31, 0xD9)  // xor r9d, r11d
+        let table = Int32(X86_JCACHE_TABLES) + (bank > 0 ? Int32(X86_JCACHE_BYTES) : 0)
+        code.bytes(0x45, 0x69, 0xCB)  // imul r9d, r11d, …
+        code.int32(Int32(bitPattern: JumpHash.factor))
+        code.bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 4))  // shr r9d, …
         code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
-        code.int32(Int32(X86_JCACHE_SIZE - 1))
-        code.bytes(0x41, 0xC1, 0xE1, 0x05)  // shl r9d, 5
-        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
-        code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
-        var jumps = [code.jump(if: 5)]
-        code.load(Host.address, .memory(base: Host.scratch, displacement: 8))
-        code.op(0x3B, reg: Host.address, Host.cell(Int(X86_CTX_OFFSET)))
-        jumps.append(code.jump(if: 5))
-        code.load(Host.address, .memory(base: Host.scratch))
+        code.int32(Int32(X86_JCACHE_BYTES) - 16)
+        code.op(0x39, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table))
+        let jumps = [code.jump(if: 5)]
+        code.load(Host.scratch, .memory(base: Host.state, index: Host.scratch, displacement: table + 8))
         code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
         code.int32(-4096)
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-        code.load(Host.scratch, .memory(base: Host.scratch, displacement: 16))
         commit(&code)
         code.op(0xFF, reg: 4, .memory(base: Host.scratch, displacement: 8), wide: false)
         return jumps

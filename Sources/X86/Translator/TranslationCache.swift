@@ -269,7 +269,8 @@ final class TranslationCache {
         code.push(1)
         code.bytes(0x44, 0x89, 0xD8, 0xC1, 0xE8, 0x07, 0x25)  // mov eax, r11d; shr eax, 7; and eax, …
         code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
-        code.op(0x03, reg: 0, Host.cell(Int(X86_TLB_OFFSET)))
+        let table = Int32(X86_TLB_TABLES) + (cache >= Int(X86_BASE_CACHES) ? Int32(X86_TLB_BYTES) : 0)
+        code.lea(0, .memory(base: Host.state, index: 0, displacement: table))
         code.move(1, Host.address)
         code.op(0x33, reg: 1, .memory(base: 0, displacement: write ? 8 : 0))
         code.op(0x39, reg: Host.scratch, .register(1))  // cmp rcx, r9

@@ -31,7 +31,7 @@ enum TranslatorHandlers {
     s.pointee.rip = s.pointee.block_base &+ (s.pointee.t1_edge >> 32)
     guard s.pointee.pending == 0 else { return 0 }
     let slot = jumpSlot(s, s.pointee.rip)
-    guard slot.pointee.rip == s.pointee.rip, slot.pointee.ctx == s.pointee.ctx, let first = slot.pointee.op, isCurrent(first) else { return 0 }
+    guard slot.pointee.rip == s.pointee.rip, let first = slot.pointee.op, isCurrent(first) else { return 0 }
     if first.pointee.aux != 0 { outside { core(s).link(Int(s.pointee.t1_edge & 0xFFFF_FFFF), to: first) } }
     return UInt64(UInt(bitPattern: first))
 }
