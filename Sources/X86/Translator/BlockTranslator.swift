@@ -57,6 +57,8 @@ struct BlockTranslator {
     private var misses: [Miss] = []
     private var fallbacks: [Fallback] = []
     private var usesWindows = true
+    /// Registers that the segment adds to, as loops do with what they go through an array by.
+    private var advancing: UInt16 = 0
     private var current = 0
     private var conversions: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
     private var stubs: [(slot: Int, kind: TranslationCache.EdgeKind, target: Int)] = []
@@ -117,6 +119,7 @@ struct BlockTranslator {
         segmentHead = head.op
         isFirstSegment = start
         analyseFlags()
+        advancing = lines.reduce(0) { $0 | $1.plan.advances($1.instruction) }
         for (number, use) in AccessWindow.plan(lines.map { ($0.instruction, $0.plan) }).enumerated() {
             (lines[number].memory, lines[number].stack) = use
         }
@@ -367,11 +370,14 @@ struct BlockTranslator {
         if i.index < 0 { return (.memory(base: base, displacement: displacement), false) }
         return (.memory(base: base, index: host(i.index, Host.scratch), scale: i.scale, displacement: displacement), false)
     }
-    /// Which base cache an operand uses; nil for those with an index, which wander: they ask the TLB itself.
-    private static func baseCache(_ i: Instruction) -> Int? {
+    /// Which base cache an operand uses; nil for those with an index that wanders: they ask the TLB itself.
+    private func baseCache(_ i: Instruction) -> Int? {
         if i.segmentOverride >= 4 { return 19 }
         if i.isRIPRelative { return 16 }
-        if i.index >= 0 { return i.base < 0 ? 18 : nil }
+        if i.index >= 0 {
+            if i.base < 0 { return 18 }
+            return (advancing >> UInt16(i.index) | advancing >> UInt16(i.base)) & 1 != 0 ? 20 + Int(i.base) : nil
+        }
         return i.base < 0 ? 17 : Int(i.base)
     }
     private static func cell(_ baseCache: Int, write: Bool) -> Int {
@@ -449,7 +455,7 @@ struct BlockTranslator {
         }
         aboutToClobber(line)
         address(i, offset: line.offset)
-        slowPath(check(size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: Self.baseCache(i)), line)
+        slowPath(check(size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: baseCache(i)), line)
         return Self.checked
     }
     /// Eight bytes at the stack pointer (for RET and POP), below it (for PUSH and CALL) or at RBP (for LEAVE).

@@ -309,3 +309,18 @@ struct TranslationPlan {
         return true
     }
 }
+
+extension TranslationPlan {
+    /// The register that an instruction adds something to, as a bit: INC, DEC, ADD, SUB, and LEA of itself.
+    func advances(_ i: Instruction) -> UInt16 {
+        if kind == .lea { return i.base == Int8(i.reg) && i.index < 0 ? 1 << UInt16(i.reg) : 0 }
+        guard kind == .modRM, i.map == .one, !i.isMemory, i.operandSize >= 4 else { return 0 }
+        switch i.opcode {
+        case 0x01, 0x29: return 1 << UInt16(i.rm)
+        case 0x03, 0x2B: return 1 << UInt16(i.reg)
+        case 0x81, 0x83: return i.group == 0 || i.group == 5 ? 1 << UInt16(i.rm) : 0
+        case 0xFF: return i.group < 2 ? 1 << UInt16(i.rm) : 0
+        default: return 0
+        }
+    }
+}
