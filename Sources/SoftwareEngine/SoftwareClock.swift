@@ -5,7 +5,7 @@ import LinuxSystem
 /// paravirtual clock that tells the guest so. Linux Documentation/virt/kvm/x86/msr.rst, cpuid.rst.
 final class SoftwareClock: Sendable {
     private let memory: GuestMemory
-    private let base: UInt64
+    let base: UInt64
 
     init(memory: GuestMemory, base: UInt64) {
         self.memory = memory

@@ -38,6 +38,7 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
         signals = Mutex(Signals(waitingForStartup: index != 0))
         wake = try? EventFD()
         core = X86Core(memory: physical, environment: self)
+        core.timeStampBase = clock.base
         interrupts.connect(index) { [weak self] event in self?.receive(event) }
     }
 
@@ -162,7 +163,6 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
         if interrupts.memoryWrite(index, address, UInt32(truncatingIfNeeded: value)) { return }
         bus.memoryWrite(address, value, size: size)
     }
-    var timeStampCounter: UInt64 { clock.timeStampCounter }
     func acknowledgeInterrupt() -> UInt8? { interrupts.acknowledge(index) }
     var taskPriority: UInt64 {
         get { interrupts.taskPriority(index) }

@@ -139,5 +139,4 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
     func readMSR(_ index: UInt32) -> UInt64? { random.next() & 1 == 0 ? nil : random.next() }
     func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool { value & 1 == 0 }
     func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) { (leaf, subleaf, 0, 0) }
-    var timeStampCounter: UInt64 { random.next() }
 }

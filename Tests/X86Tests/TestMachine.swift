@@ -46,7 +46,6 @@ extension X86Environment {
     func readMSR(_ index: UInt32) -> UInt64? { nil }
     func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool { false }
     func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) { (0, 0, 0, 0) }
-    var timeStampCounter: UInt64 { 0 }
     func acknowledgeInterrupt() -> UInt8? { nil }
     var taskPriority: UInt64 {
         get { 0 }

@@ -13,6 +13,7 @@ int ftruncate(int fd, long length);
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <time.h>
 #include <unistd.h>
 
 #define X86_TLB_SIZE 4096
@@ -108,14 +109,17 @@ typedef struct x86_cpu {
   uint64_t x87_control;
   uint64_t t1_edge;      // the edge that an unlinked exit of translated code wants linked
   uint64_t t1_target;    // an indirect call's target while its return address is pushed
+  uint64_t pad10;
+  uint64_t tsc_base;     // the time stamp counter is CLOCK_MONOTONIC in nanoseconds less this
   uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
   x86_base_cache base_cache[2 * X86_BASE_CACHES]; // by guest register; RIP-relative, absolute, index only, FS or GS; by register with an index that advances
   uint64_t t1_delta[2];  // host less guest address in the windows of the running segment
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint8_t xmm[256];
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
-  uint8_t fxarea[512];  // FXSAVE image: 16-byte aligned, see the assertion below
+  uint8_t fxarea[512];  // FXSAVE image
 } x86_cpu;
+
 
 _Static_assert(offsetof(x86_cpu, fxarea) % 16 == 0, "FXSAVE faults on an unaligned image");
 
@@ -165,6 +169,11 @@ static inline void *_Nonnull cx_allocate_zeroed(long n) { void *p = calloc(1, (s
 static inline void cx_free(void *_Nonnull p) { free(p); }
 static inline void cx_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline uint64_t cx_rdtsc(void) { uint32_t a, d; __asm__ volatile("rdtsc" : "=a"(a), "=d"(d)); return ((uint64_t)d << 32) | a; }
+static inline uint64_t cx_monotonic(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_MONOTONIC, &t);
+  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
 static inline void cx_pause(void) { __asm__ volatile("pause"); }
 static inline void cx_ldmxcsr(uint32_t v) { __asm__ volatile("ldmxcsr %0" : : "m"(v)); }
 static inline uint32_t cx_stmxcsr(void) { uint32_t v; __asm__ volatile("stmxcsr %0" : "=m"(v)); return v; }

@@ -20,7 +20,7 @@ extension X86Core {
     func readMSR(_ index: UInt32) -> UInt64? {
         let s = state
         switch index {
-        case MSR.tsc: return environment.timeStampCounter
+        case MSR.tsc: return timeStampCounter
         case MSR.sysenterCS: return s.pointee.sysenter_cs
         case MSR.sysenterESP: return s.pointee.sysenter_esp
         case MSR.sysenterEIP: return s.pointee.sysenter_eip

@@ -270,6 +270,12 @@ let leaveBlock: Handler = { op, s in
     // SAFETY: the core owns the state and clears the pointer when it goes.
     Unmanaged<X86Core>.fromOpaque(s.pointee.core.unsafelyUnwrapped).takeUnretainedValue()
 }
+/// The same without reference counting, for what guests do often.
+@inline(__always) func withCore<R>(_ s: CPU, _ body: (X86Core) -> R) -> R {
+    Unmanaged<X86Core>.fromOpaque(s.pointee.core.unsafelyUnwrapped)._withUnsafeGuaranteedRef(body)
+}
+/// Not inlined: the local that clock_gettime fills would keep a handler from ending in a jump.
+@inline(never) func timeStampCounter(_ s: CPU) -> UInt64 { cx_monotonic() &- s.pointee.tsc_base }
 @inline(never) func slowLoad(_ op: Op, _ s: CPU, _ linear: UInt64, _ size: Int) -> UInt64 {
     core(s).load(op, linear, size, .read)
 }

@@ -12,7 +12,6 @@ package protocol X86Environment: AnyObject {
     func readMSR(_ index: UInt32) -> UInt64?
     func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool
     func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32)
-    var timeStampCounter: UInt64 { get }
     /// The vector of the highest-priority interrupt that may be taken now, acknowledged; nil when there is none.
     func acknowledgeInterrupt() -> UInt8?
     var taskPriority: UInt64 { get set }

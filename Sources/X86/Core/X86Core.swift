@@ -80,6 +80,13 @@ package final class X86Core: @unchecked Sendable {  // see above
         userJumps.deallocate()
     }
 
+    /// What CLOCK_MONOTONIC said, in nanoseconds, when the time stamp counter of 1 GHz was 0. Before the first run.
+    package var timeStampBase: UInt64 {
+        get { state.pointee.tsc_base }
+        set { state.pointee.tsc_base = newValue }
+    }
+    var timeStampCounter: UInt64 { X86.timeStampCounter(state) }
+
     // MARK: calls from other threads
 
     /// An interrupt may be deliverable: look at the next block boundary.

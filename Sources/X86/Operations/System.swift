@@ -157,6 +157,45 @@ private func stepString(_ op: Op, _ s: CPU, _ register: Int, _ bytes: UInt64, _ 
     return 0
 }
 
+/// SYSCALL in 64-bit mode. SDM vol. 2.
+@inline(never) private func enterKernel(_ op: Op, _ s: CPU) {
+    setGPR(s, GPR.rcx, followingRIP(op, s))
+    setGPR(s, 11, flagsImage(s) & ~EFlags.rf)
+    s.pointee.rip = s.pointee.lstar
+    let image = flagsImage(s) & ~s.pointee.sfmask & ~EFlags.rf
+    setArithmeticFlags(s, image)
+    s.pointee.rflags = image & ~EFlags.arithmetic
+    let selector = UInt16(truncatingIfNeeded: s.pointee.star >> 32) & 0xFFFC
+    withCore(s) { core in
+        core.setFlat(SegmentRegister.cs, selector, code: true, dpl: 0, long: true)
+        core.setFlat(SegmentRegister.ss, selector &+ 8, code: false, dpl: 0, long: false)
+        s.pointee.cpl = 0
+        core.updateContext()
+    }
+}
+/// SYSRET, checked. SDM vol. 2.
+@inline(never) private func leaveKernel(_ op: Op, _ s: CPU) {
+    let long = op.pointee.size == 8
+    let target = gpr(s, GPR.rcx)
+    let image = gpr(s, 11) & ~(EFlags.rf | EFlags.vm) & 0x3C_7FD7
+    setArithmeticFlags(s, image)
+    s.pointee.rflags = image & ~EFlags.arithmetic & ~2
+    let base = UInt16(truncatingIfNeeded: s.pointee.star >> 48)
+    withCore(s) { core in
+        core.setFlat(SegmentRegister.cs, (long ? base &+ 16 : base) | 3, code: true, dpl: 3, long: long)
+        core.setFlat(SegmentRegister.ss, (base &+ 8) | 3, code: false, dpl: 3, long: false)
+        s.pointee.cpl = 3
+        s.pointee.rip = long ? target : target & 0xFFFF_FFFF
+        if s.pointee.rflags & EFlags.interruptEnable != 0 { core.interruptsEnabled() }
+        if long { core.updateContext() } else { core.updateMode() }
+    }
+}
+/// Goes on at `rip` after a change of privilege, through the run loop only when it has something to do.
+@inline(__always) private func resume(_ s: CPU) -> Next {
+    if s.pointee.rflags & EFlags.tf != 0 || s.pointee.exit_reason != ExitReason.next { return 0 }
+    return jump(s, s.pointee.rip)
+}
+
 enum SystemHandlers {
     static let undefined: Handler = { op, s in raise(op, s, Vector.invalidOpcode) }
     static let nop: Handler = { op, s in next(op, s) }
@@ -347,7 +386,7 @@ enum SystemHandlers {
     }
     static let interruptReturn: Handler = { op, s in
         guard attempt(op, s, { core throws(SegmentFault) in try core.interruptReturn(op, size: Int(op.pointee.size)) }) else { return 0 }
-        return 0
+        return resume(s)
     }
     /// INT n, INT3, INT1 and INTO: vector in the immediate.
     static let softwareInterrupt: Handler = { op, s in
@@ -360,38 +399,15 @@ enum SystemHandlers {
     }
     static let syscall: Handler = { op, s in
         guard s.pointee.efer & ControlRegister.sce != 0, s.pointee.mode == 2 else { return raise(op, s, Vector.invalidOpcode) }
-        let core = core(s)
-        setGPR(s, GPR.rcx, followingRIP(op, s))
-        setGPR(s, 11, flagsImage(s) & ~EFlags.rf)
-        s.pointee.rip = s.pointee.lstar
-        let image = flagsImage(s) & ~s.pointee.sfmask & ~EFlags.rf
-        setArithmeticFlags(s, image)
-        s.pointee.rflags = image & ~EFlags.arithmetic
-        let selector = UInt16(truncatingIfNeeded: s.pointee.star >> 32) & 0xFFFC
-        core.setFlat(SegmentRegister.cs, selector, code: true, dpl: 0, long: true)
-        core.setFlat(SegmentRegister.ss, selector &+ 8, code: false, dpl: 0, long: false)
-        s.pointee.cpl = 0
-        core.updateContext()
-        return 0
+        enterKernel(op, s)
+        return resume(s)
     }
     static let sysret: Handler = { op, s in
         guard s.pointee.efer & ControlRegister.sce != 0, s.pointee.mode == 2 else { return raise(op, s, Vector.invalidOpcode) }
         guard isPrivileged(s) else { return generalProtection(op, s) }
-        let core = core(s)
-        let long = op.pointee.size == 8
-        let target = gpr(s, GPR.rcx)
-        if long, !isCanonical(target) { return generalProtection(op, s) }
-        let image = gpr(s, 11) & ~(EFlags.rf | EFlags.vm) & 0x3C_7FD7
-        setArithmeticFlags(s, image)
-        s.pointee.rflags = image & ~EFlags.arithmetic & ~2
-        let base = UInt16(truncatingIfNeeded: s.pointee.star >> 48)
-        core.setFlat(SegmentRegister.cs, (long ? base &+ 16 : base) | 3, code: true, dpl: 3, long: long)
-        core.setFlat(SegmentRegister.ss, (base &+ 8) | 3, code: false, dpl: 3, long: false)
-        s.pointee.cpl = 3
-        s.pointee.rip = long ? target : target & 0xFFFF_FFFF
-        if s.pointee.rflags & EFlags.interruptEnable != 0 { core.interruptsEnabled() }
-        if long { core.updateContext() } else { core.updateMode() }
-        return 0
+        if op.pointee.size == 8, !isCanonical(gpr(s, GPR.rcx)) { return generalProtection(op, s) }
+        leaveKernel(op, s)
+        return resume(s)
     }
     static let sysenter: Handler = { op, s in
         guard s.pointee.cr0 & ControlRegister.pe != 0, s.pointee.sysenter_cs & 0xFFFC != 0 else { return generalProtection(op, s) }
@@ -433,7 +449,7 @@ enum SystemHandlers {
             s.pointee.rflags |= EFlags.interruptEnable
             // The builder puts the shadowed instruction behind this one; `extra` says when it could not.
             if op.pointee.extra == 1 { s.pointee.inhibit = 1 }
-            core(s).interruptsEnabled()
+            withCore(s) { $0.interruptsEnabled() }
         }
         return next(op, s)
     }
@@ -533,10 +549,10 @@ enum SystemHandlers {
     }
     static let readTSC: Handler = { op, s in
         if s.pointee.cr4 & 4 != 0, s.pointee.cpl != 0 { return generalProtection(op, s) }
-        let value = core(s).environment.timeStampCounter
+        let value = timeStampCounter(s)
         setReg(s, 0, UInt32(truncatingIfNeeded: value))
         setReg(s, 16, UInt32(truncatingIfNeeded: value >> 32))
-        return step(op, s)
+        return next(op, s)
     }
     static let readMSR: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
