@@ -13,6 +13,7 @@ static uint8_t *epilogue_start;
 static sigjmp_buf escape;
 static uint8_t *data_area;
 
+int host_has_avx(void) { return __builtin_cpu_supports("avx") != 0; }
 static uint8_t *emit(uint8_t *p, const void *b, int n) { memcpy(p, b, n); return p + n; }
 static uint8_t *rel(uint8_t *p, const void *target) {  // rip-relative displacement: the last 4 bytes of an instruction
   int32_t d = (int32_t)((const uint8_t *)target - (p + 4));
@@ -24,9 +25,10 @@ static uint8_t *mov_gpr(uint8_t *p, int store, int n) {
   return rel(emit(p, b, 3), &regs->gpr[n]);
 }
 static uint8_t *mov_xmm(uint8_t *p, int store, int n) {
-  if (n > 7) *p++ = 0x44;
-  uint8_t b[3] = {0x0F, store ? 0x11 : 0x10, (uint8_t)((n & 7) << 3 | 5)};
-  return rel(emit(p, b, 3), &regs->xmm[n * 16]);
+  if (host_has_avx()) p = emit(p, n > 7 ? "\xC5\x7C" : "\xC5\xFC", 2);
+  else p = emit(p, "\x44\x0F" + (n < 8), n < 8 ? 1 : 2);
+  uint8_t b[2] = {store ? 0x11 : 0x10, (uint8_t)((n & 7) << 3 | 5)};
+  return rel(emit(p, b, 2), &regs->vectors[n * 32]);
 }
 static uint8_t *epilogue(uint8_t *p) {
   for (int i = 0; i < 16; i++) p = mov_gpr(p, 1, i);
@@ -37,7 +39,11 @@ static uint8_t *epilogue(uint8_t *p) {
   p = emit(p, "\xFC\x41\x5F\x41\x5E\x41\x5D\x41\x5C\x5D\x5B\xC3", 12);
   return p;
 }
-static void on_signal(int sig) { siglongjmp(escape, sig); }
+static volatile int running;
+static void on_signal(int sig) {
+  if (running) siglongjmp(escape, sig);
+  signal(sig, SIG_DFL);  // not ours: the default deals with it
+}
 
 int host_runner_init(uint64_t base, uint64_t data_size) {
   void *m = mmap((void *)base, 0x2000 + data_size, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
@@ -72,10 +78,12 @@ int host_runner_run(const uint8_t *code, int count, host_registers *r) {
   memcpy(regs, r, sizeof *r);
   int sig = sigsetjmp(escape, 0);
   if (sig == 0) {
+    running = 1;
     ((void (*)(void))base_code)();
     memcpy(r, regs, sizeof *r);
   } else {
     __asm__ volatile("cld");
   }
+  running = 0;
   return sig;
 }

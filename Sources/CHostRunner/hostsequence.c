@@ -1,5 +1,6 @@
 #define _GNU_SOURCE
 #include "include/hostsequence.h"
+#include "include/hostrunner.h"
 #include <setjmp.h>
 #include <pthread.h>
 #include <signal.h>
@@ -30,6 +31,13 @@ static uint8_t *mov_gpr(uint8_t *p, int store, int n) {
   return rel(emit(p, b, 3), &state->gpr[n]);
 }
 
+// VMOVUPS, or nothing where there is no AVX.
+static uint8_t *mov_vector(uint8_t *p, int store, int n) {
+  if (!host_has_avx()) return p;
+  uint8_t b[4] = {0xC5, n > 7 ? 0x7C : 0xFC, store ? 0x11 : 0x10, (uint8_t)((n & 7) << 3 | 5)};
+  return rel(emit(p, b, 4), &state->vectors[n * 32]);
+}
+
 static void on_signal(int sig, siginfo_t *info, void *context) {
   (void)info;
   if (!running) {  // not ours: the default deals with it
@@ -44,7 +52,15 @@ static void on_signal(int sig, siginfo_t *info, void *context) {
   state->rflags = (uint64_t)uc->uc_mcontext.gregs[REG_EFL];
   state->cr2 = (uint64_t)uc->uc_mcontext.gregs[REG_CR2];
   state->error = (uint64_t)uc->uc_mcontext.gregs[REG_ERR];
-  memcpy(state->fx, uc->uc_mcontext.fpregs, 512);
+  const uint8_t *fp = (const uint8_t *)uc->uc_mcontext.fpregs;
+  memcpy(state->fx, fp, 512);
+  // An XSAVE area of the standard form: AVX is component 2, at 576, and zero when its header says so.
+  int upper = host_has_avx() && (fp[512] & 4);
+  for (int i = 0; i < 16; i++) {
+    memcpy(state->vectors + i * 32, fp + 160 + i * 16, 16);
+    if (upper) memcpy(state->vectors + i * 32 + 16, fp + 576 + i * 16, 16);
+    else memset(state->vectors + i * 32 + 16, 0, 16);
+  }
   siglongjmp(escape, 1 + (int)uc->uc_mcontext.gregs[REG_TRAPNO]);
 }
 
@@ -72,6 +88,7 @@ int host_sequence_init(uint64_t code, uint64_t data, uint64_t data_size) {
     p = emit(p, "\x53\x55\x41\x54\x41\x55\x41\x56\x41\x57", 10);
     p = rel(emit(p, "\x48\x89\x25", 3), host_rsp);
     p = rel(emit(p, "\x48\x0F\xAE\x0D", 4), state->fx);       // fxrstor64
+    for (int i = 0; i < 16; i++) p = mov_vector(p, 0, i);
     p = rel(emit(p, "\xFF\x35", 2), &state->rflags);
     *p++ = 0x9D;                                              // popfq
     for (int i = 0; i < 16; i++) p = mov_gpr(p, 0, i);
@@ -82,6 +99,7 @@ int host_sequence_init(uint64_t code, uint64_t data, uint64_t data_size) {
     p = emit(p, "\x9C\x8F\x05", 3);
     p = rel(p, &state->rflags);
     p = rel(emit(p, "\x48\x0F\xAE\x05", 4), state->fx);       // fxsave64
+    for (int i = 0; i < 16; i++) p = mov_vector(p, 1, i);
     emit(p, "\xFC\x41\x5F\x41\x5E\x41\x5D\x41\x5C\x5D\x5B\xC3", 12);
   }
   static uint8_t alternate[65536];

@@ -104,7 +104,8 @@ package protocol HypervisorEngine: Sendable {
     /// "kvm" or "software".
     var name: String { get }
     var maximumVCPUCount: Int { get }
-    func makeMachine(memory: GuestMemory, vcpuCount: Int, bus: any AccessBus) throws -> any HypervisorMachine
+    /// Throws when the host does not have the baseline.
+    func makeMachine(memory: GuestMemory, vcpuCount: Int, baseline: ProcessorBaseline, bus: any AccessBus) throws -> any HypervisorMachine
 }
 
 /// An engine's refusal, in a sentence for the user.

@@ -41,7 +41,7 @@ package struct KVMEngine: HypervisorEngine {
     package var name: String { "kvm" }
     package var maximumVCPUCount: Int { 64 }
 
-    package func makeMachine(memory: GuestMemory, vcpuCount: Int, bus: any AccessBus) throws -> any HypervisorMachine {
-        try KVMMachine(system: system, memory: memory, vcpuCount: vcpuCount, bus: bus)
+    package func makeMachine(memory: GuestMemory, vcpuCount: Int, baseline: ProcessorBaseline, bus: any AccessBus) throws -> any HypervisorMachine {
+        try KVMMachine(system: system, memory: memory, vcpuCount: vcpuCount, baseline: baseline, bus: bus)
     }
 }

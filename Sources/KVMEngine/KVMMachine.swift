@@ -12,7 +12,7 @@ final class KVMMachine: HypervisorMachine, @unchecked Sendable {  // descriptors
     private let routes: KVMInterruptRoutes
     var vcpus: [any VirtualCPU] { processors }
 
-    init(system: KVMDescriptor, memory: GuestMemory, vcpuCount: Int, bus: any AccessBus) throws {
+    init(system: KVMDescriptor, memory: GuestMemory, vcpuCount: Int, baseline: ProcessorBaseline, bus: any AccessBus) throws {
         self.memory = memory
         vm = KVMDescriptor(Int32(try system.call(KVMRequest.createVM, 0, "create a KVM machine")))
         routes = KVMInterruptRoutes(vm: vm)
@@ -28,7 +28,7 @@ final class KVMMachine: HypervisorMachine, @unchecked Sendable {  // descriptors
         }
         try vm.call(KVMRequest.createIRQChip, 0, "create KVM's interrupt controllers")
         let mapSize = try system.call(KVMRequest.getVCPUMapSize, 0, "ask for the size of KVM's run area")
-        let cpuid = try KVMProcessorIdentity(system: system)
+        let cpuid = try KVMProcessorIdentity(system: system, baseline: baseline)
         var made: [KVMVCPU] = []
         for index in 0..<vcpuCount {
             made.append(try KVMVCPU(index: index, count: vcpuCount, vm: vm, mapSize: mapSize, cpuid: cpuid, bus: bus))

@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import Hypervisor
 import LinuxSystem
 
 /// What CPUID shows: what KVM supports on this host, with each vCPU's own number and the topology put in.
@@ -8,7 +9,7 @@ struct KVMProcessorIdentity {
     private var entries: [kvm_cpuid_entry2]
     private let hasDeadlineTimer: Bool
 
-    init(system: KVMDescriptor) throws {
+    init(system: KVMDescriptor, baseline: ProcessorBaseline) throws {
         let raw = UnsafeMutableRawPointer.allocate(
             byteCount: MemoryLayout<kvm_cpuid2>.size + Self.capacity * MemoryLayout<kvm_cpuid_entry2>.stride, alignment: 8)
         defer { raw.deallocate() }
@@ -18,6 +19,7 @@ struct KVMProcessorIdentity {
         let count = Int(raw.load(as: UInt32.self))
         let first = (raw + MemoryLayout<kvm_cpuid2>.size).assumingMemoryBound(to: kvm_cpuid_entry2.self)
         entries = (0..<min(count, Self.capacity)).map { first[$0] }
+        try KVMBaseline(baseline: baseline).apply(to: &entries)
         hasDeadlineTimer = try system.call(KVMRequest.checkExtension, KVMCapability.tscDeadlineTimer, "ask for the deadline timer") != 0
     }
 

@@ -34,7 +34,7 @@ package enum KVMSelfTest {
         let memory = try GuestMemory(layout: [(0, 2 << 20)])
         try prepare(memory)
         let bus = Bus()
-        let machine = try engine.makeMachine(memory: memory, vcpuCount: 1, bus: bus)
+        let machine = try engine.makeMachine(memory: memory, vcpuCount: 1, baseline: .host, bus: bus)
         let vcpu = machine.vcpus[0]
         bus.vcpu = vcpu
         try vcpu.setState(startState())

@@ -30,7 +30,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         self.request = request
         self.debugMark = debugMark
         memory = try GuestMemory(layout: MachineLayout.ramLayout(description.memorySize))
-        machine = try engine.makeMachine(memory: memory, vcpuCount: description.cpuCount, bus: self)
+        machine = try engine.makeMachine(memory: memory, vcpuCount: description.cpuCount, baseline: description.processorBaseline, bus: self)
         let machine: any HypervisorMachine = machine
         let serial = description.serialOutput
         uart = UART16550(setInterrupt: { [weak machine] in machine?.setLine(MachineLayout.serialGSI, level: $0) }) { byte in

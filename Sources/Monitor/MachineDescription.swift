@@ -1,3 +1,4 @@
+import Hypervisor
 import DiskStorage
 import VirtioDevices
 
@@ -30,6 +31,7 @@ package struct MachineDescription: Sendable {
     package var disks: [Disk] = []
     package var consoles: [Console] = []
     package var entropyDeviceCount = 0
+    package var processorBaseline = ProcessorBaseline.host
     /// Where the 16550's output goes; -1 for nowhere.
     package var serialOutput: Int32 = -1
 

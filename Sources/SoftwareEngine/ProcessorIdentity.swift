@@ -1,8 +1,11 @@
-/// What CPUID answers: x86-64-v1 with SSE3 and CMPXCHG16B, by the name of a processor that no speculation bug affects, so
+import X86
+
+/// What CPUID answers: x86-64-v1 with SSE3 and CMPXCHG16B and what the baseline adds, by the name of a processor that no speculation bug affects, so
 /// that the kernel switches its mitigations off. Intel SDM vol. 2 CPUID; KVM leaves: Linux Documentation/virt/kvm/x86/cpuid.rst.
 struct ProcessorIdentity: Sendable {
     let index: UInt32
     let count: UInt32
+    let features: X86Features
 
     func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {
         switch leaf {
@@ -10,24 +13,31 @@ struct ProcessorIdentity: Sendable {
         case 1:
             // Family 6 model 28 (Bonnell) stepping 10. CLFLUSH line 64 bytes.
             let features: [UInt32] = [0, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26]
-            let more: [UInt32] = [0, 13, 21, 24, 31]  // SSE3 CX16 x2APIC TSC-deadline hypervisor
+            // SSE3 CX16 x2APIC TSC-deadline hypervisor; the core adds OSXSAVE
+            let more: [UInt32] =
+                [0, 13, 21, 24, 31]
+                + bits(of: [(.pclmul, 1), (.ssse3, 9), (.fma, 12), (.sse41, 19), (.sse42, 20), (.movbe, 22), (.popcnt, 23), (.aes, 25), (.avx, 26), (.avx, 28), (.f16c, 29)])
             let threading: UInt32 = count > 1 ? 1 << 28 : 0
             return (0x000106CA, index << 24 | count << 16 | 8 << 8, bits(more), bits(features) | threading)
         case 2: return (0x01, 0, 0, 0)
         case 4: return cache(subleaf)
         case 6: return (4, 0, 0, 0)  // ARAT
+        case 7 where subleaf == 0:
+            // ERMS and FSRM: REP strings are copied by page.
+            return (0, bits([9] + bits(of: [(.bmi1, 3), (.avx2, 5), (.bmi2, 8), (.sha, 29)])), 0, bits([4]))
         case 0xB:
             switch subleaf {
             case 0: return (0, 1, 0x100, index)
             case 1: return (countBits, count, 0x201, index)
             default: return (0, 0, subleaf, index)
             }
+        case 0xD where features.contains(.avx): return extendedState(subleaf)
         case 0x15: return (1, 1, 1_000_000_000, 0)  // TSC = crystal = 1 GHz
         case 0x16: return (1000, 1000, 100, 0)
         case 0x4000_0000: return (0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x0000_004D)  // KVMKVMKVM
         case 0x4000_0001: return (1 << 1 | 1 << 3 | 1 << 24, 0, 0, 0)  // NOP_IO_DELAY, CLOCKSOURCE2, STABLE
         case 0x8000_0000: return (0x8000_0008, 0, 0, 0)
-        case 0x8000_0001: return (0, 0, 1, 1 << 11 | 1 << 20 | 1 << 29)  // LAHF; SYSCALL NX LM
+        case 0x8000_0001: return (0, 0, bits([0] + bits(of: [(.lzcnt, 5)])), 1 << 11 | 1 << 20 | 1 << 29)  // LAHF; SYSCALL NX LM
         case 0x8000_0002...0x8000_0004: return brand(leaf - 0x8000_0002)
         case 0x8000_0006: return (0, 0, 512 << 16 | 8 << 12 | 64, 0)
         case 0x8000_0007: return (0, 0, 0, 1 << 8)  // invariant TSC
@@ -36,6 +46,15 @@ struct ProcessorIdentity: Sendable {
         }
     }
 
+    private func bits(of table: [(X86Features, UInt32)]) -> [UInt32] { table.filter { features.contains($0.0) }.map(\.1) }
+    /// x87, SSE and AVX, in the standard form.
+    private func extendedState(_ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {
+        switch subleaf {
+        case 0: return (7, UInt32(ExtendedStateArea.size), UInt32(ExtendedStateArea.size), 0)
+        case 2: return (256, UInt32(ExtendedStateArea.upperVectors), 0, 0)
+        default: return (0, 0, 0, 0)
+        }
+    }
     private func bits(_ positions: [UInt32]) -> UInt32 { positions.reduce(0) { $0 | 1 << $1 } }
     private var countBits: UInt32 { UInt32(32 - (count - 1).leadingZeroBitCount) }
     private func cache(_ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {

@@ -13,12 +13,26 @@ package struct SoftwareEngine: HypervisorEngine {
         self.makeInterruptController = makeInterruptController
     }
     package var name: String { "software" }
+    /// Instructions run on the host's own processor: it must have them.
+    private func features(of baseline: ProcessorBaseline) throws -> X86Features {
+        let wanted: X86Features
+        switch baseline {
+        case .host: return .host
+        case .v1: wanted = .v1
+        case .v2: wanted = .v2
+        case .v3: wanted = .v3
+        }
+        let missing = wanted.subtracting(.host).names
+        guard missing.isEmpty else { throw EngineError("This host's processor is not \(baseline.rawValue): it lacks \(missing.joined(separator: ", ")).") }
+        return wanted
+    }
     package var maximumVCPUCount: Int { 8 }
 
-    package func makeMachine(memory: GuestMemory, vcpuCount: Int, bus: any AccessBus) throws -> any HypervisorMachine {
+    package func makeMachine(memory: GuestMemory, vcpuCount: Int, baseline: ProcessorBaseline, bus: any AccessBus) throws -> any HypervisorMachine {
         let clockBase = monotonicNanoseconds()
         return SoftwareMachine(
-            memory: memory, vcpuCount: vcpuCount, bus: bus, interrupts: try makeInterruptController(vcpuCount, clockBase), clockBase: clockBase)
+            memory: memory, vcpuCount: vcpuCount, features: try features(of: baseline), bus: bus, interrupts: try makeInterruptController(vcpuCount, clockBase),
+            clockBase: clockBase)
     }
 }
 
@@ -26,13 +40,13 @@ final class SoftwareMachine: HypervisorMachine {
     private let processors: [SoftwareVCPU]
     private let interrupts: any InterruptController
 
-    init(memory: GuestMemory, vcpuCount: Int, bus: any AccessBus, interrupts: any InterruptController, clockBase: UInt64) {
+    init(memory: GuestMemory, vcpuCount: Int, features: X86Features, bus: any AccessBus, interrupts: any InterruptController, clockBase: UInt64) {
         let physical = PhysicalMemory(regions: memory.regions.map { ($0.base, $0.size, $0.host) })
         memory.deviceWriteObserver = { address, count in physical.noteDeviceWrite(address, count) }
         self.interrupts = interrupts
         let clock = SoftwareClock(memory: memory, base: clockBase)
         processors = (0..<vcpuCount).map {
-            SoftwareVCPU(index: $0, count: vcpuCount, physical: physical, bus: bus, interrupts: interrupts, clock: clock)
+            SoftwareVCPU(index: $0, count: vcpuCount, features: features, physical: physical, bus: bus, interrupts: interrupts, clock: clock)
         }
     }
     deinit { interrupts.stop() }

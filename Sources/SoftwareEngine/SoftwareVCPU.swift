@@ -28,17 +28,18 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
     private let wake: EventFD?
 
     init(
-        index: Int, count: Int, physical: PhysicalMemory, bus: any AccessBus, interrupts: any InterruptController, clock: SoftwareClock
+        index: Int, count: Int, features: X86Features, physical: PhysicalMemory, bus: any AccessBus, interrupts: any InterruptController, clock: SoftwareClock
     ) {
         self.index = index
         self.bus = bus
         self.interrupts = interrupts
         self.clock = clock
-        identity = ProcessorIdentity(index: UInt32(index), count: UInt32(count))
+        identity = ProcessorIdentity(index: UInt32(index), count: UInt32(count), features: features)
         signals = Mutex(Signals(waitingForStartup: index != 0))
         wake = try? EventFD()
         core = X86Core(memory: physical, environment: self)
         core.timeStampBase = clock.base
+        core.features = features
         interrupts.connect(index) { [weak self] event in self?.receive(event) }
     }
 

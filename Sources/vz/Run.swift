@@ -27,6 +27,7 @@ struct Run: ParsableCommand {
     @Option(help: "Number of processors.") var cpus: Int = 1
     @Option(help: "Memory, such as 512MiB or 2GiB.") var memory: MemorySize = MemorySize(bytes: 1 << 30)
     @Option(help: "auto, kvm or software.") var engine: String = "auto"
+    @Option(help: ArgumentHelp("Instructions that the guest is shown: host, x86-64-v1, x86-64-v2 or x86-64-v3.", valueName: "level")) var cpu: String = "host"
     @Option(help: "Where the console is: stdio, pty or a file to write to.") var console: String = "stdio"
     @Argument(parsing: .postTerminator, help: "A command for the guest.") var command: [String] = []
 
@@ -36,6 +37,7 @@ struct Run: ParsableCommand {
         if image == nil, !command.isEmpty { throw ValidationError("a COMMAND needs an image: other guests have nothing to run it with") }
         if initrd != nil, kernel == nil { throw ValidationError("--initrd goes with --kernel") }
         if MachineEngine(rawValue: engine) == nil { throw ValidationError("--engine takes auto, kvm or software") }
+        if ProcessorLevel(rawValue: cpu) == nil { throw ValidationError("--cpu takes host, x86-64-v1, x86-64-v2 or x86-64-v3") }
     }
 
     func run() throws {

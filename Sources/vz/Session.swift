@@ -36,6 +36,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         configuration.entropyDevices = [VZVirtioEntropyDeviceConfiguration()]
         #if os(Linux)
             configuration.engine = MachineEngine(rawValue: options.engine) ?? .automatic
+            configuration.processorLevel = ProcessorLevel(rawValue: options.cpu) ?? .host
             if ProcessInfo.processInfo.environment["VZ_SERIAL"] == "stderr" { configuration.legacySerialOutput = .standardError }
         #endif
         if let name = options.image { try addImage(name, to: configuration) } else { try addKernel(to: configuration) }

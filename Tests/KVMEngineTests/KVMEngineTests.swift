@@ -21,7 +21,7 @@ struct KVMEngineTests {
 
     @Test func messageRoutesAreTakenChangedAndGivenBack() throws {
         guard let engine = engine() else { return }
-        let machine = try engine.makeMachine(memory: try GuestMemory(layout: [(0, 2 << 20)]), vcpuCount: 1, bus: Bus())
+        let machine = try engine.makeMachine(memory: try GuestMemory(layout: [(0, 2 << 20)]), vcpuCount: 1, baseline: .host, bus: Bus())
         for round in 0..<3 {
             var routes: [any MessageRoute] = []
             for vector in 0..<20 {

@@ -76,6 +76,7 @@ struct DifferentialHarness {
             return []
         }
         let string = !two && ((0xA4...0xA7).contains(opcode) || (0xAA...0xAF).contains(opcode))
+        if chance(3) { return extended() }
         if chance(3) { code.append(0x66) }
         var rep: UInt8 = 0
         if two || string, chance(2) { rep = chance(2) ? 0xF2 : 0xF3 }
@@ -89,7 +90,16 @@ struct DifferentialHarness {
         if chance(2) { code.append(0x40 | byte() & 15) }
         if two { code.append(0x0F) }
         code.append(opcode)
-        // ModRM and what follows: enough random bytes; the decoder says how many count.
+        addOperands(&code)
+        return code
+    }
+    private mutating func extended() -> [UInt8] {
+        var code = random.extendedOpcode()
+        addOperands(&code)
+        return code
+    }
+    /// ModRM and what follows: enough random bytes; the decoder says how many count.
+    private mutating func addOperands(_ code: inout [UInt8]) {
         var modRM = byte()
         if modRM >> 6 != 3 { modRM = (modRM & 0x3F) | 0x80 }  // disp32
         code.append(modRM)
@@ -99,7 +109,6 @@ struct DifferentialHarness {
         let displacement = UInt32(truncatingIfNeeded: random.next() & 0x3F)
         if modRM >> 6 == 2 { for shift in [0, 8, 16, 24] { code.append(UInt8(truncatingIfNeeded: displacement >> UInt32(shift))) } }
         while code.count < 15 { code.append(byte()) }
-        return code
     }
 
     mutating func run(cases: Int) -> Report {
@@ -119,9 +128,14 @@ struct DifferentialHarness {
             if i.isMemory, isRegisterBitIndex(i), Int8(i.reg) == i.base || Int8(i.reg) == i.index { continue }
             // MOVNTSS and MOVNTSD are AMD's SSE4a, which we do not offer.
             if i.map == .two, i.opcode == 0x2B, i.rep != 0 { continue }
+            if Generator.isForeign(i) { continue }
             done += 1
 
             var state = TestMachine.flatState
+            if host_has_avx() != 0 {
+                state.cr4 |= 1 << 18
+                state.xcr0 = 7
+            }
             for n in 0..<16 { state.gpr[n] = value() }
             state.gpr[4] = dataBase + 0x2000 + (random.next() & 0x1F8)
             if i.isMemory {
@@ -146,6 +160,11 @@ struct DifferentialHarness {
                 let v = value()
                 for b in 0..<8 { state.xmm[n * 8 + b] = UInt8(truncatingIfNeeded: v >> UInt64(8 * b)) }
             }
+            for n in 0..<32 {
+                let v = value()
+                for b in 0..<8 { state.ymmHigh[n * 8 + b] = UInt8(truncatingIfNeeded: v >> UInt64(8 * b)) }
+            }
+            if isGather(i) { makeIndices(i, &state) }
             for n in stride(from: 0x1000, to: 0x3000, by: 8) where done % 64 == 0 || n % 512 == 0 {
                 hostData.storeBytes(of: value(), toByteOffset: n, as: UInt64.self)
             }
@@ -154,7 +173,12 @@ struct DifferentialHarness {
             withUnsafeMutableBytes(of: &host.gpr) { raw in
                 for n in 0..<16 { raw.storeBytes(of: state.gpr[n], toByteOffset: n * 8, as: UInt64.self) }
             }
-            withUnsafeMutableBytes(of: &host.xmm) { raw in raw.copyBytes(from: state.xmm) }
+            withUnsafeMutableBytes(of: &host.vectors) { raw in
+                for n in 0..<256 {
+                    raw[n / 16 * 32 + n % 16] = state.xmm[n]
+                    raw[n / 16 * 32 + 16 + n % 16] = state.ymmHigh[n]
+                }
+            }
             host.rflags = state.rflags
             let before = state
 
@@ -202,6 +226,17 @@ struct DifferentialHarness {
     private func isString(_ i: Instruction) -> Bool {
         i.map == .one && ((0xA4...0xA7).contains(i.opcode) || (0xAA...0xAF).contains(i.opcode))
     }
+    private func isGather(_ i: Instruction) -> Bool { i.isVEX && i.map == .three38 && (0x90...0x93).contains(i.opcode) && i.isMemory }
+    /// Small indices in all of the index register's elements.
+    private mutating func makeIndices(_ i: Instruction, _ state: inout X86State) {
+        let index = i.index < 0 ? 4 : Int(i.index)
+        let wide = i.opcode & 1 == 1
+        for b in 0..<16 {
+            let lowest = wide ? b % 8 == 0 : b % 4 == 0
+            state.xmm[index * 16 + b] = lowest ? byte() & 0x3F : 0
+            state.ymmHigh[index * 16 + b] = lowest ? byte() & 0x3F : 0
+        }
+    }
     private func isRegisterBitIndex(_ i: Instruction) -> Bool {
         i.map == .two && [0xA3, 0xAB, 0xB3, 0xBB].contains(i.opcode)
     }
@@ -240,7 +275,9 @@ struct DifferentialHarness {
             let count = (i.opcode & 1 == 0 ? UInt64(bitPattern: i.immediate) : before.gpr[1]) & (i.operandSize == 8 ? 63 : 31)
             if count == 0 { return 0 }
             return count > UInt64(i.operandSize) * 8 ? 0x8D5 : af | (count == 1 ? 0 : of)
+        case (.two, 0xBC) where i.rep == 0xF3, (.two, 0xBD) where i.rep == 0xF3: return of | sf | af | pf
         case (.two, 0xBC), (.two, 0xBD): return cf | of | sf | af | pf
+        case (.three38, 0xF2...0xF7): return i.isVEX ? sf | af | pf : 0
         case (.two, 0xA3), (.two, 0xAB), (.two, 0xB3), (.two, 0xBB), (.two, 0xBA): return of | sf | af | pf
         default: return 0
         }
@@ -268,8 +305,9 @@ struct DifferentialHarness {
         if after.rflags & mask != host.rflags & mask {
             return "flags guest \(String(after.rflags & mask, radix: 16)) host \(String(host.rflags & mask, radix: 16))"
         }
-        let xmm = withUnsafeBytes(of: &host.xmm) { Array($0) }
-        if xmm != after.xmm { return "xmm" }
+        let vectors = withUnsafeBytes(of: &host.vectors) { Array($0) }
+        for n in 0..<256 where vectors[n / 16 * 32 + n % 16] != after.xmm[n] { return "xmm\(n / 16)" }
+        if host_has_avx() != 0 { for n in 0..<256 where vectors[n / 16 * 32 + 16 + n % 16] != after.ymmHigh[n] { return "upper half of ymm\(n / 16)" } }
         if memcmp(hostData + 0x800, guestData + 0x800, 0x2800) != 0 {
             hostData.copyMemory(from: guestData, byteCount: Self.compareSize)
             return "memory"

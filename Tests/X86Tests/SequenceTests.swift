@@ -102,7 +102,8 @@ final class SequenceHarness: X86Environment {
     private func makeState() {
         base.cr0 = 0x8005_0033
         base.cr3 = 0x1000
-        base.cr4 = 0x620
+        base.cr4 = 0x620 | (host_has_avx() != 0 ? 1 << 18 : 0)
+        base.xcr0 = host_has_avx() != 0 ? 7 : 1
         base.efer = 0xD01
         base.segments = (0..<6).map { index in
             index == 1
@@ -165,6 +166,10 @@ final class SequenceHarness: X86Environment {
         for n in 0..<32 {
             let value = generator.value()
             for b in 0..<8 { state.xmm[n * 8 + b] = UInt8(truncatingIfNeeded: value >> UInt64(8 * b)) }
+        }
+        for n in 0..<32 {
+            let value = generator.value()
+            for b in 0..<8 { state.ymmHigh[n * 8 + b] = UInt8(truncatingIfNeeded: value >> UInt64(8 * b)) }
         }
         fillX87(&state)
         state.rip = Self.code + UInt64(HOST_SEQUENCE_CODE)
@@ -246,6 +251,12 @@ final class SequenceHarness: X86Environment {
             raw.storeBytes(of: 0xFFFF, toByteOffset: 28, as: UInt32.self)
             for n in 0..<256 { raw.storeBytes(of: state.xmm[n], toByteOffset: 160 + n, as: UInt8.self) }
         }
+        withUnsafeMutableBytes(of: &host.vectors) { raw in
+            for n in 0..<256 {
+                raw[n / 16 * 32 + n % 16] = state.xmm[n]
+                raw[n / 16 * 32 + 16 + n % 16] = state.ymmHigh[n]
+            }
+        }
         return host
     }
 
@@ -256,6 +267,10 @@ final class SequenceHarness: X86Environment {
         if (state.rflags ^ host.rflags) & mask != 0 { return "flags \(String(state.rflags & mask, radix: 16)), host \(String(host.rflags & mask, radix: 16))" }
         let fx = withUnsafeBytes(of: &host.fx) { Array($0) }
         if Array(fx[160..<416]) != state.xmm { return "xmm" }
+        if host_has_avx() != 0 {
+            let vectors = withUnsafeBytes(of: &host.vectors) { Array($0) }
+            for n in 0..<256 where vectors[n / 16 * 32 + 16 + n % 16] != state.ymmHigh[n] { return "upper half of ymm\(n / 16)" }
+        }
         // Control, status and tag words, then the registers: the last instruction's addresses are the processor's own affair.
         if fx[0..<5] != state.x87[0..<5] { return "x87 words \(state.x87[0..<5]), host \(Array(fx[0..<5]))" }
         for slot in 0..<8 {

@@ -7,6 +7,7 @@ typedef struct host_sequence_state {
   uint64_t rflags, rip;
   uint64_t cr2, error;
   uint8_t fx[512];  // an FXSAVE image
+  uint8_t vectors[512];  // 16 of 32 bytes, with AVX; they come before the image's XMM registers
 } host_sequence_state;
 
 /// Offsets from `code`: where a sequence starts, how long it may be, and where it has to jump to at its end.

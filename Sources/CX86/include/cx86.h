@@ -88,7 +88,10 @@ typedef struct x86_cpu {
   uint64_t rflags;       // every flag that is not lazy: IF DF TF IOPL NT RF AC ID ...
   uint64_t sp_mask;
   uint8_t cpl, mode, lma, inhibit;   // mode: 0 = 16-bit, 1 = 32-bit, 2 = 64-bit code
-  uint8_t x87_unmasked, pad8[3];
+  uint8_t x87_unmasked;
+  uint8_t avx_off;       // CR4.OSXSAVE or XCR0 does not allow AVX
+  uint8_t upper_in_use;  // the upper half of some vector register may not be zero
+  uint8_t pad8;
   uint32_t mxcsr;
   uint32_t raw_flags;    // EFLAGS left by a thunk
   // fault being raised
@@ -109,19 +112,21 @@ typedef struct x86_cpu {
   uint64_t x87_control;
   uint64_t t1_edge;      // the edge that an unlinked exit of translated code wants linked
   uint64_t t1_target;    // an indirect call's target while its return address is pushed
-  uint64_t pad10;
+  uint64_t xcr0;
+  uint64_t pad10[2];
   uint64_t tsc_base;     // the time stamp counter is CLOCK_MONOTONIC in nanoseconds less this
   uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
   x86_base_cache base_cache[2 * X86_BASE_CACHES]; // by guest register; RIP-relative, absolute, index only, FS or GS; by register with an index that advances
   uint64_t t1_delta[2];  // host less guest address in the windows of the running segment
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
-  uint8_t xmm[256];
+  uint8_t xmm[512];      // 16 registers of 32 bytes
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
   uint8_t fxarea[512];  // FXSAVE image
 } x86_cpu;
 
 
-_Static_assert(offsetof(x86_cpu, fxarea) % 16 == 0, "FXSAVE faults on an unaligned image");
+_Static_assert(offsetof(x86_cpu, fxarea) % 64 == 0, "FXSAVE faults on an unaligned image");
+_Static_assert(offsetof(x86_cpu, bounce) % 64 == 0 && offsetof(x86_cpu, xmm) % 64 == 0, "aligned vector accesses fault on unaligned copies");
 
 /// Behind the state, so that translated code reaches them without a pointer: the TLBs and the jump caches, the
 /// supervisor's before the user's.
@@ -135,7 +140,7 @@ enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offset
   X86_FRES_OFFSET = offsetof(x86_cpu, fres), X86_FAUX_OFFSET = offsetof(x86_cpu, faux), X86_RIP_OFFSET = offsetof(x86_cpu, rip),
   X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge),
   X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
-  X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked) };
+  X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked), X86_AVX_OFF_OFFSET = offsetof(x86_cpu, avx_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };
 
 // Host instructions that Swift has no name for. `lock cmpxchg` and friends as assembly because guest operands may be
 // unaligned, which the C atomics leave undefined.
@@ -187,6 +192,11 @@ static inline void cx_fxsave(void *_Nonnull p) { __asm__ volatile("fxsave64 (%0)
 static inline void cx_fxrstor(const void *_Nonnull p) {
   __asm__ volatile("fxrstor64 (%0)" : : "r"(p) : "memory", "xmm0", "xmm1", "xmm2", "xmm3", "xmm4", "xmm5", "xmm6", "xmm7",
                    "xmm8", "xmm9", "xmm10", "xmm11", "xmm12", "xmm13", "xmm14", "xmm15");
+}
+static inline uint64_t cx_xgetbv(void) {
+  uint32_t a, d;
+  __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+  return (uint64_t)d << 32 | a;
 }
 static inline void cx_cpuid(uint32_t leaf, uint32_t sub, uint32_t *_Nonnull out) {
   __asm__ volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(sub));

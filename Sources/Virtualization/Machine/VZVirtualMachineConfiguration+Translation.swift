@@ -35,6 +35,7 @@ extension VZVirtualMachineConfiguration {
                 .init(ports: [0: .init(name: nil, isConsole: true, endpoint: endpoint)], maximumPorts: 1, isMultiPort: false))
         }
         try addConsoleDevices(&description, descriptors)
+        description.processorBaseline = chosenProcessorLevel.baseline
         if let chosenSerialOutput { description.serialOutput = descriptors.keep((-1, fcntl(chosenSerialOutput.fileDescriptor, F_DUPFD_CLOEXEC, 3))).output }
         return description
     }

@@ -25,6 +25,7 @@ open class VZVirtualMachineConfiguration: NSObject, NSCopying {
     /// Beyond Apple's API (Extensions/MachineEngine.swift).
     var chosenEngine: MachineEngine = .automatic
     var chosenSerialOutput: FileHandle?
+    var chosenProcessorLevel = ProcessorLevel.host
 
     public override init() { super.init() }
 
@@ -53,6 +54,7 @@ open class VZVirtualMachineConfiguration: NSObject, NSCopying {
         copy.label = label
         copy.chosenEngine = chosenEngine
         copy.chosenSerialOutput = chosenSerialOutput
+        copy.chosenProcessorLevel = chosenProcessorLevel
         return copy
     }
 }

@@ -53,6 +53,9 @@ package struct X86State: Equatable, Sendable, Codable {
     /// The x87 part of an FXSAVE image (160 bytes).
     package var x87 = [UInt8](repeating: 0, count: 160)
     package var xmm = [UInt8](repeating: 0, count: 256)
+    /// The upper halves of the vector registers.
+    package var ymmHigh = [UInt8](repeating: 0, count: 256)
+    package var xcr0: UInt64 = 1
     package var cpl: UInt8 = 0
 
     package init() {}
@@ -95,7 +98,9 @@ extension X86Core {
         value.x87Control = UInt16(truncatingIfNeeded: s.pointee.x87_control)
         let raw = UnsafeRawPointer(s)
         value.x87 = Array(UnsafeRawBufferPointer(start: raw + Int(X86_FXAREA_OFFSET), count: 160))
-        value.xmm = Array(UnsafeRawBufferPointer(start: raw + Int(X86_XMM_OFFSET), count: 256))
+        value.xmm = (0..<16).flatMap { UnsafeRawBufferPointer(start: raw + vectorOffset($0), count: 16) }
+        value.ymmHigh = (0..<16).flatMap { UnsafeRawBufferPointer(start: raw + vectorOffset($0) + 16, count: 16) }
+        value.xcr0 = s.pointee.xcr0
         value.cpl = s.pointee.cpl
         return value
     }
@@ -135,8 +140,14 @@ extension X86Core {
             (raw + Int(X86_FXAREA_OFFSET) + index).storeBytes(of: byte, as: UInt8.self)
         }
         for (index, byte) in value.xmm.prefix(256).enumerated() {
-            (raw + Int(X86_XMM_OFFSET) + index).storeBytes(of: byte, as: UInt8.self)
+            (raw + vectorOffset(index / 16) + index % 16).storeBytes(of: byte, as: UInt8.self)
         }
+        for (index, byte) in value.ymmHigh.prefix(256).enumerated() {
+            (raw + vectorOffset(index / 16) + 16 + index % 16).storeBytes(of: byte, as: UInt8.self)
+        }
+        s.pointee.upper_in_use = 1
+        s.pointee.xcr0 = value.xcr0
+        updateVectorAccess(s)
         s.pointee.cpl = value.cpl & 3
         s.pointee.inhibit = 0
         updateMode()

@@ -5,11 +5,13 @@ struct BlockBuilder {
     private let cache: BlockCache
     private let mode: CodeSize
     /// Executions after which a block is translated; 0 for never.
+    private let features: X86Features
     private let threshold: UInt32
     private let untranslated: Int
 
     /// - Parameter untranslated: where translated code goes that wants a block without a translation.
-    init(cache: BlockCache, mode: CodeSize, threshold: UInt32, untranslated: Int) {
+    init(cache: BlockCache, mode: CodeSize, features: X86Features, threshold: UInt32, untranslated: Int) {
+        self.features = features
         self.cache = cache
         self.mode = mode
         self.threshold = threshold
@@ -65,7 +67,7 @@ struct BlockBuilder {
                 op.pointee = BlockCache.blankOperation
                 op.pointee.off = UInt16(offset)
                 op.pointee.len = UInt8(instruction.length)
-                var selector = HandlerSelector(instruction, offset: offset)
+                var selector = HandlerSelector(instruction, offset: offset, features: features)
                 switch selector.select(&op.pointee) {
                 case .next: break
                 case .ends: ended = true
@@ -101,12 +103,14 @@ struct HandlerSelector {
 
     private let i: Instruction
     private let offset: Int
+    private let features: X86Features
     /// log2 of the operand size.
     private let sizeIndex: Int
     private(set) var isSTI = false
 
-    init(_ instruction: Instruction, offset: Int) {
+    init(_ instruction: Instruction, offset: Int, features: X86Features) {
         i = instruction
+        self.features = features
         self.offset = offset
         sizeIndex = instruction.operandSize == 8 ? 3 : (instruction.operandSize == 4 ? 2 : 1)
     }
@@ -145,10 +149,11 @@ struct HandlerSelector {
 
     mutating func select(_ op: inout x86_op) -> Flow {
         if i.hasLock, !i.isLockable { return .undefined }
+        if i.isVEX { return vex(&op) }
         switch i.map {
         case .one: return one(&op)
         case .two: return two(&op)
-        case .three38, .three3A: return .undefined
+        case .three38, .three3A: return simd(&op)
         }
     }
 
@@ -608,6 +613,7 @@ struct HandlerSelector {
             op.fn = SystemHandlers.loadFarPointer
             return .ends
         case 0xB6, 0xB7, 0xBE, 0xBF: return extend(&op)
+        case 0xBC where i.rep == 0xF3 && features.contains(.bmi1), 0xBD where i.rep == 0xF3 && features.contains(.lzcnt): return simd(&op)
         case 0xBC, 0xBD:
             operands(&op)
             op.aux = i.isMemory ? 2 : 0
@@ -639,7 +645,7 @@ struct HandlerSelector {
     }
 
     private func simd(_ op: inout x86_op) -> Flow {
-        guard let plan = ThunkPlan.plan(i) else { return .undefined }
+        guard let plan = ThunkPlan.plan(i, features) else { return .undefined }
         operands(&op)
         op.size = UInt8(plan.memory)
         op.aux =
@@ -647,7 +653,53 @@ struct HandlerSelector {
             | (plan.setsFlags ? ThunkAux.setsFlags : 0)
         op.imm = ThunkCache.shared.thunk(i, plan)
         guard op.imm != 0 else { return .undefined }
-        op.fn = i.isMemory ? ThunkHandlers.memory : ThunkHandlers.register
+        if !plan.usesVector, plan.reg != .mmx, plan.rm != .mmx {
+            op.fn = i.isMemory ? ThunkHandlers.generalMemory : ThunkHandlers.generalRegister
+        } else if i.isVEX {
+            op.fn = i.isMemory ? ThunkHandlers.vexMemory : ThunkHandlers.vexRegister
+        } else {
+            op.fn = i.isMemory ? ThunkHandlers.memory : ThunkHandlers.register
+        }
+        return .next
+    }
+    /// VEX instructions: most by thunks, some by hand.
+    private func vex(_ op: inout x86_op) -> Flow {
+        let prefix = ThunkPlan.Prefix(i)
+        let avx = features.contains(.avx)
+        op.extra = UInt32(i.vvvv) | (i.vexL ? 0x100 : 0)
+        switch (i.map, i.opcode) {
+        case (.two, 0x77):
+            guard avx, prefix == .none, i.vvvv == 0 else { return .undefined }
+            op.extra = i.vexL ? 1 : 0
+            op.fn = ThunkHandlers.zeroVectors
+        case (.two, 0xAE):
+            guard avx, prefix == .none, i.vvvv == 0, !i.vexL, i.isMemory, i.group == 2 || i.group == 3 else { return .undefined }
+            operands(&op)
+            op.fn = i.group == 2 ? ThunkHandlers.loadMXCSR : ThunkHandlers.storeMXCSR
+        case (.two, 0xF7):
+            guard avx, prefix == .p66, i.vvvv == 0, !i.vexL, i.mod == 3 else { return .undefined }
+            operands(&op)
+            op.size = 16
+            op.seg = UInt8(i.segmentOverride >= 0 ? Int(i.segmentOverride) : SegmentRegister.ds) * 8
+            op.fn = ThunkHandlers.maskedMove
+        case (.three38, 0x2C...0x2F), (.three38, 0x8C), (.three38, 0x8E):
+            let floating = i.opcode < 0x80
+            guard prefix == .p66, i.isMemory, floating ? avx && !i.rexW : features.contains(.avx2) else { return .undefined }
+            operands(&op)
+            op.size = floating ? (i.opcode & 1 == 0 ? 4 : 8) : (i.rexW ? 8 : 4)
+            op.aux = i.opcode == 0x8E || i.opcode == 0x2E || i.opcode == 0x2F ? 1 : 0
+            op.fn = ThunkHandlers.maskedElements
+        case (.three38, 0x90...0x93):
+            guard prefix == .p66, i.isMemory, i.rm & 7 == 4, i.addressSize != 2, features.contains(.avx2) else { return .undefined }
+            let index = i.index < 0 ? 4 : UInt8(i.index)
+            guard i.reg != index, i.reg != i.vvvv, i.vvvv != index else { return .undefined }
+            operands(&op)
+            op.index = index * 8
+            op.size = i.rexW ? 8 : 4
+            op.extra |= i.opcode & 1 == 1 ? 0x200 : 0
+            op.fn = ThunkHandlers.gather
+        default: return simd(&op)
+        }
         return .next
     }
     private func emms(_ op: inout x86_op) -> Flow {
@@ -700,6 +752,8 @@ struct HandlerSelector {
         switch i.group {
         case 0 where i.isMemory, 1 where i.isMemory: op.fn = SystemHandlers.storeTable
         case 2 where i.isMemory, 3 where i.isMemory: op.fn = SystemHandlers.loadTable
+        case 2 where i.rm & 7 < 2 && i.rep == 0 && !i.has66 && features.contains(.avx):
+            op.fn = i.rm & 7 == 0 ? ThunkHandlers.xgetbv : ThunkHandlers.xsetbv
         case 4:
             op.extra = 0x10
             op.fn = SystemHandlers.storeSelector
@@ -728,6 +782,8 @@ struct HandlerSelector {
         case 1 where i.rep == 0 && !i.has66: op.fn = ThunkHandlers.fxrstor
         case 2 where i.rep == 0: op.fn = ThunkHandlers.loadMXCSR
         case 3 where i.rep == 0: op.fn = ThunkHandlers.storeMXCSR
+        case 4 where i.rep == 0 && !i.has66 && features.contains(.avx): op.fn = ThunkHandlers.xsave
+        case 5 where i.rep == 0 && !i.has66 && features.contains(.avx): op.fn = ThunkHandlers.xrstor
         case 7 where i.rep == 0 && !i.has66: op.fn = SystemHandlers.nop  // CLFLUSH
         default: return .undefined
         }

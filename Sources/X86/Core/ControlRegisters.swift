@@ -93,10 +93,11 @@ extension X86Core {
 
     func writeCR4(_ value: UInt64) -> Bool {
         let s = state
-        // VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT
-        guard value & ~0x7FF == 0 else { return false }
+        // VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, OSXSAVE
+        guard value & ~(0x7FF | (features.contains(.avx) ? ControlRegister.osxsave : 0)) == 0 else { return false }
         if s.pointee.lma != 0, value & ControlRegister.pae == 0 { return false }
         s.pointee.cr4 = value
+        updateVectorAccess(s)
         flushTLB()
         return true
     }
@@ -177,6 +178,9 @@ extension X86Core {
         s.pointee.mxcsr = 0x1F80
         s.pointee.x87_unmasked = 0
         s.pointee.x87_control = 0x37F
+        s.pointee.xcr0 = 1
+        s.pointee.upper_in_use = 0
+        updateVectorAccess(s)
         resetFloatingPointImage()
         updateMode()
         flushTLB()

@@ -31,6 +31,7 @@ enum ControlRegister {
     static let pae: UInt64 = 1 << 5
     static let pge: UInt64 = 1 << 7
     static let osfxsr: UInt64 = 1 << 9
+    static let osxsave: UInt64 = 1 << 18
     static let lme: UInt64 = 1 << 8
     static let lma: UInt64 = 1 << 10
     static let nxe: UInt64 = 1 << 11

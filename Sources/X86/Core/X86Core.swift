@@ -27,6 +27,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     package var translationThreshold: UInt32 = 16
     /// Since the TLB was emptied it was given entries of large pages in the lower half.
     var holdsLargeUserPages = false
+    /// The instructions that the guest has. Before the first run.
+    package var features = X86Features.host
     let scratchPage: UnsafeMutableRawPointer
     /// See `dropBaseCaches`.
     let nowhere = UInt64.random(in: 0 ... .max) & 0x3FFF_FFFF_FFFF_F000 | 1 << 63
@@ -292,7 +294,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         memory.markCode(page, gpa, min(inPage, BlockCache.maximumBytes), by: self)
         if blocks.isFull || translations?.isFull == true { flushBlocks() }
         var builder = BlockBuilder(
-            cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, threshold: translations == nil ? 0 : translationThreshold,
+            cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, features: features, threshold: translations == nil ? 0 : translationThreshold,
             untranslated: translations?.untranslated ?? 0)
         let one = (memory.versionCell(page), memory.version(page))
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: inPage)
@@ -329,7 +331,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         let two = (memory.versionCell(page), memory.version(page))
         copy += UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 15)
         var builder = BlockBuilder(
-            cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, threshold: translations == nil ? 0 : translationThreshold,
+            cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, features: features, threshold: translations == nil ? 0 : translationThreshold,
             untranslated: translations?.untranslated ?? 0)
         let first = copy.withUnsafeBufferPointer { bytes in
             let first = builder.build(bytes, gpa: gpa0, one: one, two: two, limit: 1)

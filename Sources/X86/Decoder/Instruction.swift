@@ -35,6 +35,10 @@ package struct Instruction: Sendable {
     package var hasREX = false
     package var rexW = false
     package var has66 = false
+    /// A VEX prefix stood for the prefixes, the map and W; `has66` and `rep` say what it said.
+    package var isVEX = false
+    package var vvvv: UInt8 = 0
+    package var vexL = false
     /// 0, 0xF2 or 0xF3: the last one given.
     package var rep: UInt8 = 0
     package var hasLock = false

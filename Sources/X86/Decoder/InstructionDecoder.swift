@@ -43,7 +43,22 @@ package struct InstructionDecoder {
         sizes()
         var shape: OpcodeShape
         result.opcode = opcode
-        if opcode == 0x0F {
+        if isVEX(opcode) {
+            guard let map = vex(opcode) else { return false }
+            result.opcode = byte()
+            if overran { return false }
+            switch map {
+            case 1:
+                result.map = .two
+                shape = OpcodeMaps.two[Int(result.opcode)]
+            case 2:
+                result.map = .three38
+                shape = .modRM
+            default:
+                result.map = .three3A
+                shape = [.modRM, .immediate8]
+            }
+        } else if opcode == 0x0F {
             let second = byte()
             if overran { return false }
             result.opcode = second
@@ -90,6 +105,40 @@ package struct InstructionDecoder {
             rexByte = 0  // a REX not directly before the opcode has no effect
         }
         return 0
+    }
+
+    /// C4 and C5 are LES and LDS outside 64-bit mode when what follows has the form of a memory operand. SDM vol. 2 § 2.3.5.
+    private func isVEX(_ opcode: UInt8) -> Bool {
+        guard opcode == 0xC4 || opcode == 0xC5, result.code != .bits16 else { return false }
+        if result.code == .bits64 { return true }
+        return position < min(bytes.count, 15) && bytes[position] >= 0xC0
+    }
+    /// Takes in the rest of a VEX prefix; the opcode map (1…3), nil when it is undefined.
+    private mutating func vex(_ opcode: UInt8) -> Int? {
+        // LOCK, 66, F2, F3 and REX do not go with it.
+        let forbidden = result.hasLock || result.has66 || result.rep != 0 || result.hasREX
+        let first = byte()
+        var map = 1
+        var last = first
+        rexByte = first & 0x80 == 0 ? 4 : 0
+        if opcode == 0xC4 {
+            last = byte()
+            map = Int(first & 31)
+            rexByte |= (first & 0x40 == 0 ? 2 : 0) | (first & 0x20 == 0 ? 1 : 0)
+            result.rexW = last & 0x80 != 0
+        }
+        result.isVEX = true
+        result.hasREX = true  // byte registers are the low ones
+        result.vvvv = ~(last >> 3) & 15
+        result.vexL = last & 4 != 0
+        result.has66 = last & 3 == 1
+        result.rep = last & 3 == 2 ? 0xF3 : (last & 3 == 3 ? 0xF2 : 0)
+        if result.code != .bits64 {
+            rexByte = 0
+            result.vvvv &= 7
+        }
+        result.operandSize = result.rexW && result.code == .bits64 ? 8 : 4
+        return forbidden || !(1...3).contains(map) ? nil : map
     }
 
     private var addressOverride = false

@@ -540,7 +540,10 @@ enum SystemHandlers {
         return 0
     }
     static let cpuid: Handler = { op, s in
-        let r = outside { core(s).environment.cpuid(UInt32(truncatingIfNeeded: gpr(s, 0)), UInt32(truncatingIfNeeded: gpr(s, 1))) }
+        let leaf = UInt32(truncatingIfNeeded: gpr(s, 0))
+        var r = outside { core(s).environment.cpuid(leaf, UInt32(truncatingIfNeeded: gpr(s, 1))) }
+        // OSXSAVE is what CR4 says.
+        if leaf == 1, s.pointee.cr4 & ControlRegister.osxsave != 0 { r.ecx |= 1 << 27 }
         setReg(s, 0, r.eax)
         setReg(s, 24, r.ebx)
         setReg(s, 8, r.ecx)

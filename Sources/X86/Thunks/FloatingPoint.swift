@@ -57,17 +57,28 @@ enum ThunkHandlers {
     }
     static let memory: Handler = { op, s in
         if !isAvailable(op, s) { return slowThunk(op, s, address(op, s)) }
-        let linear = address(op, s)
-        if op.pointee.aux & ThunkAux.aligned != 0, linear & 15 != 0 { return raise(op, s, Vector.generalProtection, 0) }
-        let entry = tlbEntry(s, linear)
-        let tag = op.pointee.aux & ThunkAux.writesMemory != 0 ? entry.pointee.tag_w : entry.pointee.tag_r
-        if linear ^ tag <= UInt64(4096 &- Int(op.pointee.size)) {
-            call(op, s, hostPointer(entry, linear))
-            takeFlags(op, s)
-            return next(op, s)
-        }
-        return bouncedThunk(op, s, linear)
+        return onMemory(op, s)
     }
+    /// VEX instructions on vector registers.
+    static let vexRegister: Handler = { op, s in
+        if s.pointee.avx_off != 0 { return raise(op, s, Vector.invalidOpcode) }
+        if !isAvailable(op, s) { return slowThunk(op, s, nil) }
+        call(op, s, nil)
+        takeFlags(op, s)
+        return next(op, s)
+    }
+    static let vexMemory: Handler = { op, s in
+        if s.pointee.avx_off != 0 { return raise(op, s, Vector.invalidOpcode) }
+        if !isAvailable(op, s) { return slowThunk(op, s, address(op, s)) }
+        return onMemory(op, s)
+    }
+    /// Instructions on general registers: no floating-point unit in the way.
+    static let generalRegister: Handler = { op, s in
+        call(op, s, nil)
+        takeFlags(op, s)
+        return next(op, s)
+    }
+    static let generalMemory: Handler = { op, s in onMemory(op, s) }
     static let loadControl: Handler = { op, s in
         if !isAvailable(op, s), unavailable(op, s) { return 0 }
         guard let value: UInt16 = load(op, s, address(op, s)) else { return 0 }
@@ -126,6 +137,19 @@ enum ThunkHandlers {
     static let maskedMove: Handler = { op, s in core(s).maskedMove(op) ? step(op, s) : 0 }
 }
 
+@inline(__always) private func onMemory(_ op: Op, _ s: CPU) -> Next {
+    let linear = address(op, s)
+    if op.pointee.aux & ThunkAux.aligned != 0, linear & UInt64(op.pointee.size &- 1) != 0 { return raise(op, s, Vector.generalProtection, 0) }
+    let entry = tlbEntry(s, linear)
+    let tag = op.pointee.aux & ThunkAux.writesMemory != 0 ? entry.pointee.tag_w : entry.pointee.tag_r
+    if linear ^ tag <= UInt64(4096 &- Int(op.pointee.size)) {
+        call(op, s, hostPointer(entry, linear))
+        takeFlags(op, s)
+        return next(op, s)
+    }
+    return bouncedThunk(op, s, linear)
+}
+
 /// The memory operand through a copy: device memory, page crossings, code pages, first touches.
 @inline(never) private func bouncedThunk(_ op: Op, _ s: CPU, _ linear: UInt64) -> Next {
     let size = Int(op.pointee.size)
@@ -142,7 +166,7 @@ enum ThunkHandlers {
 /// every register as it was. SDM vol. 1 § 11.5.
 @inline(never) private func slowThunk(_ op: Op, _ s: CPU, _ linear: UInt64?) -> Next {
     if unavailable(op, s) { return 0 }
-    if let linear, op.pointee.aux & ThunkAux.aligned != 0, linear & 15 != 0 { return raise(op, s, Vector.generalProtection, 0) }
+    if let linear, op.pointee.aux & ThunkAux.aligned != 0, linear & UInt64(op.pointee.size &- 1) != 0 { return raise(op, s, Vector.generalProtection, 0) }
     let core = core(s)
     let bounce = UnsafeMutableRawPointer(s) + Int(X86_BOUNCE_OFFSET)
     let size = Int(op.pointee.size)
@@ -153,7 +177,7 @@ enum ThunkHandlers {
     let xmm = UnsafeMutableRawPointer(s) + Int(X86_XMM_OFFSET)
     if watch {
         saved.gpr = (0..<16).map { gpr(s, $0) }
-        saved.xmm = Array(UnsafeRawBufferPointer(start: xmm, count: 256))
+        saved.xmm = Array(UnsafeRawBufferPointer(start: xmm, count: 512))
         s.pointee.mxcsr = core.currentMXCSR
         cx_ldmxcsr((s.pointee.mxcsr | 0x1F80) & ~0x3F)
     }
@@ -165,7 +189,7 @@ enum ThunkHandlers {
         cx_ldmxcsr(s.pointee.mxcsr | 0x1F80)
         if raised & ~(s.pointee.mxcsr >> 7) & 0x3F != 0 {
             for index in 0..<16 { setGPR(s, index, saved.gpr[index]) }
-            saved.xmm.withUnsafeBytes { xmm.copyMemory(from: $0.baseAddress.unsafelyUnwrapped, byteCount: 256) }
+            saved.xmm.withUnsafeBytes { xmm.copyMemory(from: $0.baseAddress.unsafelyUnwrapped, byteCount: 512) }
             return raise(op, s, s.pointee.cr4 & 0x400 != 0 ? Vector.simd : Vector.invalidOpcode)
         }
     }
@@ -176,6 +200,10 @@ enum ThunkHandlers {
 
 extension X86Core {
     func copyIn(_ op: Op, _ linear: UInt64, _ target: UnsafeMutableRawPointer, _ size: Int, forWrite: Bool) -> Bool {
+        if let host = known(linear, size, forWrite: forWrite) {
+            target.copyMemory(from: host, byteCount: size)
+            return true
+        }
         guard checkCanonical(op, linear &+ UInt64(size - 1)) else { return false }
         var done = 0
         while done < size {
@@ -187,7 +215,17 @@ extension X86Core {
         }
         return true
     }
+    /// Where a range lies that the TLB knows whole.
+    private func known(_ linear: UInt64, _ size: Int, forWrite: Bool) -> UnsafeMutableRawPointer? {
+        let entry = tlbEntry(state, linear)
+        let tag = forWrite ? entry.pointee.tag_w : entry.pointee.tag_r
+        return linear ^ tag <= UInt64(4096 - size) ? hostPointer(entry, linear) : nil
+    }
     func copyOut(_ op: Op, _ linear: UInt64, _ source: UnsafeRawPointer, _ size: Int) -> Bool {
+        if let host = known(linear, size, forWrite: true) {
+            host.copyMemory(from: source, byteCount: size)
+            return true
+        }
         var done = 0
         while done < size {
             let step = min(8, size - done)
@@ -226,7 +264,7 @@ extension X86Core {
         image.storeBytes(of: 0x37F, as: UInt16.self)
         image.storeBytes(of: 0x1F80, toByteOffset: 24, as: UInt32.self)
         image.storeBytes(of: 0xFFFF, toByteOffset: 28, as: UInt32.self)
-        (UnsafeMutableRawPointer(state) + Int(X86_XMM_OFFSET)).initializeMemory(as: UInt8.self, repeating: 0, count: 256)
+        (UnsafeMutableRawPointer(state) + Int(X86_XMM_OFFSET)).initializeMemory(as: UInt8.self, repeating: 0, count: 512)
     }
     func loadFloatingPoint() {
         image.storeBytes(of: UInt16(truncatingIfNeeded: state.pointee.x87_control) | 0x3F, as: UInt16.self)
@@ -248,6 +286,11 @@ extension X86Core {
             _ = raise(op, state, Vector.generalProtection, 0)
             return false
         }
+        guard copyInProbe(op, linear, 512) else { return false }
+        return copyOut(op, linear, legacyImage(), state.pointee.mode == 2 ? 416 : 288)
+    }
+    /// The registers as FXSAVE shows them.
+    func legacyImage() -> UnsafeMutableRawPointer {
         cx_fxsave(image)
         image.storeBytes(of: UInt16(truncatingIfNeeded: state.pointee.x87_control), as: UInt16.self)
         image.storeBytes(of: 0, toByteOffset: 6, as: UInt16.self)  // FOP, FIP and FDP are host addresses
@@ -255,13 +298,27 @@ extension X86Core {
         image.storeBytes(of: 0, toByteOffset: 16, as: UInt64.self)
         image.storeBytes(of: currentMXCSR, toByteOffset: 24, as: UInt32.self)
         image.storeBytes(of: 0xFFFF, toByteOffset: 28, as: UInt32.self)
-        let count = state.pointee.mode == 2 ? 256 : 128
-        (image + 160).copyMemory(from: UnsafeMutableRawPointer(state) + Int(X86_XMM_OFFSET), byteCount: count)
-        guard copyInProbe(op, linear, 512) else { return false }
-        return copyOut(op, linear, image, 160 + count)
+        for n in 0..<16 { (image + 160 + n * 16).copyMemory(from: UnsafeMutableRawPointer(state) + vectorOffset(n), byteCount: 16) }
+        return image
+    }
+    /// The lower halves of the first vector registers from an image.
+    func takeVectors(_ image: UnsafeRawPointer, _ count: Int) {
+        for n in 0..<count { (UnsafeMutableRawPointer(state) + vectorOffset(n)).copyMemory(from: image + 160 + n * 16, byteCount: 16) }
+    }
+    func takeX87(_ image: UnsafeMutableRawPointer) {
+        let control = image.load(as: UInt16.self)
+        image.storeBytes(of: control | 0x3F, as: UInt16.self)
+        image.storeBytes(of: currentMXCSR | 0x1F80, toByteOffset: 24, as: UInt32.self)
+        cx_fxrstor(image)
+        setX87Control(control)
+    }
+    static func initialiseX87(_ image: UnsafeMutableRawPointer) {
+        image.initializeMemory(as: UInt8.self, repeating: 0, count: 24)
+        (image + 32).initializeMemory(as: UInt8.self, repeating: 0, count: 128)
+        image.storeBytes(of: 0x37F, as: UInt16.self)
     }
     /// Whether `size` bytes can all be written.
-    private func copyInProbe(_ op: Op, _ linear: UInt64, _ size: Int) -> Bool {
+    func copyInProbe(_ op: Op, _ linear: UInt64, _ size: Int) -> Bool {
         for offset in [0, UInt64(size) - 1] {
             _ = load(op, linear &+ offset, 1, .write)
             if state.pointee.exit_reason != ExitReason.next { return false }
@@ -280,13 +337,8 @@ extension X86Core {
             _ = raise(op, state, Vector.generalProtection, 0)
             return false
         }
-        let control = image.load(as: UInt16.self)
-        let count = state.pointee.mode == 2 ? 256 : 128
-        (UnsafeMutableRawPointer(state) + Int(X86_XMM_OFFSET)).copyMemory(from: image + 160, byteCount: count)
-        image.storeBytes(of: control | 0x3F, as: UInt16.self)
-        image.storeBytes(of: mxcsr | 0x1F80, toByteOffset: 24, as: UInt32.self)
-        cx_fxrstor(image)
-        setX87Control(control)
+        takeVectors(image, state.pointee.mode == 2 ? 16 : 8)
+        takeX87(image)
         setMXCSR(mxcsr)
         return true
     }
@@ -323,8 +375,8 @@ extension X86Core {
         if op.pointee.size == 16 {
             let xmm = UnsafeRawPointer(s) + Int(X86_XMM_OFFSET)
             for i in 0..<16 {
-                data[i] = (xmm + Int(op.pointee.reg) * 2 + i).load(as: UInt8.self)
-                mask[i] = (xmm + Int(op.pointee.rm) * 2 + i).load(as: UInt8.self)
+                data[i] = (xmm + Int(op.pointee.reg) * 4 + i).load(as: UInt8.self)
+                mask[i] = (xmm + Int(op.pointee.rm) * 4 + i).load(as: UInt8.self)
             }
         } else {
             // MM registers are the low 64 bits of the x87 registers, counted from R0 whatever TOP is.

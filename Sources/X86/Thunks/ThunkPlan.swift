@@ -1,5 +1,5 @@
 /// How an instruction that computes the same at any privilege is run on the host processor itself: which registers it
-/// names, what it does with memory. The SSE, SSE2, SSE3 and MMX instructions; x87 is planned in X87.swift.
+/// names, what it does with memory. Vector instructions, and what came with them for general registers.
 struct ThunkPlan {
     enum Operand { case xmm, mmx, gpr, none }
     var reg = Operand.xmm
@@ -13,11 +13,38 @@ struct ThunkPlan {
     var aligned = false
     var setsFlags = false
     var hasImmediate = false
+    /// The r/m operand is a byte register.
+    var byteRM = false
 
-    /// The plan for a two-byte opcode, nil when it is not one of these instructions.
-    static func plan(_ i: Instruction) -> ThunkPlan? {
-        guard i.map == .two else { return nil }
-        let prefix: Prefix = i.rep == 0xF3 ? .f3 : i.rep == 0xF2 ? .f2 : i.has66 ? .p66 : .none
+    // VEX
+    var isVEX = false
+    var vvvv = Operand.none
+    var readsV = true
+    var writesV = false
+    /// A register in the immediate's upper half.
+    var fourth = Operand.none
+
+    // Registers that an instruction names by being itself.
+    var implicitXMM0 = false
+    var writesXMM0 = false
+    var readsRDX = false
+    var comparesText = false
+    var usesVector: Bool { reg == .xmm || rm == .xmm || vvvv == .xmm }
+
+    /// nil when it is not one of these instructions, or not allowed.
+    static func plan(_ i: Instruction, _ features: X86Features) -> ThunkPlan? {
+        if i.isVEX { return vex(i, features) }
+        switch i.map {
+        case .two: return counting(i, features) ?? sse(i)
+        case .three38: return three38(i, features)
+        case .three3A: return three3A(i, features)
+        case .one: return nil
+        }
+    }
+
+    /// SSE to SSE3 and MMX; for VEX forms the part they share.
+    static func sse(_ i: Instruction) -> ThunkPlan? {
+        let prefix = Prefix(i)
         var plan = ThunkPlan()
         plan.memory = prefix.floatSize
         switch i.opcode {
@@ -210,13 +237,15 @@ struct ThunkPlan {
         return plan
     }
 
-    private mutating func store() {
+    mutating func store() {
         writesReg = false
         writesRM = true
     }
 
     enum Prefix {
         case none, p66, f3, f2
+
+        init(_ i: Instruction) { self = i.rep == 0xF3 ? .f3 : i.rep == 0xF2 ? .f2 : i.has66 ? .p66 : .none }
         var floatSize: Int {
             switch self {
             case .none, .p66: return 16

@@ -110,17 +110,19 @@ struct AccessWindow {
             guard i.reg == register else { return 0 }
             let adds = i.base == Int8(register) && i.index < 0 && !i.isRIPRelative && i.addressSize == 8 && i.operandSize == 8
             return adds && abs(i.displacement) < 1 << 30 ? Int(i.displacement) : nil
-        case .nop, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
+        case .nop, .zeroUpper, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
         case .modRM: break
         }
-        if i.map == .one, i.opcode == 0x81 || i.opcode == 0x83, !i.isMemory, i.rm == register, i.operandSize == 8, i.group == 0 || i.group == 5 {
+        if i.map == .one, !plan.isExtended, i.opcode == 0x81 || i.opcode == 0x83, !i.isMemory, i.rm == register, i.operandSize == 8, i.group == 0 || i.group == 5 {
             return i.group == 0 ? Int(i.immediate) : -Int(i.immediate)
         }
         if plan.reg == .general, plan.writesReg, isChanged(i.reg, byte: plan.byteReg) { return nil }
         if plan.rm == .general, plan.writesRM, !i.isMemory, isChanged(i.rm, byte: plan.byteRM) { return nil }
+        if plan.vvvv == .general, plan.writesV, i.vvvv == register { return nil }
+        if plan.writesRCX, register == 1 { return nil }
         let multiplies = i.map == .one && i.opcode & 0xFE == 0xF6 && i.group >= 4
         if multiplies, register == 0 || register == 2 { return nil }
-        let compares = i.map == .two && i.opcode & 0xFE == 0xB0
+        let compares = i.map == .two && i.opcode & 0xFE == 0xB0 && !i.isVEX
         return compares && register == 0 ? nil : 0
     }
 }

@@ -43,7 +43,7 @@ struct Assembler {
         }
     }
 
-    /// One instruction with a ModRM byte. `map`: 0 one-byte opcodes, 1 0F.
+    /// One instruction with a ModRM byte. `map`: 0 one-byte opcodes, 1 0F, 2 0F 38, 3 0F 3A.
     mutating func op(
         _ opcode: UInt8, reg: UInt8, _ rm: HostOperand, wide: Bool = true, map: UInt8 = 0, operand16: Bool = false, rep: UInt8 = 0, lock: Bool = false,
         forceREX: Bool = false
@@ -57,8 +57,19 @@ struct Assembler {
         case .memory(let base, let index, _, _): rex |= (base > 7 ? 1 : 0) | (index != 0xFF && index > 7 ? 2 : 0)
         }
         if rex != 0 || forceREX { byte(0x40 | rex) }
-        if map == 1 { byte(0x0F) }
+        if map > 0 { byte(0x0F) }
+        if map > 1 { byte(map == 2 ? 0x38 : 0x3A) }
         byte(opcode)
+        modRM(reg & 7, rm)
+    }
+    /// The same with a VEX prefix of three bytes. `prefix`: 0, 1 (66), 2 (F3), 3 (F2).
+    mutating func vex(_ opcode: UInt8, reg: UInt8, vvvv: UInt8, _ rm: HostOperand, map: UInt8, prefix: UInt8, wide: Bool, long: Bool) {
+        var extensions: UInt8 = reg > 7 ? 4 : 0
+        switch rm {
+        case .register(let n): extensions |= n > 7 ? 1 : 0
+        case .memory(let base, let index, _, _): extensions |= (base > 7 ? 1 : 0) | (index != 0xFF && index > 7 ? 2 : 0)
+        }
+        bytes(0xC4, (~extensions & 7) << 5 | map, (wide ? 0x80 : 0) | (~vvvv & 15) << 3 | (long ? 4 : 0) | prefix, opcode)
         modRM(reg & 7, rm)
     }
     private mutating func modRM(_ reg: UInt8, _ rm: HostOperand) {

@@ -17,15 +17,16 @@ struct BlockTranslator {
         var memory: AccessWindow.Use?
         var stack: AccessWindow.Use?
     }
+    /// What the segment knows of the floating-point unit: that x87 and SSE may be used, and AVX.
+    private enum Checked { case nothing, vectors, avx }
     private enum Flags { case dead, host, memory }
     /// A window's range was not all in one page: the rest of the segment without windows, from this line on.
     private struct Fallback {
         var jumps: [UnsafeMutablePointer<UInt8>]
         var line: Int
         var flags: Flags
-        var loaded: UInt16
-        var dirty: UInt16
-        var vectorsChecked: Bool
+        var vectors: VectorRegisters
+        var checked: Checked
     }
     /// A base cache holds another page: looked up out of line. `slow` is the slow path for when that fails.
     private struct Miss {
@@ -39,19 +40,19 @@ struct BlockTranslator {
         var jumps: [UnsafeMutablePointer<UInt8>]
         var line: Line
         var flags: Flags
-        var dirty: UInt16
+        var vectors: VectorRegisters
     }
 
     private let cache: TranslationCache
+    private let features: X86Features
     private let first: Op
     private let gpa: UInt64
     private var code: Assembler
     private var lines: [Line] = []
     private var flags = Flags.dead
     private var startFlags = Flags.dead
-    private var loaded: UInt16 = 0
-    private var dirty: UInt16 = 0
-    private var vectorsChecked = false
+    private var vectors = VectorRegisters()
+    private var checked = Checked.nothing
     private var slow: [SlowPath] = []
     private var callMisses: [(jumps: [UnsafeMutablePointer<UInt8>], line: Line)] = []
     private var misses: [Miss] = []
@@ -73,8 +74,9 @@ struct BlockTranslator {
     /// The first base cache of the privilege that runs this block.
     private let bank: Int
 
-    init(cache: TranslationCache, first: Op, gpa: UInt64, isUser: Bool, versions: [(cell: UInt, version: UInt32)]) {
+    init(cache: TranslationCache, features: X86Features, first: Op, gpa: UInt64, isUser: Bool, versions: [(cell: UInt, version: UInt32)]) {
         self.cache = cache
+        self.features = features
         self.first = first
         self.gpa = gpa
         self.versions = versions
@@ -91,7 +93,7 @@ struct BlockTranslator {
         while op.pointee.len > 0, !ended, cache.hasRoom(code) {
             let offset = Int(op.pointee.off)
             let rest = UnsafeBufferPointer(rebasing: bytes[min(offset - Int(gpa & 4095), bytes.count)...])
-            if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i) {
+            if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i, features) {
                 run.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
                 ended = plan.endsBlock
             } else {
@@ -123,7 +125,7 @@ struct BlockTranslator {
         for (number, use) in AccessWindow.plan(lines.map { ($0.instruction, $0.plan) }).enumerated() {
             (lines[number].memory, lines[number].stack) = use
         }
-        (loaded, dirty, vectorsChecked) = (0, 0, false)
+        (vectors, checked) = (VectorRegisters(), .nothing)
         let entry = code.here
         enter()
         var checkedEntry = 0
@@ -141,7 +143,7 @@ struct BlockTranslator {
         usesWindows = false
         for fallback in fallbacks {
             for jump in fallback.jumps { code.patch(jump) }
-            (flags, loaded, dirty, vectorsChecked) = (fallback.flags, fallback.loaded, fallback.dirty, fallback.vectorsChecked)
+            (flags, vectors, checked) = (fallback.flags, fallback.vectors, fallback.checked)
             emitLines(from: fallback.line, next: next, endsBlock: endsBlock)
         }
         fallbacks = []
@@ -196,7 +198,7 @@ struct BlockTranslator {
     }
     /// To the interpreter at `op`.
     private mutating func leaveTo(_ op: Op) {
-        storeVectors(dirty)
+        vectors.store(&code)
         leave(op, Self.handler(op), flags)
     }
     private mutating func leave(_ op: Op, _ handler: UInt, _ flags: Flags) {
@@ -220,7 +222,7 @@ struct BlockTranslator {
         misses = []
         for path in slow {
             for jump in path.jumps { code.patch(jump) }
-            storeVectors(path.dirty)
+            path.vectors.store(&code)
             leave(path.line.op, path.line.handler, path.flags)
         }
         slow = []
@@ -304,31 +306,45 @@ struct BlockTranslator {
 
     // MARK: vector registers
 
-    private mutating func storeVectors(_ mask: UInt16) {
-        for n in 0..<16 as Range<UInt8> where mask >> UInt16(n) & 1 != 0 { code.op(0x11, reg: n, Host.vectorHome(n), wide: false, map: 1) }
-    }
     private mutating func flushVectors() {
-        storeVectors(dirty)
-        dirty = 0
+        vectors.store(&code)
+        vectors.clean()
     }
-    private mutating func useVector(_ n: UInt8, reads: Bool, writes: Bool) {
-        let bit = UInt16(1) << UInt16(n)
-        if reads, loaded & bit == 0 { code.op(0x10, reg: n, Host.vectorHome(n), wide: false, map: 1) }
-        loaded |= bit
-        if writes { dirty |= bit }
+    private mutating func useVector(_ n: UInt8, reads: Bool, writes: Bool, _ line: Line) {
+        let width: VectorRegisters.Width = !line.plan.isVEX ? .legacy : (line.instruction.vexL ? .vex256 : .vex128)
+        vectors.use(n, reads: reads, writes: writes, width, &code)
     }
     /// CR0.EM and TS, and exceptions that the guest wants: the interpreter's business. Once a segment.
     private mutating func checkVectors(_ line: Line) {
-        guard !vectorsChecked else { return }
-        vectorsChecked = true
+        let wanted = line.plan.isVEX ? Checked.avx : .vectors
+        guard checked == .nothing || (wanted == .avx && checked == .vectors) else { return }
         aboutToClobber(line)
-        code.op(0xF7, reg: 0, Host.cell(Int(X86_CR0_OFFSET)), wide: false)
-        code.int32(Int32(ControlRegister.em | ControlRegister.ts))
-        var jumps = [code.jump(if: 5)]
-        code.op(0x80, reg: 7, Host.cell(Int(X86_UNMASKED_OFFSET)), wide: false)
+        var jumps: [UnsafeMutablePointer<UInt8>] = []
+        if checked == .nothing {
+            code.op(0xF7, reg: 0, Host.cell(Int(X86_CR0_OFFSET)), wide: false)
+            code.int32(Int32(ControlRegister.em | ControlRegister.ts))
+            jumps.append(code.jump(if: 5))
+            code.op(0x80, reg: 7, Host.cell(Int(X86_UNMASKED_OFFSET)), wide: false)
+            code.byte(0)
+            jumps.append(code.jump(if: 5))
+        }
+        if wanted == .avx {
+            code.op(0x80, reg: 7, Host.cell(Int(X86_AVX_OFF_OFFSET)), wide: false)
+            code.byte(0)
+            jumps.append(code.jump(if: 5))
+        }
+        checked = wanted
+        slow.append(SlowPath(jumps: jumps, line: line, flags: flags, vectors: vectors))
+    }
+    private mutating func zeroUpper(_ line: Line) {
+        flushVectors()
+        vectors = VectorRegisters()
+        aboutToClobber(line)
+        code.op(0x80, reg: 7, Host.cell(Int(X86_UPPER_IN_USE_OFFSET)), wide: false)
         code.byte(0)
-        jumps.append(code.jump(if: 5))
-        slow.append(SlowPath(jumps: jumps, line: line, flags: flags, dirty: dirty))
+        let clean = code.jump(if: 4)
+        code.call(cache.zeroUpper)
+        code.patch(clean)
     }
 
     // MARK: memory
@@ -387,7 +403,7 @@ struct BlockTranslator {
     private mutating func check(size: Int, write: Bool, aligned: Bool = false, cache number: Int?) -> [UnsafeMutablePointer<UInt8>] {
         var jumps: [UnsafeMutablePointer<UInt8>] = []
         if aligned {
-            code.bytes(0x41, 0xF6, 0xC3, 0x0F)  // test r11b, 15
+            code.bytes(0x41, 0xF6, 0xC3, UInt8(size - 1))  // test r11b, …
             jumps.append(code.jump(if: 5))
         }
         guard let number = number.map({ $0 + bank }) else { return jumps + checkTable(size: size, write: write) }
@@ -420,7 +436,7 @@ struct BlockTranslator {
             aboutToClobber(line)
             code.lea(Host.address, .memory(base: base, displacement: Int32(truncatingIfNeeded: opening.low)))
             let number = bank + (base == Host.guestRSP ? 4 : Int(base))
-            var fallback = Fallback(jumps: [], line: current, flags: flags, loaded: loaded, dirty: dirty, vectorsChecked: vectorsChecked)
+            var fallback = Fallback(jumps: [], line: current, flags: flags, vectors: vectors, checked: checked)
             let cell = Self.cell(number, write: opening.writes)
             let again = code.here
             code.move(Host.scratch, Host.address)
@@ -443,7 +459,7 @@ struct BlockTranslator {
         let operand = HostOperand.memory(base: Host.address, index: base, displacement: Int32(truncatingIfNeeded: displacement))
         guard aligned else { return operand }
         code.lea(Host.address, operand)
-        code.bytes(0x41, 0xF6, 0xC3, 0x0F)  // test r11b, 15
+        code.bytes(0x41, 0xF6, 0xC3, UInt8(line.plan.size - 1))  // test r11b, …
         slowPath([code.jump(if: 5)], line)
         return .memory(base: Host.address)
     }
@@ -471,13 +487,13 @@ struct BlockTranslator {
 
     private static let checked = HostOperand.memory(base: Host.address)
     private mutating func slowPath(_ jumps: [UnsafeMutablePointer<UInt8>], _ line: Line) {
-        slow.append(SlowPath(jumps: jumps, line: line, flags: flags, dirty: dirty))
+        slow.append(SlowPath(jumps: jumps, line: line, flags: flags, vectors: vectors))
     }
 
     // MARK: instructions
 
     private mutating func emit(_ line: Line) {
-        if line.plan.usesVector || line.plan.isX87 { checkVectors(line) }
+        if line.plan.usesVector || line.plan.isX87 || line.plan.kind == .zeroUpper { checkVectors(line) }
         switch line.plan.kind {
         case .modRM: modRM(line)
         case .pushRegister: pushRegister(line)
@@ -496,6 +512,7 @@ struct BlockTranslator {
         case .byteSwap: byteSwap(line.instruction)
         case .plain: plain(line)
         case .lea: lea(line)
+        case .zeroUpper: zeroUpper(line)
         case .nop: if line.instruction.opcode == 0x90, line.instruction.rep == 0xF3 { code.bytes(0xF3, 0x90) }
         case .jump: edge(line, to: target(line))
         case .conditional: conditional(line)
@@ -532,7 +549,6 @@ struct BlockTranslator {
         }
         if !i.isMemory {
             if plan.rm == .vector {
-                useVector(i.rm, reads: plan.readsRM, writes: plan.writesRM)
                 rmOperand = .register(i.rm)
             } else if plan.rm == .none {
                 rmOperand = .register(i.rm & 7)
@@ -544,15 +560,44 @@ struct BlockTranslator {
                 if plan.readsRM || (plan.writesRM && plan.size < 4) { code.load(Host.address, Host.home(i.rm)) }
             }
         }
-        if plan.reg == .vector { useVector(i.reg, reads: plan.readsReg, writes: plan.writesReg) }
+        var third: UInt8 = 0
+        var thirdHome: UInt8?
+        if plan.vvvv == .general {
+            third = Host.register(i.vvvv) ?? Host.scratch
+            if Host.register(i.vvvv) == nil {
+                thirdHome = i.vvvv
+                if plan.readsV { code.load(Host.scratch, Host.home(i.vvvv)) }
+            }
+        } else if plan.vvvv == .vector {
+            third = i.vvvv
+        }
+        useVectors(line, reads: true)
+        useVectors(line, reads: false)
         needFlags(line)
-        let vector = plan.usesVector
-        code.op(
-            i.opcode, reg: regField, rmOperand, wide: i.rexW, map: i.map == .two ? 1 : 0, operand16: i.has66,
-            rep: vector ? i.rep : 0, lock: i.hasLock, forceREX: isByte && i.hasREX)
+        if plan.isVEX {
+            let prefix: UInt8 = i.has66 ? 1 : (i.rep == 0xF3 ? 2 : (i.rep == 0xF2 ? 3 : 0))
+            code.vex(i.opcode, reg: regField, vvvv: third, rmOperand, map: UInt8(i.map.number), prefix: prefix, wide: i.significantW, long: i.vexL)
+        } else {
+            code.op(
+                i.opcode, reg: regField, rmOperand, wide: i.rexW, map: UInt8(i.map.number), operand16: i.has66,
+                rep: plan.isExtended ? i.rep : 0, lock: i.hasLock, forceREX: isByte && i.hasREX)
+        }
         if plan.immediateSize > 0 { code.immediate(i.immediate, size: plan.immediateSize) }
         if let regHome, plan.writesReg { code.store(Host.scratch, Host.home(regHome)) }
         if let rmHome, plan.writesRM { code.store(Host.address, Host.home(rmHome)) }
+        if let thirdHome, plan.writesV { code.store(Host.scratch, Host.home(thirdHome)) }
+    }
+    /// Everything read before anything written: they may be the same register.
+    private mutating func useVectors(_ line: Line, reads: Bool) {
+        let (i, plan) = (line.instruction, line.plan)
+        func use(_ n: UInt8, _ isRead: Bool, _ isWritten: Bool) {
+            if reads ? isRead : isWritten { useVector(n, reads: reads, writes: !reads, line) }
+        }
+        if plan.rm == .vector, !i.isMemory { use(i.rm, plan.readsRM, plan.writesRM) }
+        if plan.vvvv == .vector { use(i.vvvv, plan.readsV, plan.writesV) }
+        if plan.fourth == .vector { use(UInt8(truncatingIfNeeded: i.immediate >> 4) & 15, true, false) }
+        use(0, plan.readsXMM0, plan.writesXMM0)
+        if plan.reg == .vector { use(i.reg, plan.readsReg, plan.writesReg) }
     }
 
     private mutating func pushRegister(_ line: Line) {

@@ -26,7 +26,7 @@ enum Host {
 
     static func cell(_ offset: Int) -> HostOperand { .memory(base: state, displacement: Int32(offset)) }
     static func home(_ n: UInt8) -> HostOperand { cell(Int(n) * 8) }
-    static func vectorHome(_ n: UInt8) -> HostOperand { cell(Int(X86_XMM_OFFSET) + Int(n) * 16) }
+    static func vectorHome(_ n: UInt8) -> HostOperand { cell(vectorOffset(Int(n))) }
 }
 
 /// Translated code of one core: a buffer mapped twice, the stubs that all blocks share, and the edges between blocks.
@@ -67,6 +67,8 @@ final class TranslationCache {
     private(set) var exitToLoop = 0
     private(set) var untranslated = 0
     private(set) var convertFlags = 0
+    /// Called: clears the upper halves of all vector registers in the state. XMM0 is lost.
+    private(set) var zeroUpper = 0
     /// By base cache, for reading and for writing.
     private(set) var lookUp: [(read: Int, write: Int)] = []
 
@@ -198,6 +200,11 @@ final class TranslationCache {
         code.op(0x03, reg: Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.jump(to: exitToLoop)
         makeConversion(&code)
+        zeroUpper = code.here
+        code.bytes(0x0F, 0x57, 0xC0)  // xorps xmm0, xmm0
+        for n in 0..<16 { code.op(0x11, reg: 0, Host.cell(vectorOffset(n) + 16), wide: false, map: 1) }
+        code.op(0xC6, reg: 0, Host.cell(Int(X86_UPPER_IN_USE_OFFSET)), wide: false)
+        code.bytes(0, 0xC3)  // ret
         lookUp = (0..<2 * Int(X86_BASE_CACHES)).map { cache in
             let read = code.here
             makeLookUp(&code, cache, write: false)

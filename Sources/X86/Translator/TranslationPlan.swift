@@ -9,6 +9,7 @@ struct TranslationPlan {
         /// No operands but fixed registers, which are the same on the host.
         case plain
         case lea
+        case zeroUpper
         case nop
         case jump, conditional, call, ret, jumpIndirect, callIndirect
     }
@@ -27,6 +28,19 @@ struct TranslationPlan {
     /// Bytes of the memory operand.
     var size = 0
     var aligned = false
+    /// VEX: the third register, whether it is read and written, and a fourth in the immediate.
+    var isVEX = false
+    var vvvv = File.none
+    var readsV = false
+    var writesV = false
+    var fourth = File.none
+    /// XMM0 as an operand that the code does not show.
+    var readsXMM0 = false
+    var writesXMM0 = false
+    /// RCX is written, though the code does not show it.
+    var writesRCX = false
+    /// Prefixes and map belong to the opcode.
+    var isExtended = false
     /// Bytes of the immediate that goes with it.
     var immediateSize = 0
 
@@ -42,16 +56,17 @@ struct TranslationPlan {
         }
     }
     var isX87 = false
-    var usesVector: Bool { reg == .vector || rm == .vector }
+    var usesVector: Bool { reg == .vector || rm == .vector || vvvv == .vector }
 
-    static func make(_ i: Instruction) -> TranslationPlan? {
+    static func make(_ i: Instruction, _ features: X86Features) -> TranslationPlan? {
         guard i.code == .bits64, i.addressSize != 2 else { return nil }
         var plan = TranslationPlan()
         let supported: Bool
         switch i.map {
+        case _ where i.isVEX: supported = plan.extended(i, features)
         case .one: supported = plan.one(i)
-        case .two: supported = plan.two(i)
-        default: supported = false
+        case .two: supported = plan.two(i, features)
+        case .three38, .three3A: supported = plan.extended(i, features)
         }
         guard supported else { return nil }
         if i.hasLock {
@@ -229,7 +244,7 @@ struct TranslationPlan {
         return true
     }
 
-    private mutating func two(_ i: Instruction) -> Bool {
+    private mutating func two(_ i: Instruction, _ features: X86Features) -> Bool {
         let opcode = i.opcode
         let byte = opcode & 1 == 0
         switch opcode {
@@ -281,32 +296,47 @@ struct TranslationPlan {
             byteRM = byte
             size = byte ? 1 : 2
             (readsReg, writesReg) = (false, true)
-        case 0xBC, 0xBD:
+        case 0xB8, 0xBC, 0xBD:
+            if ThunkPlan.counting(i, features) != nil { return extended(i, features) }
+            guard opcode != 0xB8 else { return false }
             sized(i, byte: false)
             writesReg = true  // kept when the source is zero
             mergesFlags = true
         case 0xC8...0xCF:
             guard i.operandSize != 2 else { return false }
             kind = .byteSwap
-        default: return vector(i)
+        default: return extended(i, features)
         }
         return true
     }
 
-    /// SSE and SSE2 on vector registers; MMX stays with the interpreter's thunks.
-    private mutating func vector(_ i: Instruction) -> Bool {
-        guard let thunk = ThunkPlan.plan(i), thunk.reg != .mmx, thunk.rm != .mmx else { return false }
-        reg = thunk.reg == .xmm ? .vector : (thunk.reg == .gpr ? .general : .none)
-        rm = thunk.rm == .xmm ? .vector : (thunk.rm == .gpr ? .general : .none)
+    /// What thunks run, but MMX: vector registers, and general ones that newer instructions use.
+    private mutating func extended(_ i: Instruction, _ features: X86Features) -> Bool {
+        if i.isVEX, i.map == .two, i.opcode == 0x77 {
+            kind = .zeroUpper
+            isVEX = true
+            return features.contains(.avx) && ThunkPlan.Prefix(i) == .none && i.vvvv == 0 && !i.vexL
+        }
+        guard let thunk = ThunkPlan.plan(i, features), thunk.reg != .mmx, thunk.rm != .mmx else { return false }
+        func file(_ operand: ThunkPlan.Operand) -> File { operand == .xmm ? .vector : (operand == .gpr ? .general : .none) }
+        (reg, rm, vvvv, fourth) = (file(thunk.reg), file(thunk.rm), file(thunk.vvvv), file(thunk.fourth))
         (readsReg, writesReg) = (thunk.readsReg, thunk.writesReg)
         (readsRM, writesRM) = (!thunk.writesRM || thunk.reg == .none, thunk.writesRM)
+        (readsV, writesV) = (thunk.readsV && vvvv != .none, thunk.writesV)
+        (readsXMM0, writesXMM0) = (thunk.implicitXMM0, thunk.writesXMM0)
+        writesRCX = thunk.comparesText && !thunk.writesXMM0
+        byteRM = thunk.byteRM
         size = thunk.memory
         aligned = thunk.aligned
         immediateSize = thunk.hasImmediate ? 1 : 0
         definesFlags = thunk.setsFlags
+        isVEX = i.isVEX
+        isExtended = true
         // A register-to-register move of a scalar keeps the target's upper part.
-        if writesRM, !i.isMemory, rm == .vector { readsRM = true }
-        return true
+        if writesRM, !i.isMemory, rm == .vector, !isVEX { readsRM = true }
+        // There are two registers for those that live in memory, and a memory operand needs one of them.
+        let homes = (reg == .general && Host.register(i.reg) == nil ? 1 : 0) + (vvvv == .general && Host.register(i.vvvv) == nil ? 1 : 0)
+        return homes < 2
     }
 }
 

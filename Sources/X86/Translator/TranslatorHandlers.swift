@@ -44,13 +44,13 @@ extension X86Core {
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 4096 - Int(gpa & 4095))
         let header = first - 1
         var translator = BlockTranslator(
-            cache: translations, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, versions: [(UInt(header.pointee.imm), header.pointee.extra)])
+            cache: translations, features: features, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, versions: [(UInt(header.pointee.imm), header.pointee.extra)])
         translator.translate(bytes)
     }
     /// A block of one instruction that goes on in the next page: translated when it is made, while its bytes are together.
     func translateCrossing(_ first: Op, _ gpa: UInt64, _ bytes: UnsafeBufferPointer<UInt8>, _ versions: [(cell: UInt, version: UInt32)]) {
         guard let translations, !translations.isFull, translationThreshold > 0 else { return }
-        var translator = BlockTranslator(cache: translations, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, versions: versions)
+        var translator = BlockTranslator(cache: translations, features: features, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, versions: versions)
         first.pointee.aux = 0
         translator.translate(bytes)
     }
