@@ -26,6 +26,7 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
     }
     private let signals: Mutex<Signals>
     private let wake: EventFD?
+    private var idleness = Idleness()
 
     init(
         index: Int, count: Int, features: X86Features, physical: PhysicalMemory, bus: any AccessBus, interrupts: any InterruptController, clock: SoftwareClock
@@ -96,7 +97,9 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
             if halted {
                 // Interrupts that came since are seen by the core; nothing came: sleep.
                 guard signals.withLock({ $0.interrupt }) || interrupts.hasDeliverable(index) else {
+                    idleness.sleeps(core)
                     wake?.wait()
+                    idleness.wakes()
                     continue
                 }
                 halted = false

@@ -217,5 +217,7 @@ static inline void *_Nonnull cx_map_zeroed(unsigned long size) {
   if (p == MAP_FAILED) abort();
   return p;
 }
+/// Gives pages back; they read as zeroes again. `shared`: of a memory file.
+static inline void cx_discard(void *_Nonnull p, unsigned long size, int shared) { madvise(p, size, shared ? MADV_REMOVE : MADV_DONTNEED); }
 static inline void cx_unmap(void *_Nonnull p, unsigned long size) { munmap(p, size); }
 #endif

@@ -7,9 +7,13 @@ import CX86
 final class BlockCache {
     static let maximumOperations = 48
     static let maximumBytes = 256
-    private static let capacity = 192 * 1024
+    /// Enough for what a distribution executes while it starts; memory is taken as it is used.
+    private static let capacity = 1536 * 1024
+    private static let arenaBytes = UInt(capacity * MemoryLayout<x86_op>.stride)
     /// Four slots share a cache line and a hash value.
-    private static let hashSize = 128 * 1024
+    private static let hashBits: UInt64 = 18
+    private static let hashSize = 1 << Int(hashBits)
+    private static let hashBytes = UInt(hashSize * MemoryLayout<Slot>.stride)
 
     private struct Slot {
         var key: UInt64
@@ -28,21 +32,23 @@ final class BlockCache {
         extra: 0)
 
     init() {
-        arena = cx_allocate_zeroed(Self.capacity * MemoryLayout<x86_op>.stride).bindMemory(to: x86_op.self, capacity: Self.capacity)
-        slots = cx_allocate_zeroed(Self.hashSize * MemoryLayout<Slot>.stride).bindMemory(to: Slot.self, capacity: Self.hashSize)
+        arena = cx_map_zeroed(Self.arenaBytes).bindMemory(to: x86_op.self, capacity: Self.capacity)
+        slots = cx_map_zeroed(Self.hashBytes).bindMemory(to: Slot.self, capacity: Self.hashSize)
         zeroCell = .allocate(capacity: 1)
         zeroCell.initialize(to: 0)
     }
     deinit {
-        cx_free(arena)
-        cx_free(slots)
+        cx_unmap(arena, Self.arenaBytes)
+        cx_unmap(slots, Self.hashBytes)
         zeroCell.deallocate()
     }
 
+    /// Memory in use.
+    var bytes: Int { used * MemoryLayout<x86_op>.stride }
     var isFull: Bool { used + Self.maximumOperations + 4 > Self.capacity }
 
     private func bucket(_ key: UInt64) -> UnsafeMutablePointer<Slot> {
-        slots + Int((key &* 0x9E37_79B9_7F4A_7C15) >> 49) * 4
+        slots + Int((key &* 0x9E37_79B9_7F4A_7C15) >> (66 - Self.hashBits)) * 4
     }
     func find(_ key: UInt64) -> Op? {
         let bucket = bucket(key)
@@ -75,6 +81,7 @@ final class BlockCache {
 
     func flush() {
         used = 0
-        for index in 0..<Self.hashSize { slots[index] = Slot(key: 0, first: nil) }
+        cx_discard(arena, Self.arenaBytes, 0)
+        cx_discard(slots, Self.hashBytes, 0)
     }
 }

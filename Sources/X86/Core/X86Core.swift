@@ -354,6 +354,11 @@ package final class X86Core: @unchecked Sendable {  // see above
         return nil
     }
 
+    /// Memory that decoded and translated code takes. Only between runs.
+    package var codeBytes: Int { blocks.bytes + (translations?.bytes ?? 0) }
+    /// Forgets decoded and translated code and gives its memory back. Only between runs.
+    package func releaseCode() { flushBlocks() }
+
     private func flushBlocks() {
         blocks.flush()
         translations?.flush()

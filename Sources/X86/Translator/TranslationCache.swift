@@ -46,8 +46,8 @@ final class TranslationCache {
         var withHandler = 0
         var loadingHandler = 0
     }
-    private static let size = 24 << 20
-    private static let slotBytes = 2 << 20
+    private static let size = 96 << 20
+    private static let slotBytes = 8 << 20
     private static let reserve = 64 << 10
 
     private let writable: UnsafeMutableRawPointer
@@ -96,11 +96,17 @@ final class TranslationCache {
         flagTable.deallocate()
     }
 
+    /// Memory in use.
+    var bytes: Int { used - Self.slotBytes + slots * 16 }
     var isFull: Bool { used + Self.reserve > Self.size || slots + 4096 > Self.slotBytes / 16 }
 
     func flush() {
         used = start
         slots = 0
+        // Shared code lies in the first page behind the slots.
+        cx_discard(writable, UInt(Self.slotBytes), 1)
+        let kept = (start + 4095) & ~4095
+        cx_discard(writable + kept, UInt(Self.size - kept), 1)
         edges.removeAll(keepingCapacity: true)
         linked.removeAll(keepingCapacity: true)
     }
