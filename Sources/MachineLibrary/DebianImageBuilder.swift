@@ -16,12 +16,14 @@ public struct DebianImageBuilder: Sendable {
     ]
 
     /// Builds into a temporary directory that becomes the image only when everything is there.
-    public func build(name: String, diskSize: UInt64 = 4 << 30) throws {
+    ///
+    /// - Parameter extra: further Debian packages.
+    public func build(name: String, diskSize: UInt64 = 4 << 30, extra: [String] = []) throws {
         let mmdebstrap = try Tool.mmdebstrap.require()
         let mke2fs = try Tool.mke2fs.require()
         let busybox = try Tool.busybox.require()
         let depmod = try Tool.depmod.require()
-        guard geteuid() == 0 else { return try buildInUserNamespace(name: name) }
+        guard geteuid() == 0 else { return try buildInUserNamespace(name: name, diskSize: diskSize, extra: extra) }
         let manager = FileManager.default
         try manager.createDirectory(at: store.home.images, withIntermediateDirectories: true)
         let work = store.home.images.appendingPathComponent(".building-\(name)-\(getpid())")
@@ -35,7 +37,7 @@ public struct DebianImageBuilder: Sendable {
         try Tool.run(
             mmdebstrap,
             [
-                "--variant=minbase", "--mode=root", "--format=directory", "--include=\(Self.packages.joined(separator: ","))",
+                "--variant=minbase", "--mode=root", "--format=directory", "--include=\((Self.packages + extra).joined(separator: ","))",
                 "--customize-hook=\(hook.path) \"$1\"", "bookworm", root.path,
             ], log: work.appendingPathComponent("mmdebstrap.log"))
 
@@ -76,7 +78,7 @@ public struct DebianImageBuilder: Sendable {
     }
 
     /// Runs this program again as root of a user namespace with the user's subordinate ids.
-    private func buildInUserNamespace(name: String) throws {
+    private func buildInUserNamespace(name: String, diskSize: UInt64, extra: [String]) throws {
         let unshare = try Tool(name: "unshare", package: "util-linux").require()
         _ = try Tool(name: "newuidmap", package: "uidmap").require()
         guard let program = try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/exe") else { throw LibraryError("cannot find this program's file") }
@@ -84,7 +86,8 @@ public struct DebianImageBuilder: Sendable {
         defer { try? FileManager.default.removeItem(at: log) }
         progress("Building in a user namespace")
         try Tool.run(
-            unshare, ["--map-root-user", "--map-auto", "--mount", "--pid", "--fork", "--mount-proc", program, "image", "build", "debian", "--name", name],
+            unshare, ["--map-root-user", "--map-auto", "--mount", "--pid", "--fork", "--mount-proc", program, "image", "build", "debian", "--name", name, "--size", "\(diskSize >> 10)KiB"]
+                + extra.flatMap { ["--include", $0] },
             environment: ["VZ_HOME": store.home.url.path], log: log)
     }
 

@@ -41,6 +41,7 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
         core = X86Core(memory: physical, environment: self)
         core.timeStampBase = clock.base
         core.features = features
+        ProcessorTrace.attach(to: core, index: index)
         interrupts.connect(index) { [weak self] event in self?.receive(event) }
     }
 

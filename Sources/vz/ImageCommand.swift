@@ -11,11 +11,17 @@ struct ImageCommand: ParsableCommand {
 struct ImageBuild: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "build", abstract: "Build a guest image from Debian packages.",
-        discussion: "EXAMPLES\n  vz image build debian\n  vz image build debian --name work --size 20GiB")
+        discussion: "EXAMPLES\n  vz image build debian\n  vz image build debian --name work --size 20GiB --include gcc,python3")
     @Argument(help: "What to build; there is one kind: debian.") var kind: String
     @Option(help: "The image's name.") var name: String = "debian"
     @Option(help: "Size of the root disk; it takes only what is used.") var size: MemorySize = MemorySize(bytes: 4 << 30)
+    @Option(help: ArgumentHelp("Further Debian packages, separated by commas. May be repeated.", valueName: "packages")) var include: [String] = []
+    private var packages: [String] { include.flatMap { $0.split(separator: ",").map(String.init) } }
     func validate() throws {
+        // Policy manual § 5.6.1, with an architecture behind a colon.
+        for package in packages where package.wholeMatch(of: /[a-z0-9][a-z0-9+.\-]+(:[a-z0-9]+)?/) == nil {
+            throw ValidationError("\"\(package)\" cannot be a package's name")
+        }
         if kind != "debian" { throw ValidationError("only the image debian can be built") }
         if name.isEmpty || name.contains("/") || name.hasPrefix(".") { throw ValidationError("\"\(name)\" cannot be an image's name") }
     }
@@ -23,7 +29,7 @@ struct ImageBuild: ParsableCommand {
         let store = ImageStore(home: Home())
         let begin = Date()
         do {
-            try DebianImageBuilder(store: store) { Terminal.say($0 + "…") }.build(name: name, diskSize: size.bytes)
+            try DebianImageBuilder(store: store) { Terminal.say($0 + "…") }.build(name: name, diskSize: size.bytes, extra: packages)
         } catch {
             Terminal.say("\(error)")
             throw ExitCode(1)

@@ -77,7 +77,12 @@ final class BlockCache {
 
     /// Room for a header and operations; call `commit` with what was used.
     func open() -> Op { arena + used }
-    func commit(_ count: Int) { used += count }
+    func commit(_ count: Int) {
+        used += count
+        lastCount = count
+    }
+    /// Operations of the newest block.
+    private(set) var lastCount = 0
 
     func flush() {
         used = 0

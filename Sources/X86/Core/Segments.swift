@@ -59,10 +59,12 @@ extension X86Core {
 
     /// Runs `body` with supervisor rights; what the processor does on its own behalf ignores CPL.
     func asSupervisor<R>(_ body: () -> R) -> R {
-        let (cpl, tlb) = (state.pointee.cpl, state.pointee.tlb)
+        let (cpl, tlb, mode) = (state.pointee.cpl, state.pointee.tlb, state.pointee.mode)
         state.pointee.cpl = 0
         state.pointee.tlb = state.pointee.tlb_supervisor
-        defer { (state.pointee.cpl, state.pointee.tlb) = (cpl, tlb) }
+        // In long mode tables have 64-bit addresses, whatever code was running.
+        if state.pointee.lma != 0 { state.pointee.mode = 2 }
+        defer { (state.pointee.cpl, state.pointee.tlb, state.pointee.mode) = (cpl, tlb, mode) }
         return body()
     }
     func systemLoad<T: FixedWidthInteger & UnsignedInteger>(_ linear: UInt64, _: T.Type) throws(SegmentFault) -> T {

@@ -175,7 +175,10 @@ package final class X86Core: @unchecked Sendable {  // see above
             #else
                 _ = first.pointee.fn(first, s)
             #endif
-            if s.pointee.exit_reason != ExitReason.next, let exit = leave() { return exit }
+            if s.pointee.exit_reason != ExitReason.next {
+                traceExit?(s.pointee.rip, s.pointee.exit_reason)
+                if let exit = leave() { return exit }
+            }
             if s.pointee.rflags & EFlags.tf != 0, s.pointee.exit_reason == ExitReason.next { singleStepped() }
         }
     }
@@ -229,6 +232,14 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     /// Called with vector, rip and error code for each exception: a debugging aid.
     package var trace: ((UInt8, UInt64, UInt64) -> Void)?
+    /// With address, physical address and number of operations of each block that is decoded.
+    package var traceBlock: ((UInt64, UInt64, Int) -> Void)?
+    /// With address and reason whenever handlers give the run loop the word for one.
+    package var traceExit: ((UInt64, UInt32) -> Void)?
+    /// With host address, size and guest address of each block that is translated.
+    package var traceTranslation: ((UInt, Int, UInt64) -> Void)?
+    package var faultAddress: UInt64 { state.pointee.cr2 }
+    package var privilege: UInt8 { state.pointee.cpl }
 
     private func singleStepped() {
         let s = state
@@ -299,6 +310,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         let one = (memory.versionCell(page), memory.version(page))
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: inPage)
         if let first = builder.build(bytes, gpa: gpa, one: one, limit: stepping ? 1 : BlockCache.maximumOperations) {
+            traceBlock?(rip, gpa, blocks.lastCount)
             if !stepping {
                 blocks.insert(key, first)
                 noteBlock(rip, first)

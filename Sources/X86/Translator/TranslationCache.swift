@@ -113,6 +113,8 @@ final class TranslationCache {
 
     // MARK: code
 
+    /// Where what is written next will run.
+    var here: UInt { UInt(bitPattern: executable) + UInt(used) }
     func open() -> Assembler {
         Assembler(at: (writable + used).assumingMemoryBound(to: UInt8.self), toExecutable: executable - writable)
     }

@@ -45,7 +45,9 @@ extension X86Core {
         let header = first - 1
         var translator = BlockTranslator(
             cache: translations, features: features, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, versions: [(UInt(header.pointee.imm), header.pointee.extra)])
+        let start = translations.here
         translator.translate(bytes)
+        traceTranslation?(start, Int(translations.here - start), state.pointee.block_base &+ UInt64(first.pointee.off))
     }
     /// A block of one instruction that goes on in the next page: translated when it is made, while its bytes are together.
     func translateCrossing(_ first: Op, _ gpa: UInt64, _ bytes: UnsafeBufferPointer<UInt8>, _ versions: [(cell: UInt, version: UInt32)]) {

@@ -1,0 +1,37 @@
+import Glibc
+import X86
+
+/// `VZ_TRACE` in the environment: what a processor does, for whoever hunts a bug in it. A comma-separated list of
+/// `faults` (exceptions and interrupts with their addresses), `blocks` (each block as it is decoded), `exits` (why the run
+/// loop got the word); lines go to the standard error. `VZ_PERF_MAP=1` writes /tmp/perf-PID.map, in which `perf` finds the
+/// guest address of each translated block.
+enum ProcessorTrace {
+    static func attach(to core: X86Core, index: Int) {
+        let kinds = variable("VZ_TRACE").split(separator: ",")
+        func hex(_ value: UInt64) -> String { String(value, radix: 16) }
+        if kinds.contains("faults") {
+            core.trace = { [unowned core] vector, rip, error in
+                say("cpu \(index) exception \(vector) at \(hex(rip)) error \(hex(error)) cr2 \(hex(core.faultAddress)) cpl \(core.privilege)")
+            }
+        }
+        if kinds.contains("blocks") { core.traceBlock = { rip, gpa, count in say("cpu \(index) block \(hex(rip)) physical \(hex(gpa)) operations \(count)") } }
+        if kinds.contains("exits") { core.traceExit = { rip, reason in say("cpu \(index) exit \(reason) at \(hex(rip))") } }
+        if variable("VZ_PERF_MAP") == "1" { core.traceTranslation = PerfMap.shared.add }
+    }
+    private static func variable(_ name: String) -> String { getenv(name).map { String(cString: $0) } ?? "" }
+    private static func say(_ line: String) {
+        let bytes = Array((line + "\n").utf8)
+        _ = write(STDERR_FILENO, bytes, bytes.count)
+    }
+}
+
+/// perf's own format: start, size and name of each piece of code, a line each.
+private final class PerfMap: Sendable {
+    static let shared = PerfMap()
+    private let descriptor = open("/tmp/perf-\(getpid()).map", O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0o644)
+
+    func add(_ start: UInt, _ size: Int, _ rip: UInt64) {
+        let line = Array("\(String(start, radix: 16)) \(String(size, radix: 16)) guest_\(String(rip, radix: 16))\n".utf8)
+        _ = write(descriptor, line, line.count)
+    }
+}
