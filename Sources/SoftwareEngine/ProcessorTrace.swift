@@ -4,7 +4,8 @@ import X86
 /// `VZ_TRACE` in the environment: what a processor does, for whoever hunts a bug in it. A comma-separated list of
 /// `faults` (exceptions and interrupts with their addresses), `blocks` (each block as it is decoded), `exits` (why the run
 /// loop got the word); lines go to the standard error. `VZ_PERF_MAP=1` writes /tmp/perf-PID.map, in which `perf` finds the
-/// guest address of each translated block.
+/// guest address of each translated block. `VZ_LOCKSTEP=1` runs each translated block interpreted, too, and says what
+/// differs: with one processor only.
 enum ProcessorTrace {
     static func attach(to core: X86Core, index: Int) {
         let kinds = variable("VZ_TRACE").split(separator: ",")
@@ -16,6 +17,7 @@ enum ProcessorTrace {
         }
         if kinds.contains("blocks") { core.traceBlock = { rip, gpa, count in say("cpu \(index) block \(hex(rip)) physical \(hex(gpa)) operations \(count)") } }
         if kinds.contains("exits") { core.traceExit = { rip, reason in say("cpu \(index) exit \(reason) at \(hex(rip))") } }
+        if variable("VZ_LOCKSTEP") == "1" { core.runInLockStep { say("cpu \(index) \($0)") } }
         if variable("VZ_PERF_MAP") == "1" { core.traceTranslation = PerfMap.shared.add }
     }
     private static func variable(_ name: String) -> String { getenv(name).map { String(cString: $0) } ?? "" }

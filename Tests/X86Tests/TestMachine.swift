@@ -37,6 +37,19 @@ final class TestMachine: X86Environment {
     var taskPriority: UInt64 = 0
 }
 
+extension TestMachine {
+    /// Runs code until it halts, from a state with the given registers.
+    func run(_ code: [UInt8], registers: [Int: UInt64] = [:]) -> X86Exit {
+        for (n, byte) in code.enumerated() { (bytes + 0x100 + n).storeBytes(of: byte, as: UInt8.self) }
+        memory.noteDeviceWrite(TestMachine.base + 0x100, code.count)
+        var state = Self.flatState
+        for (n, value) in registers { state.gpr[n] = value }
+        state.rip = TestMachine.base + 0x100
+        core.architecturalState = state
+        return core.run()
+    }
+}
+
 /// A board with nothing on it.
 extension X86Environment {
     func portRead(_ port: UInt16, size: Int) -> UInt32 { 0xFFFF_FFFF }

@@ -187,7 +187,7 @@ extension X86Core {
         // A TLB may forget: that only the kernel's half stays when CR3 changes lets INVLPG forget large user pages.
         let global = translation.global && linear >> 47 != 0
         tlbEntry(s, linear).pointee = x86_tlb_entry(
-            tag_r: tag, tag_w: translation.writable && translation.dirty && !code ? tag : tag ^ 4096,
+            tag_r: tag, tag_w: translation.writable && translation.dirty && !code && lockStep?.isRecording != true ? tag : tag ^ 4096,
             host: UInt64(UInt(bitPattern: host)) & ~4095,
             gpa: translation.gpa & ~4095 | (global ? TLBBit.global : 0) | (translation.executable ? TLBBit.executable : 0))
         return host
@@ -215,6 +215,7 @@ extension X86Core {
     private func loadPart(_ op: Op, _ linear: UInt64, _ size: Int, _ access: Access) -> UInt64 {
         guard let (gpa, host) = fill(op, linear, access) else { return 0 }
         guard let host else {
+            lockStep?.noteOnce()
             return outside { environment.memoryRead(gpa, size: size) }
         }
         switch size {
@@ -239,6 +240,7 @@ extension X86Core {
     }
     private func storePart(_ op: Op, _ linear: UInt64, _ value: UInt64, _ size: Int) -> Bool {
         guard let (gpa, host) = fill(op, linear, .write) else { return false }
+        lockStep?.note(host, size)
         guard let host else {
             let mask = size >= 8 ? UInt64.max : (1 << UInt64(size * 8)) - 1
             outside { environment.memoryWrite(gpa, value & mask, size: size) }
@@ -255,9 +257,17 @@ extension X86Core {
         noteStore(op, gpa, size)
         return true
     }
-    /// When a store hit decoded code, the operation after it becomes the way out of its (now stale) block.
+    /// When a store hit the code that it belongs to, the operation after it becomes the way out of the (now stale) block.
     func noteStore(_ op: Op, _ gpa: UInt64, _ size: Int) {
-        if memory.noteWrite(gpa, size) { (op + 1).pointee.fn = leaveBlock }
+        guard memory.noteWrite(gpa, size) else { return }
+        lockStep?.noteOnce()
+        if op != systemOp, !isCurrent(blockStart(op)) { (op + 1).pointee.fn = leaveBlock }
+    }
+    /// The first operation of the block that an operation belongs to: before the instructions' own, which have lengths.
+    private func blockStart(_ op: Op) -> Op {
+        var start = op
+        while start.pointee.len > 0 { start -= 1 }
+        return state.pointee.mode == CodeSize.bits64.rawValue ? start : start + 1
     }
 }
 

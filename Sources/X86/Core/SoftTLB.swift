@@ -48,6 +48,7 @@ extension X86Core {
 
     /// Everything, global mappings too.
     func flushTLB() {
+        lockStep?.tablesAreStale = true
         clear(state.pointee.tlb_supervisor)
         clear(state.pointee.tlb_user)
         filledSupervisor.shrink(to: 0)
@@ -58,6 +59,7 @@ extension X86Core {
     }
     /// What a change of CR3 drops.
     func flushTLBButGlobal() {
+        lockStep?.tablesAreStale = true
         dropBaseCaches()
         let supervisor = state.pointee.tlb_supervisor
         var kept = 0
@@ -91,6 +93,7 @@ extension X86Core {
         _ = user ? filledUser.append(index) : filledSupervisor.append(index)
     }
     func invalidatePage(_ linear: UInt64) {
+        lockStep?.tablesAreStale = true
         // One INVLPG drops a large page whole, which may be many entries here. Kernels flush everything when they change
         // large pages of their own half.
         if linear >> 47 == 0, holdsLargeUserPages { return flushTLB() }

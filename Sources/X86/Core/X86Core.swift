@@ -29,6 +29,7 @@ package final class X86Core: @unchecked Sendable {  // see above
     var holdsLargeUserPages = false
     /// The instructions that the guest has. Before the first run.
     package var features = X86Features.host
+    var lockStep: LockStep?
     let scratchPage: UnsafeMutableRawPointer
     /// See `dropBaseCaches`.
     let nowhere = UInt64.random(in: 0 ... .max) & 0x3FFF_FFFF_FFFF_F000 | 1 << 63
@@ -112,6 +113,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         }
         setPending(Pending.unlink)
     }
+    /// See `Pending.lockStep`.
+    func holdBlocks() { cx_or32(pendingCell, Pending.lockStep) }
     private func serveUnlink() {
         cx_and32(pendingCell, ~Pending.unlink)
         let changed = changedPages.withLock { pages in
@@ -168,6 +171,13 @@ package final class X86Core: @unchecked Sendable {  // see above
             guard let first = knownBlock() ?? outside({ findBlock() }) else {
                 if let exit = leave() { return exit }
                 continue
+            }
+            if let lockStep {
+                lockStep.prepare(self)
+                if stepLocked(first, lockStep) {
+                    if s.pointee.exit_reason != ExitReason.next, let exit = leave() { return exit }
+                    continue
+                }
             }
             #if DEBUG
                 var op: Op? = first
@@ -309,7 +319,8 @@ package final class X86Core: @unchecked Sendable {  // see above
             untranslated: translations?.untranslated ?? 0)
         let one = (memory.versionCell(page), memory.version(page))
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: inPage)
-        if let first = builder.build(bytes, gpa: gpa, one: one, limit: stepping ? 1 : BlockCache.maximumOperations) {
+        let limit = lockStep == nil || s.pointee.mode != 2 ? BlockCache.maximumOperations : max(translatedExtent(bytes, gpa)?.count ?? BlockCache.maximumOperations, 1)
+        if let first = builder.build(bytes, gpa: gpa, one: one, limit: stepping ? 1 : limit) {
             traceBlock?(rip, gpa, blocks.lastCount)
             if !stepping {
                 blocks.insert(key, first)
