@@ -20,7 +20,7 @@ int main(void) {
 }
 C
 for options in -O0 -O1 -O2 "-O3 -march=x86-64-v3 -ffp-contract=off" "-O2 -flto" "-O2 -m32 -msse2 -mfpmath=sse" "-O2 -m32 -mno-sse"; do
-    echo "$options: $(gcc $options -o program program.c -lm && ./program) $(gcc $options -frandom-seed=1 -S -o - program.c | md5sum)"
+    echo "$options: $(gcc $options -o program program.c -lm && ./program) $(gcc $options -fno-lto -S -o - program.c | md5sum)"
 done
 
 echo "== sqlite"

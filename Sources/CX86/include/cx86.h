@@ -16,7 +16,7 @@ int ftruncate(int fd, long length);
 #include <time.h>
 #include <unistd.h>
 
-#define X86_TLB_SIZE 4096
+#define X86_TLB_SIZE 16384
 #define X86_JCACHE_SIZE 16384
 
 struct x86_cpu;
@@ -50,8 +50,8 @@ typedef struct x86_tlb_entry {
   uint64_t gpa;
 } x86_tlb_entry;
 
-/// One entry of a jump cache: the block at an address, found by the address's low bits. An empty entry's address is one
-/// that belongs elsewhere.
+/// One entry of a jump cache: the block at an address, found by the address's hash or in the entry beside that one. An empty
+/// entry's address is one that belongs elsewhere.
 typedef struct x86_jump {
   uint64_t rip;
   x86_op *_Nullable op;
@@ -98,7 +98,8 @@ typedef struct x86_cpu {
   uint64_t fault_error;
   uint64_t cr2;
   x86_op *_Nullable fault_op;
-  uint8_t fault_vector, fault_has_error, pad9[6];
+  uint8_t fault_vector, fault_has_error, pad9[2];
+  uint32_t return_offset; // translated code: where in its page the RET is that is on its way, and what it adds to RSP, times 4096
   uint64_t cr0, cr3, cr4, cr8, efer;
   uint64_t dr[8];
   x86_segment seg[6];
@@ -113,7 +114,8 @@ typedef struct x86_cpu {
   uint64_t t1_edge;      // the edge that an unlinked exit of translated code wants linked
   uint64_t t1_target;    // an indirect call's target while its return address is pushed
   uint64_t xcr0;
-  uint64_t pad10[2];
+  uint64_t host_stack;   // the host's stack pointer while translated code runs
+  uint64_t return_stack; // translated code's own stack, see ReturnStack.swift
   uint64_t tsc_base;     // the time stamp counter is CLOCK_MONOTONIC in nanoseconds less this
   uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
   x86_base_cache base_cache[2 * X86_BASE_CACHES]; // by guest register; RIP-relative, absolute, index only, FS or GS; by register with an index that advances
@@ -138,6 +140,7 @@ enum { X86_TLB_BYTES = X86_TLB_SIZE * sizeof(x86_tlb_entry), X86_JCACHE_BYTES = 
 enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offsetof(x86_cpu, fxarea), X86_SEGBASE_OFFSET = offsetof(x86_cpu, segbase), X86_XMM_OFFSET = offsetof(x86_cpu, xmm), X86_PENDING_OFFSET = offsetof(x86_cpu, pending), X86_SEGMENTS_OFFSET = offsetof(x86_cpu, seg), X86_RAW_FLAGS_OFFSET = offsetof(x86_cpu, raw_flags),
   X86_BLOCK_BASE_OFFSET = offsetof(x86_cpu, block_base), X86_T1_FLAGS_OFFSET = offsetof(x86_cpu, t1_flags), X86_T1_SAVE_OFFSET = offsetof(x86_cpu, t1_save),
   X86_FRES_OFFSET = offsetof(x86_cpu, fres), X86_FAUX_OFFSET = offsetof(x86_cpu, faux), X86_RIP_OFFSET = offsetof(x86_cpu, rip),
+  X86_HOST_STACK_OFFSET = offsetof(x86_cpu, host_stack), X86_RETURN_STACK_OFFSET = offsetof(x86_cpu, return_stack), X86_RETURN_OFFSET_OFFSET = offsetof(x86_cpu, return_offset), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache),
   X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge),
   X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
   X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked), X86_AVX_OFF_OFFSET = offsetof(x86_cpu, avx_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };

@@ -186,8 +186,11 @@ enum GPR {
     return one.pointee &+ two.pointee == header.pointee.extra
 }
 
+/// The entry of the jump cache that may hold the block at `rip`.
 @inline(__always) func jumpSlot(_ s: CPU, _ rip: UInt64) -> UnsafeMutablePointer<x86_jump> {
-    s.pointee.jcache + JumpHash.index(rip)
+    let index = JumpHash.index(rip)
+    let slot = s.pointee.jcache + index
+    return slot.pointee.rip == rip ? slot : s.pointee.jcache + (index ^ 1)
 }
 
 /// Goes to the block at `rip`: straight on when the jump cache knows it, else through the run loop.

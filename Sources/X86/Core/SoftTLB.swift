@@ -22,6 +22,7 @@ struct FilledEntries {
         count += 1
         return true
     }
+    var isNearlyFull: Bool { count + 2 > Self.capacity }
     subscript(_ n: Int) -> Int { Int(indices[n]) }
     mutating func keep(_ index: Int, at n: Int) { indices[n] = UInt16(truncatingIfNeeded: index) }
     mutating func shrink(to n: Int) { count = n }
@@ -42,17 +43,22 @@ extension X86Core {
         for n in 0..<2 * Int(X86_BASE_CACHES) { caches[n] = empty }
     }
 
-    private func clear(_ table: UnsafeMutablePointer<x86_tlb_entry>) {
-        for index in 0..<Int(X86_TLB_SIZE) { table[index] = Self.empty(index) }
+    private static func clear(_ table: UnsafeMutablePointer<x86_tlb_entry>, _ filled: inout FilledEntries) {
+        for n in 0..<filled.count { table[filled[n]] = empty(filled[n]) }
+        filled.shrink(to: 0)
+    }
+    /// Zeroes are empty entries: page 0 belongs to entry 0. That one has to be made.
+    func makeTables() {
+        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { table[0] = Self.empty(0) }
+        supervisorJumps.makeTable()
+        userJumps.makeTable()
     }
 
     /// Everything, global mappings too.
     func flushTLB() {
         lockStep?.tablesAreStale = true
-        clear(state.pointee.tlb_supervisor)
-        clear(state.pointee.tlb_user)
-        filledSupervisor.shrink(to: 0)
-        filledUser.shrink(to: 0)
+        Self.clear(state.pointee.tlb_supervisor, &filledSupervisor)
+        Self.clear(state.pointee.tlb_user, &filledUser)
         holdsLargeUserPages = false
         dropBaseCaches()
         newContext()
@@ -73,13 +79,13 @@ extension X86Core {
             }
         }
         filledSupervisor.shrink(to: kept)
-        let user = state.pointee.tlb_user
-        for n in 0..<filledUser.count { user[filledUser[n]] = Self.empty(filledUser[n]) }
-        filledUser.shrink(to: 0)
+        Self.clear(state.pointee.tlb_user, &filledUser)
         // Only the upper half keeps mappings, see `enter`.
         holdsLargeUserPages = false
         // Code that the kernel runs from global pages stays where it is.
-        if supervisorRunsPrivatePages { newContext() } else { userJumps.clear() }
+        if supervisorRunsPrivatePages { return newContext() }
+        userJumps.clear()
+        returns.forget(state, user: true)
     }
     func noteFill(_ linear: UInt64) {
         let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
@@ -88,8 +94,7 @@ extension X86Core {
         if known { return }
         // The list is full: start anew. A TLB may forget at any time.
         dropBaseCaches()
-        clear(user ? state.pointee.tlb_user : state.pointee.tlb_supervisor)
-        if user { filledUser.shrink(to: 0) } else { filledSupervisor.shrink(to: 0) }
+        if user { Self.clear(state.pointee.tlb_user, &filledUser) } else { Self.clear(state.pointee.tlb_supervisor, &filledSupervisor) }
         _ = user ? filledUser.append(index) : filledSupervisor.append(index)
     }
     func invalidatePage(_ linear: UInt64) {
@@ -100,14 +105,17 @@ extension X86Core {
         let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
         for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { table[index] = Self.empty(index) }
         dropBaseCaches()
-        if executedPages.mayContain(linear) { newContext() }
+        if executedPages.mayContain(linear) { forgetJumps(linear) }
     }
     func dropWriteTags(_ gpa: UInt64?) {
         dropBaseCaches()
-        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] {
-            for index in 0..<Int(X86_TLB_SIZE) where gpa == nil || table[index].gpa & ~4095 == gpa {
-                table[index].tag_w = Self.never(index)
-            }
+        Self.dropWriteTags(state.pointee.tlb_supervisor, filledSupervisor, gpa)
+        Self.dropWriteTags(state.pointee.tlb_user, filledUser, gpa)
+    }
+    private static func dropWriteTags(_ table: UnsafeMutablePointer<x86_tlb_entry>, _ filled: FilledEntries, _ gpa: UInt64?) {
+        for n in 0..<filled.count {
+            let index = filled[n]
+            if gpa == nil || table[index].gpa & ~4095 == gpa { table[index].tag_w = never(index) }
         }
     }
 
@@ -116,8 +124,20 @@ extension X86Core {
     func noteBlock(_ rip: UInt64, _ first: Op) {
         if state.pointee.cpl == 3 { userJumps.insert(rip, first) } else { supervisorJumps.insert(rip, first) }
     }
+    /// Empties the jump caches of a page.
+    private func forgetJumps(_ linear: UInt64) {
+        if state.pointee.mode != 2 { return newContext() }
+        userJumps.forget(linear)
+        supervisorJumps.forget(linear)
+        forgetReturns()
+    }
+    private func forgetReturns() {
+        returns.forget(state, user: false)
+        returns.forget(state, user: true)
+    }
     /// Empties both jump caches.
     func newContext() {
+        forgetReturns()
         supervisorJumps.clear()
         userJumps.clear()
         supervisorRunsPrivatePages = false
@@ -128,6 +148,7 @@ extension X86Core {
     func updateContext() {
         let s = state
         let base = s.pointee.mode == 2 ? 0 : segment(SegmentRegister.cs).pointee.base
+        returns.select(s, user: s.pointee.cpl == 3)
         if s.pointee.cpl == 3 {
             userJumps.setCode(mode: s.pointee.mode, base: base)
             s.pointee.jcache = userJumps.table
@@ -156,17 +177,41 @@ struct JumpTable {
     private var base: UInt64 = 0
 
     func deallocate() { filled.deallocate() }
+    func makeTable() { for index in 0..<2 { table[index] = Self.empty(index) } }
+    /// Puts the block where its address belongs, and what was there into the entry beside it.
     mutating func insert(_ rip: UInt64, _ first: Op) {
+        if filled.isNearlyFull { clear() }
         let index = JumpHash.index(rip)
-        if table[index].op == nil, !filled.append(index) {
-            clear()
-            _ = filled.append(index)
+        let old = table[index]
+        if old.op != nil, old.rip != rip {
+            if table[index ^ 1].op == nil { _ = filled.append(index ^ 1) }
+            table[index ^ 1] = old
+        } else {
+            if old.op == nil { _ = filled.append(index) }
+            if table[index ^ 1].rip == rip { table[index ^ 1].op = first }
         }
         table[index] = x86_jump(rip: rip, op: first)
     }
     mutating func clear() {
-        for n in 0..<filled.count { table[filled[n]] = x86_jump(rip: filled[n] == 0 ? 1 : 0, op: nil) }
+        for n in 0..<filled.count { table[filled[n]] = Self.empty(filled[n]) }
         filled.shrink(to: 0)
+    }
+    /// Address 0 belongs to the first two entries, address 1 does not.
+    private static func empty(_ index: Int) -> x86_jump { x86_jump(rip: index < 2 ? 1 : 0, op: nil) }
+    /// Empties the entries of the page of `linear`.
+    mutating func forget(_ linear: UInt64) {
+        if mode != 2 { return clear() }
+        var kept = 0
+        for n in 0..<filled.count {
+            let index = filled[n]
+            if (table[index].rip ^ linear) >> 12 == 0 {
+                table[index] = Self.empty(index)
+            } else {
+                filled.keep(index, at: kept)
+                kept += 1
+            }
+        }
+        filled.shrink(to: kept)
     }
     mutating func setCode(mode: UInt8, base: UInt64) {
         if mode == self.mode, base == self.base { return }

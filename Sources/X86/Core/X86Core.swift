@@ -36,6 +36,7 @@ package final class X86Core: @unchecked Sendable {  // see above
     var filledSupervisor = FilledEntries()
     var filledUser = FilledEntries()
     var executedPages = ExecutedPages()
+    var returns = ReturnStack()
     var supervisorJumps = JumpTable()
     var userJumps = JumpTable()
     /// In this context the kernel ran code from a page that is not global.
@@ -63,12 +64,11 @@ package final class X86Core: @unchecked Sendable {  // see above
         state.pointee.tlb_user = state.pointee.tlb_supervisor + Int(X86_TLB_SIZE)
         supervisorJumps.table = (bytes + Int(X86_JCACHE_TABLES)).assumingMemoryBound(to: x86_jump.self)
         userJumps.table = supervisorJumps.table + Int(X86_JCACHE_SIZE)
-        // Zero is an address of entry 0: not an empty one.
-        supervisorJumps.table[0].rip = 1
-        userJumps.table[0].rip = 1
+        makeTables()
         state.pointee.core = Unmanaged.passUnretained(self).toOpaque()
         reset()
         translations = TranslationCache(state: state)
+        returns.prepare(state, empty: translations?.returnWithoutCall ?? 0, unknown: translations?.returnToUnknown ?? 0)
         memory.register(self)
     }
     deinit {
@@ -79,6 +79,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         filledSupervisor.deallocate()
         filledUser.deallocate()
         executedPages.deallocate()
+        returns.deallocate()
         supervisorJumps.deallocate()
         userJumps.deallocate()
     }

@@ -135,6 +135,7 @@ import CX86
 }
 @inline(__always) func call64(_ op: Op, _ s: CPU) -> Next {
     guard push64(op, s, followingRIP(op, s)) else { return 0 }
+    noteCall(s)
     return branch(op, s)
 }
 @inline(__always) func ret64(_ op: Op, _ s: CPU) -> Next {
@@ -145,18 +146,21 @@ import CX86
     }
     guard isCanonical(target) else { return raise(op, s, Vector.generalProtection, 0) }
     setGPR(s, GPR.rsp, rsp &+ 8 &+ op.pointee.imm)
+    noteReturn(s)
     return jump(s, target)
 }
 @inline(__always) func callR64(_ op: Op, _ s: CPU) -> Next {
     let target: UInt64 = reg(s, op.pointee.rm)
     guard isCanonical(target) else { return raise(op, s, Vector.generalProtection, 0) }
     guard push64(op, s, followingRIP(op, s)) else { return 0 }
+    noteCall(s)
     return jump(s, target)
 }
 @inline(__always) func callM64(_ op: Op, _ s: CPU) -> Next {
     guard let target: UInt64 = load(op, s, address(op, s)) else { return 0 }
     guard isCanonical(target) else { return raise(op, s, Vector.generalProtection, 0) }
     guard push64(op, s, followingRIP(op, s)) else { return 0 }
+    noteCall(s)
     return jump(s, target)
 }
 @inline(__always) func jumpR64(_ op: Op, _ s: CPU) -> Next {

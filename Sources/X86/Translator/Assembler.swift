@@ -139,8 +139,8 @@ struct Assembler {
         UnsafeMutableRawPointer(end - 4).storeBytes(of: Int32(truncatingIfNeeded: cursor - end), as: Int32.self)
     }
     /// [rip + …] for an executable address: opcode FF with `group`, or LEA.
-    mutating func jumpThrough(_ address: Int) {
-        bytes(0xFF, 0x25)
+    mutating func jumpThrough(_ address: Int, isCall: Bool = false) {
+        bytes(0xFF, isCall ? 0x15 : 0x25)
         int32(Int32(truncatingIfNeeded: address - (here + 4)))
     }
     mutating func leaRIP(_ register: UInt8, _ address: Int) {

@@ -36,6 +36,14 @@ struct BlockTranslator {
         var lookUp: Int
         var slow: Int
     }
+    /// A branch's target is not where the jump cache has it first: maybe in the entry beside that one.
+    private struct Alternate {
+        var jump: UnsafeMutablePointer<UInt8>
+        var back: Int
+        /// What is done when it is not: the slow path of this number or the call's.
+        var slow: Int
+        var isCall: Bool
+    }
     private struct SlowPath {
         var jumps: [UnsafeMutablePointer<UInt8>]
         var line: Line
@@ -56,6 +64,9 @@ struct BlockTranslator {
     private var slow: [SlowPath] = []
     private var callMisses: [(jumps: [UnsafeMutablePointer<UInt8>], line: Line)] = []
     private var misses: [Miss] = []
+    private var fullStacks: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
+    private var landings: [UnsafeMutablePointer<UInt8>] = []
+    private var alternates: [Alternate] = []
     private var fallbacks: [Fallback] = []
     private var usesWindows = true
     /// Registers that the segment adds to, as loops do with what they go through an array by.
@@ -184,6 +195,8 @@ struct BlockTranslator {
         code.op(0xC7, reg: 0, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
         code.int32(0xFFFF)
         for n in Host.mapped { if let host = Host.register(n) { code.load(host, Host.home(n)) } }
+        code.store(4, Host.cell(Int(X86_HOST_STACK_OFFSET)))
+        code.load(4, Host.cell(Int(X86_RETURN_STACK_OFFSET)))
     }
     private mutating func checkVersion() {
         for (cell, version) in versions {
@@ -220,6 +233,21 @@ struct BlockTranslator {
             code.jump(to: miss.again)
         }
         misses = []
+        for alternate in alternates {
+            code.patch(alternate.jump)
+            code.bytes(0x41, 0x83, 0xF1, 0x10)  // xor r9d, 16
+            code.op(0x39, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: jumpTable))
+            code.jump(if: 4, to: alternate.back)
+            let missing = code.jump()
+            if alternate.isCall { callMisses[alternate.slow].jumps.append(missing) } else { slow[alternate.slow].jumps.append(missing) }
+        }
+        alternates = []
+        for landing in landings {
+            code.patch(landing)
+            code.op(0x01, reg: Host.scratch, .register(Host.address))  // add r11, r9
+            code.jump(to: cache.returnElsewhere)
+        }
+        landings = []
         for path in slow {
             for jump in path.jumps { code.patch(jump) }
             path.vectors.store(&code)
@@ -228,6 +256,14 @@ struct BlockTranslator {
         slow = []
         for miss in callMisses { finishCallMiss(miss.jumps, miss.line) }
         callMisses = []
+        for full in fullStacks {
+            code.patch(full.jump)
+            code.bytes(0x48, 0x81, 0xCC)  // or rsp, …
+            code.int32(Int32(ReturnStack.size - 1))
+            code.bytes(0x48, 0x83, 0xE4, 0xC0)  // and rsp, -64
+            code.jump(to: full.back)
+        }
+        fullStacks = []
         for conversion in conversions {
             code.patch(conversion.jump)
             code.leaRIP(Host.address, conversion.back)
@@ -386,7 +422,8 @@ struct BlockTranslator {
         if i.index < 0 { return (.memory(base: base, displacement: displacement), false) }
         return (.memory(base: base, index: host(i.index, Host.scratch), scale: i.scale, displacement: displacement), false)
     }
-    /// Which base cache an operand uses; nil for those with an index that wanders: they ask the TLB itself.
+    /// Which base cache an operand uses; nil for pointers and indices that wander: they ask the TLB itself. (Programs that
+    /// follow pointers change pages so often that finding out costs more than it saves: 40 % of the time in Python.)
     private func baseCache(_ i: Instruction) -> Int? {
         if i.segmentOverride >= 4 { return 19 }
         if i.isRIPRelative { return 16 }
@@ -394,7 +431,7 @@ struct BlockTranslator {
             if i.base < 0 { return 18 }
             return (advancing >> UInt16(i.index) | advancing >> UInt16(i.base)) & 1 != 0 ? 20 + Int(i.base) : nil
         }
-        return i.base < 0 ? 17 : Int(i.base)
+        return i.base < 0 ? 17 : (i.base == 4 ? 4 : nil)
     }
     private static func cell(_ baseCache: Int, write: Bool) -> Int {
         Int(X86_BASE_CACHE_OFFSET) + baseCache * MemoryLayout<x86_base_cache>.stride + (write ? 16 : 0)
@@ -417,11 +454,19 @@ struct BlockTranslator {
         code.op(0x03, reg: Host.address, Host.cell(cell + 8))
         return jumps
     }
-    private mutating func checkTable(size: Int, write: Bool) -> [UnsafeMutablePointer<UInt8>] {
-        code.bytes(0x45, 0x89, 0xD9, 0x41, 0xC1, 0xE9, 0x07)  // mov r9d, r11d; shr r9d, 7
+    /// The offset of the TLB's entry for r11 in r9. Returns where the table lies in the state.
+    private mutating func hashPage() -> Int32 {
+        if features.contains(.bmi2) {
+            code.bytes(0xC4, 0x43, 0x7B, 0xF0, 0xCB, 0x07)  // rorx r9d, r11d, 7
+        } else {
+            code.bytes(0x45, 0x89, 0xD9, 0x41, 0xC1, 0xE9, 0x07)  // mov r9d, r11d; shr r9d, 7
+        }
         code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
         code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
-        let table = Int32(X86_TLB_TABLES) + (bank > 0 ? Int32(X86_TLB_BYTES) : 0)
+        return Int32(X86_TLB_TABLES) + (bank > 0 ? Int32(X86_TLB_BYTES) : 0)
+    }
+    private mutating func checkTable(size: Int, write: Bool) -> [UnsafeMutablePointer<UInt8>] {
+        let table = hashPage()
         code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (write ? 8 : 0)))
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(4096 - size))
@@ -435,8 +480,20 @@ struct BlockTranslator {
         if let opening = use.opening {
             aboutToClobber(line)
             code.lea(Host.address, .memory(base: base, displacement: Int32(truncatingIfNeeded: opening.low)))
-            let number = bank + (base == Host.guestRSP ? 4 : Int(base))
+            let number = bank + 4
             var fallback = Fallback(jumps: [], line: current, flags: flags, vectors: vectors, checked: checked)
+            if base != Host.guestRSP {
+                let table = hashPage()
+                code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (opening.writes ? 8 : 0)))
+                code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
+                code.int32(Int32(4096 - opening.size))
+                fallback.jumps.append(code.jump(if: 7))
+                fallbacks.append(fallback)
+                code.op(0x03, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
+                code.op(0x2B, reg: Host.address, .register(base))
+                code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: -opening.low)))
+                code.store(Host.address, delta)
+            } else {
             let cell = Self.cell(number, write: opening.writes)
             let again = code.here
             code.move(Host.scratch, Host.address)
@@ -452,6 +509,7 @@ struct BlockTranslator {
             code.patch(found)
             code.load(Host.address, Host.cell(cell + 8))
             code.store(Host.address, delta)
+            }
         } else {
             if aligned { aboutToClobber(line) }
             code.load(Host.address, delta)
@@ -479,7 +537,7 @@ struct BlockTranslator {
         if usesWindows, let use = line.stack { return windowed(use, base: base, displacement: displacement, aligned: false, line) }
         aboutToClobber(line)
         code.lea(Host.address, .memory(base: base, displacement: Int32(displacement)))
-        slowPath(check(size: 8, write: write, cache: base == Host.guestRSP ? 4 : 5), line)
+        slowPath(check(size: 8, write: write, cache: base == Host.guestRSP ? 4 : nil), line)
         return Self.checked
     }
     private mutating func pushOperand(_ line: Line) -> HostOperand { stackOperand(line, base: Host.guestRSP, displacement: -8, write: true) }
@@ -711,16 +769,20 @@ struct BlockTranslator {
     }
 
     /// Goes on at an offset from the page's start.
-    private mutating func edge(_ line: Line, to offset: Int) {
+    private mutating func edge(_ line: Line, to offset: Int, isCall: Bool = false) {
         flushVectors()
         guard Self.inPage.contains(offset) else {
             flagsToMemory()
             code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
             code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
-            slowPath(dispatch(), line)
+            dispatch()
+        slowPath([], line)
             return
         }
-        if offset == Int(gpa & 4095), isFirstSegment, startFlags == .dead {
+        if isCall {
+            flagsToMemory()
+            pushReturn()
+        } else if offset == Int(gpa & 4095), isFirstSegment, startFlags == .dead {
             code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
             code.byte(0)
             code.jump(if: 4, to: body)
@@ -733,30 +795,56 @@ struct BlockTranslator {
             // Backward: the second target of the pair when somebody wants something.
             code.load(Host.address, Host.cell(Int(X86_POLL_OFFSET)))
             code.leaRIP(Host.scratch, slot)
-            code.op(0xFF, reg: 4, .memory(base: Host.scratch, index: Host.address, scale: 3), wide: false)
+            code.op(0xFF, reg: isCall ? 2 : 4, .memory(base: Host.scratch, index: Host.address, scale: 3), wide: false)
         } else {
-            code.jumpThrough(slot)
+            code.jumpThrough(slot, isCall: isCall)
         }
     }
 
-    /// To the block at the address in r11, through the jump cache; flags are in memory. The jumps taken on a miss.
+    // MARK: calls and returns, see ReturnStack
+
+    /// The running page, on the stack of returns. EFLAGS are lost.
+    private mutating func pushReturn() {
+        code.bytes(0xF7, 0xC4)  // test esp, …
+        code.int32(ReturnStack.room)
+        fullStacks.append((code.jump(if: 4), code.here))
+        code.op(0xFF, reg: 6, Host.cell(Int(X86_BLOCK_BASE_OFFSET)), wide: false)
+    }
+    /// Where a call returns: to the block behind it, if the return address in r11 says so.
+    private mutating func land(_ line: Line) {
+        let offset = following(line)
+        flags = .memory
+        code.pop(Host.scratch)
+        guard Self.inPage.contains(offset) else { return code.jump(to: cache.returnElsewhere) }
+        code.op(0x2B, reg: Host.address, .register(Host.scratch))
+        code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
+        code.int32(Int32(offset))
+        landings.append(code.jump(if: 5))
+        code.store(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        let slot = cache.makeSlot()
+        stubs.append((slot, .memory, offset))
+        code.jumpThrough(slot)
+    }
+
+    private var jumpTable: Int32 { Int32(X86_JCACHE_TABLES) + (bank > 0 ? Int32(X86_JCACHE_BYTES) : 0) }
+    /// To the block at the address in r11, through the jump cache; flags are in memory. The next slow path, or the next
+    /// call's, is taken on a miss.
     /// - Parameter commit: written between the last check and the jump.
-    private mutating func dispatch(_ commit: (inout Assembler) -> Void = { _ in }) -> [UnsafeMutablePointer<UInt8>] {
-        let table = Int32(X86_JCACHE_TABLES) + (bank > 0 ? Int32(X86_JCACHE_BYTES) : 0)
+    private mutating func dispatch(isCall: Bool = false, callMiss: Bool = false, _ commit: (inout Assembler) -> Void = { _ in }) {
         code.bytes(0x45, 0x69, 0xCB)  // imul r9d, r11d, …
         code.int32(Int32(bitPattern: JumpHash.factor))
         code.bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 4))  // shr r9d, …
         code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
         code.int32(Int32(X86_JCACHE_BYTES) - 16)
-        code.op(0x39, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table))
-        let jumps = [code.jump(if: 5)]
-        code.load(Host.scratch, .memory(base: Host.state, index: Host.scratch, displacement: table + 8))
+        code.op(0x39, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: jumpTable))
+        alternates.append(Alternate(jump: code.jump(if: 5), back: code.here, slow: callMiss ? callMisses.count : slow.count, isCall: callMiss))
+        if isCall { pushReturn() }
+        code.load(Host.scratch, .memory(base: Host.state, index: Host.scratch, displacement: jumpTable + 8))
         code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
         code.int32(-4096)
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         commit(&code)
-        code.op(0xFF, reg: 4, .memory(base: Host.scratch, displacement: 8), wide: false)
-        return jumps
+        code.op(0xFF, reg: isCall ? 2 : 4, .memory(base: Host.scratch, displacement: 8), wide: false)
     }
     private mutating func flagsToMemory() {
         if flags == .host {
@@ -771,13 +859,15 @@ struct BlockTranslator {
         let offset = target(line)
         guard !Self.inPage.contains(offset) else {
             code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
-            return edge(line, to: offset)
+            edge(line, to: offset, isCall: true)
+            return land(line)
         }
         flagsToMemory()
         code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
-        let jumps = dispatch { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
-        slowPath(jumps, line)
+        dispatch(isCall: true) { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
+        slowPath([], line)
+        land(line)
     }
     private mutating func ret(_ line: Line) {
         flushVectors()
@@ -785,8 +875,10 @@ struct BlockTranslator {
         flagsToMemory()
         code.load(Host.address, stackOperand(line, base: Host.guestRSP, displacement: 0, write: false))
         let drop = 8 + Int32(line.instruction.opcode == 0xC2 ? line.instruction.immediate & 0xFFFF : 0)
-        let jumps = dispatch { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: drop)) }
-        slowPath(jumps, line)
+        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: drop))
+        code.op(0xC7, reg: 0, Host.cell(Int(X86_RETURN_OFFSET_OFFSET)), wide: false)
+        code.int32(drop << 12 | Int32(line.offset & 4095))
+        code.byte(0xC3)
     }
     /// An indirect branch's target in r11.
     private mutating func loadTarget(_ line: Line) {
@@ -803,7 +895,8 @@ struct BlockTranslator {
         flushVectors()
         flagsToMemory()
         loadTarget(line)
-        slowPath(dispatch(), line)
+        dispatch()
+        slowPath([], line)
     }
     private mutating func callIndirect(_ line: Line) {
         flushVectors()
@@ -813,7 +906,9 @@ struct BlockTranslator {
         // The return address goes below the stack pointer, which moves only when the jump is sure.
         storeReturnAddress(line)
         code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
-        callMisses.append((dispatch { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }, line))
+        dispatch(isCall: true, callMiss: true) { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
+        callMisses.append(([], line))
+        land(line)
     }
     /// An indirect call whose target is not in the jump cache. The return address is written already, maybe over the
     /// operand, so the interpreter must not do it again, unless it has to raise the exception for the target.
@@ -825,6 +920,9 @@ struct BlockTranslator {
         code.op(0x39, reg: Host.address, .register(Host.scratch))
         let wrong = code.jump(if: 5)
         code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+        pushReturn()
+        code.leaRIP(Host.scratch, cache.returnToUnknown)
+        code.push(Host.scratch)
         code.jump(to: cache.exitToLoop)
         code.patch(wrong)
         leave(line.op, line.handler, .memory)

@@ -69,6 +69,10 @@ final class TranslationCache {
     private(set) var convertFlags = 0
     /// Called: clears the upper halves of all vector registers in the state. XMM0 is lost.
     private(set) var zeroUpper = 0
+    /// Where returns go that do not find their call, see ReturnStack: the target in r11, flags in memory.
+    private(set) var returnElsewhere = 0
+    private(set) var returnWithoutCall = 0
+    private(set) var returnToUnknown = 0
     /// By base cache, for reading and for writing.
     private(set) var lookUp: [(read: Int, write: Int)] = []
 
@@ -208,6 +212,7 @@ final class TranslationCache {
         code.op(0x03, reg: Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.jump(to: exitToLoop)
         makeConversion(&code)
+        makeReturns(&code)
         zeroUpper = code.here
         code.bytes(0x0F, 0x57, 0xC0)  // xorps xmm0, xmm0
         for n in 0..<16 { code.op(0x11, reg: 0, Host.cell(vectorOffset(n) + 16), wide: false, map: 1) }
@@ -235,7 +240,41 @@ final class TranslationCache {
     /// Guest registers to the state, the host's back from the stack. Changes no flags.
     private func spill(_ code: inout Assembler) {
         for n in Host.mapped { if let host = Host.register(n) { code.store(host, Host.home(n)) } }
+        code.store(4, Host.cell(Int(X86_RETURN_STACK_OFFSET)))
+        code.load(4, Host.cell(Int(X86_HOST_STACK_OFFSET)))
         for register in Host.calleeSaved.reversed() { code.pop(register) }
+    }
+    private func makeReturns(_ code: inout Assembler) {
+        returnToUnknown = code.here
+        code.lea(4, .memory(base: 4, displacement: 8))
+        returnElsewhere = code.here
+        code.bytes(0x45, 0x69, 0xCB)  // imul r9d, r11d, …
+        code.int32(Int32(bitPattern: JumpHash.factor))
+        code.bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 4))  // shr r9d, …
+        code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
+        code.int32(Int32(X86_JCACHE_BYTES) - 16)
+        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
+        code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
+        let first = code.jump(if: 4)
+        code.bytes(0x49, 0x83, 0xF1, 0x10)  // xor r9, 16
+        code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
+        let second = code.jump(if: 4)
+        code.move(Host.scratch, Host.address)
+        code.bytes(0x49, 0xC1, 0xE1, 0x10, 0x49, 0xC1, 0xF9, 0x10)  // shl r9, 16; sar r9, 16
+        code.op(0x39, reg: Host.address, .register(Host.scratch))
+        code.jump(if: 4, to: exitToLoop)
+        code.moveImmediate(Host.scratch, UInt64(unsafeBitCast(TranslatorHandlers.returnFault, to: UInt.self)))
+        code.jump(to: exitWithMemory.withHandler)
+        code.patch(first)
+        code.patch(second)
+        code.load(Host.scratch, .memory(base: Host.scratch, displacement: 8))
+        code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
+        code.int32(-4096)
+        code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.op(0xFF, reg: 4, .memory(base: Host.scratch, displacement: 8), wide: false)
+        returnWithoutCall = code.here
+        code.lea(4, .memory(base: 4, displacement: -8))
+        code.jump(to: returnElsewhere)
     }
     /// AX = LAHF's AH over SETO's AL, to fres and faux.
     private func tableLookup(_ code: inout Assembler) {

@@ -11,6 +11,11 @@ enum TranslatorHandlers {
     }
     /// In place of `count` where the block's start cannot be translated.
     static let skip: Handler = { op, s in next(op, s) }
+    /// A translated RET has taken an address from the stack that is none.
+    static let returnFault: Handler = { _, s in
+        setGPR(s, GPR.rsp, gpr(s, GPR.rsp) &- UInt64(s.pointee.return_offset >> 12))
+        return raiseAtReturn(s)
+    }
     /// An edge of translated code that is not linked.
     static let linkEdge: Handler = { op, s in
         let address = resolveEdge(s)
@@ -19,6 +24,11 @@ enum TranslatorHandlers {
     }
 }
 
+@inline(never) private func raiseAtReturn(_ s: CPU) -> Next {
+    let op = core(s).systemOp
+    op.pointee.off = UInt16(s.pointee.return_offset & 4095)
+    return raise(op, s, Vector.generalProtection, 0)
+}
 @inline(never) private func translateNow(_ op: Op, _ s: CPU) -> Next {
     outside { core(s).translate(op) }
     // Through the run loop, which finds the block anew: nothing is left on the stack.
