@@ -185,24 +185,27 @@ extension X86Core {
         return extent.map { (made, $0.undefined) }
     }
     /// How many instructions translated code runs before it leaves, and the flags that are undefined then; nil when one of
-    /// them has no plan. (The interpreter's blocks go on behind conditional jumps, but not in lock-step.)
+    /// them has no plan. (The interpreter's blocks may be longer, but not in lock-step.)
     func translatedExtent(_ bytes: UnsafeBufferPointer<UInt8>, _ gpa: UInt64) -> (count: Int, undefined: UInt64)? {
         var undefined: UInt64 = 0
+        var atExits: UInt64 = 0
         var offset = 0
+        var extent = TranslationExtent()
         for count in 1...BlockCache.maximumOperations {
-            guard offset < BlockCache.maximumBytes else { return (count - 1, undefined) }
+            guard offset < BlockCache.maximumBytes else { return (count - 1, undefined | atExits) }
             let rest = UnsafeBufferPointer(rebasing: bytes[min(offset, bytes.count)...])
             switch InstructionDecoder.decode(rest, code: .bits64) {
-            case .truncated: return count == 1 ? nil : (count - 1, undefined)
+            case .truncated: return count == 1 ? nil : (count - 1, undefined | atExits)
             case .invalid: return nil
             case .instruction(let i):
                 guard let plan = TranslationPlan.make(i, features) else { return nil }
                 if plan.definesFlags || plan.mergesFlags { undefined = plan.isExact(i) ? EFlags.af : EFlags.arithmetic }
-                if plan.endsBlock { return (count, undefined) }
+                if !extent.goesOn(behind: i, plan) { return (count, undefined | atExits) }
+                if plan.endsBlock { atExits |= undefined }
                 offset += i.length
             }
         }
-        return (BlockCache.maximumOperations, undefined)
+        return (BlockCache.maximumOperations, undefined | atExits)
     }
 }
 

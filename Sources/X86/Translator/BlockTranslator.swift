@@ -44,6 +44,12 @@ struct BlockTranslator {
         var slow: Int
         var isCall: Bool
     }
+    /// A conditional jump that the segment goes on behind is taken.
+    private struct SideExit {
+        var jump: UnsafeMutablePointer<UInt8>
+        var line: Line
+        var vectors: VectorRegisters
+    }
     private struct SlowPath {
         var jumps: [UnsafeMutablePointer<UInt8>]
         var line: Line
@@ -65,6 +71,7 @@ struct BlockTranslator {
     private var callMisses: [(jumps: [UnsafeMutablePointer<UInt8>], line: Line)] = []
     private var misses: [Miss] = []
     private var fullStacks: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
+    private var sideExits: [SideExit] = []
     private var landings: [UnsafeMutablePointer<UInt8>] = []
     private var alternates: [Alternate] = []
     private var fallbacks: [Fallback] = []
@@ -101,12 +108,13 @@ struct BlockTranslator {
         var run: [Line] = []
         var start = true
         var ended = false
+        var extent = TranslationExtent()
         while op.pointee.len > 0, !ended, cache.hasRoom(code) {
             let offset = Int(op.pointee.off)
             let rest = UnsafeBufferPointer(rebasing: bytes[min(offset - Int(gpa & 4095), bytes.count)...])
             if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i, features) {
                 run.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
-                ended = plan.endsBlock
+                ended = !extent.goesOn(behind: i, plan)
             } else {
                 segment(run, start: start, next: op)
                 run = []
@@ -225,6 +233,12 @@ struct BlockTranslator {
         code.jump(to: exit.withHandler)
     }
     private mutating func finishSlowPaths() {
+        for exit in sideExits {
+            code.patch(exit.jump)
+            (flags, vectors) = (.host, exit.vectors)
+            edge(exit.line, to: target(exit.line))
+        }
+        sideExits = []
         for miss in misses {
             code.patch(miss.jump)
             code.moveImmediate(Host.scratch, UInt64(4096 - miss.size))
@@ -759,6 +773,12 @@ struct BlockTranslator {
     private func following(_ line: Line) -> Int { line.offset + line.instruction.length }
 
     private mutating func conditional(_ line: Line) {
+        if current + 1 < lines.count {
+            // The segment goes on behind it.
+            needFlags(line)
+            sideExits.append(SideExit(jump: code.jump(if: line.instruction.opcode & 15), line: line, vectors: vectors))
+            return
+        }
         flushVectors()
         needFlags(line)
         let taken = code.jump(if: line.instruction.opcode & 15)

@@ -354,3 +354,16 @@ extension TranslationPlan {
         }
     }
 }
+
+/// How far the translator goes: over some conditional jumps forward, as compilers put the likely way straight on.
+struct TranslationExtent {
+    private var conditionals = 0
+    private static let largest = 4
+
+    mutating func goesOn(behind i: Instruction, _ plan: TranslationPlan) -> Bool {
+        guard plan.endsBlock else { return true }
+        guard plan.kind == .conditional, i.immediate > 0, conditionals < Self.largest else { return false }
+        conditionals += 1
+        return true
+    }
+}
