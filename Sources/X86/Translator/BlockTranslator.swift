@@ -62,6 +62,8 @@ struct BlockTranslator {
     private let first: Op
     private let gpa: UInt64
     private var code: Assembler
+    /// What runs seldom: exchanged with `code` while that is written.
+    private var cold: Assembler
     private var lines: [Line] = []
     private var flags = Flags.dead
     private var startFlags = Flags.dead
@@ -100,6 +102,7 @@ struct BlockTranslator {
         self.versions = versions
         bank = isUser ? Int(X86_BASE_CACHES) : 0
         code = cache.open()
+        cold = cache.openCold()
     }
 
     /// - Parameter bytes: the guest's code from the block's start to the end of its page.
@@ -109,7 +112,7 @@ struct BlockTranslator {
         var start = true
         var ended = false
         var extent = TranslationExtent()
-        while op.pointee.len > 0, !ended, cache.hasRoom(code) {
+        while op.pointee.len > 0, !ended, cache.hasRoom(code, cold: cold) {
             let offset = Int(op.pointee.off)
             let rest = UnsafeBufferPointer(rebasing: bytes[min(offset - Int(gpa & 4095), bytes.count)...])
             if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i, features) {
@@ -124,6 +127,7 @@ struct BlockTranslator {
         }
         segment(run, start: start, next: op, endsBlock: op.pointee.len == 0)
         cache.commit(code)
+        cache.commitCold(cold)
         if first.pointee.aux == 0 {
             first.pointee.aux = 2
             first.pointee.fn = TranslatorHandlers.skip
@@ -145,20 +149,15 @@ struct BlockTranslator {
             (lines[number].memory, lines[number].stack) = use
         }
         (vectors, checked) = (VectorRegisters(), .nothing)
-        let entry = code.here
-        enter()
-        var checkedEntry = 0
-        if start {
-            let over = code.jump()
-            checkedEntry = code.here
-            checkVersion()
-            code.patch(over)
-        }
+        let checkedEntry = code.here
+        if start { checkVersion() }
+        let afterCheck = code.here
         if startFlags == .host { restoreFlags(mayBeLazy: true) }
         body = code.here
         flags = startFlags
         usesWindows = true
         emitLines(from: 0, next: next, endsBlock: endsBlock)
+        swap(&code, &cold)
         usesWindows = false
         for fallback in fallbacks {
             for jump in fallback.jumps { code.patch(jump) }
@@ -173,6 +172,10 @@ struct BlockTranslator {
             code.jump(to: body)
         }
         finishSlowPaths()
+        let entry = code.here
+        enter()
+        code.jump(to: afterCheck)
+        swap(&code, &cold)
         if start {
             first.pointee.imm = UInt64(checkedEntry)
             first.pointee.disp = Int64(flagsEntry)

@@ -53,8 +53,12 @@ final class TranslationCache {
     private let writable: UnsafeMutableRawPointer
     private let executable: UnsafeMutableRawPointer
     private let flagTable: UnsafeMutablePointer<UInt64>
+    /// Ends of what runs mostly and of what runs seldom, which fills the second half: apart, so that the host's instruction
+    /// cache holds the former only.
     private var used = 0
+    private var coldUsed = coldStart
     private var start = 0
+    private static let coldStart = (slotBytes + size) / 2
     private var slots = 0
     private(set) var edges: [Edge] = []
     /// Linked edges by the page that both ends lie in.
@@ -101,11 +105,14 @@ final class TranslationCache {
     }
 
     /// Memory in use.
-    var bytes: Int { used - Self.slotBytes + slots * 16 }
-    var isFull: Bool { used + Self.reserve > Self.size || slots + 4096 > Self.slotBytes / 16 }
+    var bytes: Int { used - Self.slotBytes + coldUsed - Self.coldStart + slots * 16 }
+    var isFull: Bool {
+        used + Self.reserve > Self.coldStart || coldUsed + Self.reserve > Self.size || slots + 4096 > Self.slotBytes / 16
+    }
 
     func flush() {
         used = start
+        coldUsed = Self.coldStart
         slots = 0
         // Shared code lies in the first page behind the slots.
         cx_discard(writable, UInt(Self.slotBytes), 1)
@@ -122,9 +129,16 @@ final class TranslationCache {
     func open() -> Assembler {
         Assembler(at: (writable + used).assumingMemoryBound(to: UInt8.self), toExecutable: executable - writable)
     }
-    func commit(_ code: Assembler) { used = (UnsafeMutableRawPointer(code.cursor) - writable + 15) & ~15 }
-    /// Whether a block may go on being written at `code`.
-    func hasRoom(_ code: Assembler) -> Bool { UnsafeMutableRawPointer(code.cursor) - writable < Self.size - 8192 }
+    func commit(_ code: Assembler) { used = end(code) }
+    func openCold() -> Assembler {
+        Assembler(at: (writable + coldUsed).assumingMemoryBound(to: UInt8.self), toExecutable: executable - writable)
+    }
+    func commitCold(_ code: Assembler) { coldUsed = end(code) }
+    private func end(_ code: Assembler) -> Int { (UnsafeMutableRawPointer(code.cursor) - writable + 15) & ~15 }
+    /// Whether a block may go on being written.
+    func hasRoom(_ code: Assembler, cold: Assembler) -> Bool {
+        UnsafeMutableRawPointer(code.cursor) - writable < Self.coldStart - 8192 && UnsafeMutableRawPointer(cold.cursor) - writable < Self.size - 16384
+    }
 
     // MARK: edges
 
@@ -144,11 +158,11 @@ final class TranslationCache {
     }
     /// Code that goes on in the interpreter at `first`, for edges to blocks that do not start with translated code.
     func makeWayOut(_ first: UnsafeMutablePointer<x86_op>, _ kind: EdgeKind) -> Int {
-        var code = open()
+        var code = openCold()
         let address = code.here
         code.moveImmediate(Host.address, UInt64(UInt(bitPattern: first)))
         code.jump(to: (kind == .flags ? exitWithFlags : exitWithMemory).loadingHandler)
-        commit(code)
+        commitCold(code)
         return address
     }
     func link(_ edge: Int, to target: Int, page: Int) {
