@@ -240,6 +240,16 @@ static uint64_t pipe_pong(int scale) {
     for (int i = 0; i < 2; i++) { close(a[i]); close(b[i]); }
     return 0;
 }
+static uint64_t rewrite(int scale) { // code that is rewritten before each call
+    unsigned char *code = mmap(0, 4096, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    uint64_t sum = 0;
+    for (int i = 0; i < 10000 * scale; i++) {
+        code[0] = 0xB8; memcpy(code + 1, &i, 4); code[5] = 0xC3; // mov eax, i; ret
+        sum += ((int (*)(void))code)();
+    }
+    munmap(code, 4096);
+    return sum;
+}
 static uint64_t page_faults(int scale) {
     for (int i = 0; i < scale; i++) {
         char *p = mmap(0, 4 << 20, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
@@ -253,7 +263,7 @@ static uint64_t page_faults(int scale) {
 static const struct { const char *name; uint64_t (*run)(int); } kernels[] = {
     {"list-matrix-state", list_matrix_state}, {"sieve", sieve}, {"calls", calls}, {"bytecode", bytecode}, {"indirect", indirect},
     {"sha256", sha256}, {"gzip", gzip}, {"copy", copy}, {"memory", memory}, {"matrix", matrix}, {"scalar-double", scalar_double},
-    {"x87", x87}, {"sse2", sse2}, {"getppid", getppid_loop}, {"fork-exec", fork_exec}, {"pipe", pipe_pong}, {"page-faults", page_faults},
+    {"x87", x87}, {"sse2", sse2}, {"getppid", getppid_loop}, {"fork-exec", fork_exec}, {"pipe", pipe_pong}, {"page-faults", page_faults}, {"rewrite", rewrite},
 };
 
 int main(int argc, char **argv) {

@@ -3,7 +3,7 @@ import X86
 
 /// `VZ_TRACE` in the environment: what a processor does, for whoever hunts a bug in it. A comma-separated list of
 /// `faults` (exceptions and interrupts with their addresses), `blocks` (each block as it is decoded), `exits` (why the run
-/// loop got the word); lines go to the standard error. `VZ_PERF_MAP=1` writes /tmp/perf-PID.map, in which `perf` finds the
+/// loop got the word), `code` (each translated block with its host code, for Scripts/show-code); lines go to the standard error. `VZ_PERF_MAP=1` writes /tmp/perf-PID.map, in which `perf` finds the
 /// guest address of each translated block. `VZ_LOCKSTEP=1` runs each translated block interpreted, too, and says what
 /// differs: with one processor only.
 enum ProcessorTrace {
@@ -17,6 +17,13 @@ enum ProcessorTrace {
         }
         if kinds.contains("blocks") { core.traceBlock = { rip, gpa, count in say("cpu \(index) block \(hex(rip)) physical \(hex(gpa)) operations \(count)") } }
         if kinds.contains("exits") { core.traceExit = { rip, reason in say("cpu \(index) exit \(reason) at \(hex(rip))") } }
+        if kinds.contains("code") {
+            core.traceTranslation = { start, size, rip in
+                // SAFETY: the block's code, just written.
+                let bytes = UnsafeRawBufferPointer(start: UnsafeRawPointer(bitPattern: start), count: size)
+                say("cpu \(index) code \(hex(rip)) at \(hex(UInt64(start))) \(bytes.map { hex(UInt64($0) + 256).dropFirst() }.joined())")
+            }
+        }
         if variable("VZ_LOCKSTEP") == "1" { core.runInLockStep { say("cpu \(index) \($0)") } }
         if variable("VZ_PERF_MAP") == "1" { core.traceTranslation = PerfMap.shared.add }
     }

@@ -90,23 +90,34 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
         return (UInt64.max >> (63 - last)) & (UInt64.max << first)
     }
 
-    /// Marks bytes of one page as decoded by `core`. Returns once no other core can write the page unnoticed.
-    func markCode(_ page: Int, _ gpa: UInt64, _ count: Int, by core: X86Core) {
+    /// Marks bytes of one page as decoded by `core`. Returns once no other core can write the page unnoticed, with the page's
+    /// version from now on.
+    func markCode(_ page: Int, _ gpa: UInt64, _ count: Int, by core: X86Core) -> UInt32 {
         let mask = Self.mask(gpa, count)
-        let before = granules[page].bitwiseOr(mask, ordering: .sequentiallyConsistent).oldValue
-        if before == 0 {
-            core.dropWriteTags(gpa & ~4095)
-            let others = allCores.filter { $0 !== core }
-            for other in others { other.requestWriteTagFlush(from: core) }
+        while true {
+            let before = granules[page].bitwiseOr(mask, ordering: .sequentiallyConsistent).oldValue
+            if before == 0 {
+                core.dropWriteTags(gpa & ~4095)
+                let others = allCores.filter { $0 !== core }
+                for other in others { other.requestWriteTagFlush(from: core) }
+            }
+            let version = versions[page].load(ordering: .sequentiallyConsistent)
+            // A write that took the marks away before we read the version changed it unnoticed.
+            if granules[page].load(ordering: .sequentiallyConsistent) & mask == mask { return version }
         }
     }
+
+    private static let often: UInt32 = 8
 
     /// To be called for every write to RAM that does not go through a write tag. True when it hit decoded code.
     @discardableResult @inline(__always) func noteWrite(_ gpa: UInt64, _ count: Int) -> Bool {
         guard let page = page(gpa) else { return false }
         let marked = granules[page].load(ordering: .sequentiallyConsistent)
         if marked == 0 || marked & Self.mask(gpa, count) == 0 { return false }
-        granules[page].store(0, ordering: .sequentiallyConsistent)
+        // Code that is rewritten time and again keeps its other marks, and with them its place among the pages whose writes
+        // are looked at: taking that and giving it back costs more than the write.
+        let kept = versions[page].load(ordering: .relaxed) < Self.often ? 0 : ~Self.mask(gpa, count)
+        granules[page].bitwiseAnd(kept, ordering: .sequentiallyConsistent)
         versions[page].add(1, ordering: .sequentiallyConsistent)
         codeChanged(page)
         return true

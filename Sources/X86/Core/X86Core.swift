@@ -313,12 +313,12 @@ package final class X86Core: @unchecked Sendable {  // see above
         }
         let inPage = 4096 - Int(gpa & 4095)
         // Mark before reading, so that a write in between is seen.
-        memory.markCode(page, gpa, min(inPage, BlockCache.maximumBytes), by: self)
+        let version = memory.markCode(page, gpa, min(inPage, BlockCache.maximumBytes), by: self)
         if blocks.isFull || translations?.isFull == true { flushBlocks() }
         var builder = BlockBuilder(
             cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, features: features, threshold: translations == nil ? 0 : translationThreshold,
             untranslated: translations?.untranslated ?? 0)
-        let one = (memory.versionCell(page), memory.version(page))
+        let one = (memory.versionCell(page), version)
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: inPage)
         let limit = lockStep == nil || s.pointee.mode != 2 ? BlockCache.maximumOperations : max(translatedExtent(bytes, gpa)?.count ?? BlockCache.maximumOperations, 1)
         if let first = builder.build(bytes, gpa: gpa, one: one, limit: stepping ? 1 : limit) {
@@ -351,8 +351,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             s.pointee.exit_reason = ExitReason.internalError
             return nil
         }
-        memory.markCode(page, gpa, 16, by: self)
-        let two = (memory.versionCell(page), memory.version(page))
+        let two = (memory.versionCell(page), memory.markCode(page, gpa, 16, by: self))
         copy += UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 15)
         var builder = BlockBuilder(
             cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, features: features, threshold: translations == nil ? 0 : translationThreshold,

@@ -1,0 +1,307 @@
+import CX86
+
+/// Translates one block of 64-bit code: each run of instructions that have a plan becomes a segment of host code, which
+/// takes the place of its first operation's handler. Whatever a segment cannot do (a TLB miss, an instruction without a
+/// plan, an exit that is not linked) it leaves to the interpreter at exactly that operation, with all state in its place.
+///
+/// In a segment the guest's registers are the host's of the same number, but RSP in R8 and R8–R11 in memory; arithmetic
+/// flags are the host's. Flags that nobody can read any more may be lost: an exception's image then shows others.
+struct BlockTranslator {
+    struct Line {
+        var op: Op
+        var handler: UInt
+        var instruction: Instruction
+        var plan: TranslationPlan
+        var offset: Int
+        var liveAfter = true
+        var memory: AccessWindow.Use?
+        var stack: AccessWindow.Use?
+    }
+    /// What the segment knows of the floating-point unit: that x87 and SSE may be used, and AVX.
+    enum Checked { case nothing, vectors, avx }
+    enum Flags { case dead, host, memory }
+    /// A window's range was not all in one page: the rest of the segment without windows, from this line on.
+    struct Fallback {
+        var jumps: [UnsafeMutablePointer<UInt8>]
+        var line: Int
+        var flags: Flags
+        var vectors: VectorRegisters
+        var checked: Checked
+    }
+    /// A base cache holds another page: looked up out of line. `slow` is the slow path for when that fails.
+    struct Miss {
+        var jump: UnsafeMutablePointer<UInt8>
+        var again: Int
+        var size: Int
+        var lookUp: Int
+        var slow: Int
+    }
+    /// A branch's target is not where the jump cache has it first: maybe in the entry beside that one.
+    struct Alternate {
+        var jump: UnsafeMutablePointer<UInt8>
+        var back: Int
+        /// What is done when it is not: the slow path of this number or the call's.
+        var slow: Int
+        var isCall: Bool
+    }
+    /// A conditional jump that the segment goes on behind is taken.
+    struct SideExit {
+        var jump: UnsafeMutablePointer<UInt8>
+        var line: Line
+        var vectors: VectorRegisters
+    }
+    struct SlowPath {
+        var jumps: [UnsafeMutablePointer<UInt8>]
+        var line: Line
+        var flags: Flags
+        var vectors: VectorRegisters
+    }
+
+    let cache: TranslationCache
+    let features: X86Features
+    let first: Op
+    let gpa: UInt64
+    var code: Assembler
+    /// What runs seldom: exchanged with `code` while that is written.
+    var cold: Assembler
+    var lines: [Line] = []
+    var flags = Flags.dead
+    var startFlags = Flags.dead
+    var vectors = VectorRegisters()
+    var checked = Checked.nothing
+    var slow: [SlowPath] = []
+    var callMisses: [(jumps: [UnsafeMutablePointer<UInt8>], line: Line)] = []
+    var misses: [Miss] = []
+    var fullStacks: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
+    var sideExits: [SideExit] = []
+    var landings: [UnsafeMutablePointer<UInt8>] = []
+    var alternates: [Alternate] = []
+    var fallbacks: [Fallback] = []
+    var usesWindows = true
+    /// Registers that the segment adds to, as loops do with what they go through an array by.
+    var advancing: UInt16 = 0
+    var current = 0
+    var conversions: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
+    var stubs: [(slot: Int, kind: TranslationCache.EdgeKind, target: Int)] = []
+    var staleJumps: [UnsafeMutablePointer<UInt8>] = []
+    var loopExits: [UnsafeMutablePointer<UInt8>] = []
+    var body = 0
+    var isFirstSegment = false
+    var segmentHead: Op?
+    /// Version cells of the pages the block was decoded from, with the versions it was decoded at.
+    let versions: [(cell: UInt, version: UInt32)]
+
+    /// The first base cache of the privilege that runs this block.
+    let bank: Int
+
+    init(cache: TranslationCache, features: X86Features, first: Op, gpa: UInt64, isUser: Bool, versions: [(cell: UInt, version: UInt32)]) {
+        self.cache = cache
+        self.features = features
+        self.first = first
+        self.gpa = gpa
+        self.versions = versions
+        bank = isUser ? Int(X86_BASE_CACHES) : 0
+        code = cache.open()
+        cold = cache.openCold()
+    }
+
+    /// - Parameter bytes: the guest's code from the block's start to the end of its page.
+    mutating func translate(_ bytes: UnsafeBufferPointer<UInt8>) {
+        var op = first + 1
+        var run: [Line] = []
+        var start = true
+        var ended = false
+        var extent = TranslationExtent()
+        while op.pointee.len > 0, !ended, cache.hasRoom(code, cold: cold) {
+            let offset = Int(op.pointee.off)
+            let rest = UnsafeBufferPointer(rebasing: bytes[min(offset - Int(gpa & 4095), bytes.count)...])
+            if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i, features) {
+                run.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
+                ended = !extent.goesOn(behind: i, plan)
+            } else {
+                segment(run, start: start, next: op)
+                run = []
+                start = false
+            }
+            op += 1
+        }
+        segment(run, start: start, next: op, endsBlock: op.pointee.len == 0)
+        cache.commit(code)
+        cache.commitCold(cold)
+        if first.pointee.aux == 0 {
+            first.pointee.aux = 2
+            first.pointee.fn = TranslatorHandlers.skip
+        }
+    }
+    static func handler(_ op: Op) -> UInt { unsafeBitCast(op.pointee.fn, to: UInt.self) }
+
+    // MARK: one segment
+
+    /// - Parameter next: the operation after the last one.
+    mutating func segment(_ run: [Line], start: Bool, next: Op, endsBlock: Bool = false) {
+        guard let head = run.first, start || run.count >= 3 || run.last?.plan.endsBlock == true else { return }
+        lines = run
+        segmentHead = head.op
+        isFirstSegment = start
+        analyseFlags()
+        advancing = lines.reduce(0) { $0 | $1.plan.advances($1.instruction) }
+        for (number, use) in AccessWindow.plan(lines.map { ($0.instruction, $0.plan) }).enumerated() {
+            (lines[number].memory, lines[number].stack) = use
+        }
+        (vectors, checked) = (VectorRegisters(), .nothing)
+        let checkedEntry = code.here
+        if start { checkVersion() }
+        let afterCheck = code.here
+        if startFlags == .host { restoreFlags(mayBeLazy: true) }
+        body = code.here
+        flags = startFlags
+        usesWindows = true
+        emitLines(from: 0, next: next, endsBlock: endsBlock)
+        swap(&code, &cold)
+        usesWindows = false
+        for fallback in fallbacks {
+            for jump in fallback.jumps { code.patch(jump) }
+            (flags, vectors, checked) = (fallback.flags, fallback.vectors, fallback.checked)
+            emitLines(from: fallback.line, next: next, endsBlock: endsBlock)
+        }
+        fallbacks = []
+        var flagsEntry = body
+        if start, startFlags == .memory {
+            flagsEntry = code.here
+            saveFlags()
+            code.jump(to: body)
+        }
+        finishSlowPaths()
+        let entry = code.here
+        enter()
+        code.jump(to: afterCheck)
+        swap(&code, &cold)
+        if start {
+            first.pointee.imm = UInt64(checkedEntry)
+            first.pointee.disp = Int64(flagsEntry)
+            first.pointee.aux = 1
+            first.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
+        } else {
+            head.op.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
+        }
+    }
+
+    mutating func emitLines(from start: Int, next: Op, endsBlock: Bool) {
+        for number in start..<lines.count {
+            current = number
+            emit(lines[number])
+        }
+        guard let last = lines.last, !last.plan.endsBlock else { return }
+        guard endsBlock else { return leaveTo(next) }
+        // On to what follows the block; the interpreter's last operation stands for the way there.
+        var end = last
+        (end.op, end.handler, end.offset) = (next, Self.handler(next), Int(next.pointee.off))
+        edge(end, to: end.offset)
+    }
+
+    /// From the interpreter: the host's registers to its stack, the guest's from the state.
+    mutating func enter() {
+        for register in Host.calleeSaved { code.push(register) }
+        code.move(Host.state, Host.rsi)
+        code.op(0xC7, reg: 0, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
+        code.int32(0xFFFF)
+        for n in Host.mapped { if let host = Host.register(n) { code.load(host, Host.home(n)) } }
+        code.store(4, Host.cell(Int(X86_HOST_STACK_OFFSET)))
+        code.load(4, Host.cell(Int(X86_RETURN_STACK_OFFSET)))
+    }
+    mutating func checkVersion() {
+        for (cell, version) in versions {
+            code.moveImmediate(Host.address, UInt64(cell))
+            code.op(0x81, reg: 7, .memory(base: Host.address), wide: false)
+            code.int32(Int32(bitPattern: version))
+            staleJumps.append(code.jump(if: 5))
+        }
+        code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
+        code.byte(0)
+        staleJumps.append(code.jump(if: 5))
+    }
+    /// To the interpreter at `op`.
+    mutating func leaveTo(_ op: Op) {
+        vectors.store(&code)
+        leave(op, Self.handler(op), flags)
+    }
+    mutating func leave(_ op: Op, _ handler: UInt, _ flags: Flags) {
+        let exit = flags == .host ? cache.exitWithFlags : (flags == .memory ? cache.exitWithMemory : cache.exitWithout)
+        code.moveImmediate(Host.address, UInt64(UInt(bitPattern: op)))
+        // Only a segment's first operation has another handler than the interpreter's.
+        if op != first, op != segmentHead, handler == Self.handler(op) {
+            return code.jump(to: exit.loadingHandler)
+        }
+        code.moveImmediate(Host.scratch, UInt64(handler))
+        code.jump(to: exit.withHandler)
+    }
+    mutating func finishSlowPaths() {
+        for exit in sideExits {
+            code.patch(exit.jump)
+            (flags, vectors) = (.host, exit.vectors)
+            edge(exit.line, to: target(exit.line))
+        }
+        sideExits = []
+        for miss in misses {
+            code.patch(miss.jump)
+            code.moveImmediate(Host.scratch, UInt64(4096 - miss.size))
+            code.call(miss.lookUp)
+            slow[miss.slow].jumps.append(code.jump(if: 7))
+            code.jump(to: miss.again)
+        }
+        misses = []
+        for alternate in alternates {
+            code.patch(alternate.jump)
+            code.bytes(0x41, 0x83, 0xF1, 0x10)  // xor r9d, 16
+            code.op(0x39, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: jumpTable))
+            code.jump(if: 4, to: alternate.back)
+            let missing = code.jump()
+            if alternate.isCall { callMisses[alternate.slow].jumps.append(missing) } else { slow[alternate.slow].jumps.append(missing) }
+        }
+        alternates = []
+        for landing in landings {
+            code.patch(landing)
+            code.op(0x01, reg: Host.scratch, .register(Host.address))  // add r11, r9
+            code.jump(to: cache.returnElsewhere)
+        }
+        landings = []
+        for path in slow {
+            for jump in path.jumps { code.patch(jump) }
+            path.vectors.store(&code)
+            leave(path.line.op, path.line.handler, path.flags)
+        }
+        slow = []
+        for miss in callMisses { finishCallMiss(miss.jumps, miss.line) }
+        callMisses = []
+        for full in fullStacks {
+            code.patch(full.jump)
+            code.bytes(0x48, 0x81, 0xCC)  // or rsp, …
+            code.int32(Int32(ReturnStack.size - 1))
+            code.bytes(0x48, 0x83, 0xE4, 0xC0)  // and rsp, -64
+            code.jump(to: full.back)
+        }
+        fullStacks = []
+        for conversion in conversions {
+            code.patch(conversion.jump)
+            code.leaRIP(Host.address, conversion.back)
+            code.jump(to: cache.convertFlags)
+        }
+        conversions = []
+        for stub in stubs {
+            let address = code.here
+            let edge = cache.makeEdge(slot: stub.slot, kind: stub.kind, stub: address)
+            code.moveImmediate(Host.address, UInt64(stub.target) << 32 | UInt64(edge))
+            code.store(Host.address, Host.cell(Int(X86_T1_EDGE_OFFSET)))
+            leave(first, unsafeBitCast(TranslatorHandlers.linkEdge, to: UInt.self), stub.kind == .flags ? .host : .memory)
+        }
+        stubs = []
+        if !staleJumps.isEmpty || !loopExits.isEmpty {
+            for jump in staleJumps + loopExits { code.patch(jump) }
+            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(gpa & 4095)))
+            code.jump(to: cache.exitToLoop)
+            staleJumps = []
+            loopExits = []
+        }
+    }
+}

@@ -1,0 +1,185 @@
+import CX86
+
+// How a segment ends: edges within the page, jumps through the jump cache, calls and returns.
+extension BlockTranslator {
+    /// Where a block can start that needs no look at the next page.
+    static let inPage = 0..<4096 - 14
+    func target(_ line: Line) -> Int { line.offset + line.instruction.length + Int(line.instruction.immediate) }
+    func following(_ line: Line) -> Int { line.offset + line.instruction.length }
+
+    mutating func conditional(_ line: Line) {
+        if current + 1 < lines.count {
+            // The segment goes on behind it.
+            needFlags(line)
+            sideExits.append(SideExit(jump: code.jump(if: line.instruction.opcode & 15), line: line, vectors: vectors))
+            return
+        }
+        flushVectors()
+        needFlags(line)
+        let taken = code.jump(if: line.instruction.opcode & 15)
+        edge(line, to: following(line))
+        flags = .host
+        code.patch(taken)
+        edge(line, to: target(line))
+    }
+
+    /// Goes on at an offset from the page's start.
+    mutating func edge(_ line: Line, to offset: Int, isCall: Bool = false) {
+        flushVectors()
+        guard Self.inPage.contains(offset) else {
+            flagsToMemory()
+            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
+            dispatch()
+        slowPath([], line)
+            return
+        }
+        if isCall {
+            flagsToMemory()
+            pushReturn()
+        } else if offset == Int(gpa & 4095), isFirstSegment, startFlags == .dead {
+            code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
+            code.byte(0)
+            code.jump(if: 4, to: body)
+            loopExits.append(code.jump())
+            return
+        }
+        let slot = cache.makeSlot()
+        stubs.append((slot, flags == .host ? .flags : .memory, offset))
+        if offset <= line.offset {
+            // Backward: the second target of the pair when somebody wants something.
+            code.load(Host.address, Host.cell(Int(X86_POLL_OFFSET)))
+            code.leaRIP(Host.scratch, slot)
+            code.op(0xFF, reg: isCall ? 2 : 4, .memory(base: Host.scratch, index: Host.address, scale: 3), wide: false)
+        } else {
+            code.jumpThrough(slot, isCall: isCall)
+        }
+    }
+
+    // MARK: calls and returns, see ReturnStack
+
+    /// The running page, on the stack of returns. EFLAGS are lost.
+    mutating func pushReturn() {
+        code.bytes(0xF7, 0xC4)  // test esp, …
+        code.int32(ReturnStack.room)
+        fullStacks.append((code.jump(if: 4), code.here))
+        code.op(0xFF, reg: 6, Host.cell(Int(X86_BLOCK_BASE_OFFSET)), wide: false)
+    }
+    /// Where a call returns: to the block behind it, if the return address in r11 says so.
+    mutating func land(_ line: Line) {
+        let offset = following(line)
+        flags = .memory
+        code.pop(Host.scratch)
+        guard Self.inPage.contains(offset) else { return code.jump(to: cache.returnElsewhere) }
+        code.op(0x2B, reg: Host.address, .register(Host.scratch))
+        code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
+        code.int32(Int32(offset))
+        landings.append(code.jump(if: 5))
+        code.store(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        let slot = cache.makeSlot()
+        stubs.append((slot, .memory, offset))
+        code.jumpThrough(slot)
+    }
+
+    var jumpTable: Int32 { Int32(X86_JCACHE_TABLES) + (bank > 0 ? Int32(X86_JCACHE_BYTES) : 0) }
+    /// To the block at the address in r11, through the jump cache; flags are in memory. The next slow path, or the next
+    /// call's, is taken on a miss.
+    /// - Parameter commit: written between the last check and the jump.
+    mutating func dispatch(isCall: Bool = false, callMiss: Bool = false, _ commit: (inout Assembler) -> Void = { _ in }) {
+        code.bytes(0x45, 0x69, 0xCB)  // imul r9d, r11d, …
+        code.int32(Int32(bitPattern: JumpHash.factor))
+        code.bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 4))  // shr r9d, …
+        code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
+        code.int32(Int32(X86_JCACHE_BYTES) - 16)
+        code.op(0x39, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: jumpTable))
+        alternates.append(Alternate(jump: code.jump(if: 5), back: code.here, slow: callMiss ? callMisses.count : slow.count, isCall: callMiss))
+        if isCall { pushReturn() }
+        code.load(Host.scratch, .memory(base: Host.state, index: Host.scratch, displacement: jumpTable + 8))
+        code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
+        code.int32(-4096)
+        code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        commit(&code)
+        code.op(0xFF, reg: isCall ? 2 : 4, .memory(base: Host.scratch, displacement: 8), wide: false)
+    }
+    mutating func flagsToMemory() {
+        if flags == .host {
+            saveFlags()
+            flags = .memory
+        }
+    }
+
+    mutating func call(_ line: Line) {
+        flushVectors()
+        storeReturnAddress(line)
+        let offset = target(line)
+        guard !Self.inPage.contains(offset) else {
+            code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+            edge(line, to: offset, isCall: true)
+            return land(line)
+        }
+        flagsToMemory()
+        code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
+        dispatch(isCall: true) { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
+        slowPath([], line)
+        land(line)
+    }
+    mutating func ret(_ line: Line) {
+        flushVectors()
+        aboutToClobber(line)
+        flagsToMemory()
+        code.load(Host.address, stackOperand(line, base: Host.guestRSP, displacement: 0, write: false))
+        let drop = 8 + Int32(line.instruction.opcode == 0xC2 ? line.instruction.immediate & 0xFFFF : 0)
+        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: drop))
+        code.op(0xC7, reg: 0, Host.cell(Int(X86_RETURN_OFFSET_OFFSET)), wide: false)
+        code.int32(drop << 12 | Int32(line.offset & 4095))
+        code.byte(0xC3)
+    }
+    /// An indirect branch's target in r11.
+    mutating func loadTarget(_ line: Line) {
+        let i = line.instruction
+        if i.isMemory {
+            code.load(Host.address, memoryOperand(line))
+        } else if let host = Host.register(i.rm) {
+            code.move(Host.address, host)
+        } else {
+            code.load(Host.address, Host.home(i.rm))
+        }
+    }
+    mutating func jumpIndirect(_ line: Line) {
+        flushVectors()
+        flagsToMemory()
+        loadTarget(line)
+        dispatch()
+        slowPath([], line)
+    }
+    mutating func callIndirect(_ line: Line) {
+        flushVectors()
+        flagsToMemory()
+        loadTarget(line)
+        code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        // The return address goes below the stack pointer, which moves only when the jump is sure.
+        storeReturnAddress(line)
+        code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        dispatch(isCall: true, callMiss: true) { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
+        callMisses.append(([], line))
+        land(line)
+    }
+    /// An indirect call whose target is not in the jump cache. The return address is written already, maybe over the
+    /// operand, so the interpreter must not do it again, unless it has to raise the exception for the target.
+    mutating func finishCallMiss(_ jumps: [UnsafeMutablePointer<UInt8>], _ line: Line) {
+        for jump in jumps { code.patch(jump) }
+        code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        code.move(Host.scratch, Host.address)
+        code.bytes(0x49, 0xC1, 0xE1, 0x10, 0x49, 0xC1, 0xF9, 0x10)  // shl r9, 16; sar r9, 16
+        code.op(0x39, reg: Host.address, .register(Host.scratch))
+        let wrong = code.jump(if: 5)
+        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+        pushReturn()
+        code.leaRIP(Host.scratch, cache.returnToUnknown)
+        code.push(Host.scratch)
+        code.jump(to: cache.exitToLoop)
+        code.patch(wrong)
+        leave(line.op, line.handler, .memory)
+    }
+}

@@ -1,0 +1,205 @@
+import CX86
+
+// One instruction each.
+extension BlockTranslator {
+    mutating func emit(_ line: Line) {
+        if line.plan.usesVector || line.plan.isX87 || line.plan.kind == .zeroUpper { checkVectors(line) }
+        switch line.plan.kind {
+        case .modRM: modRM(line)
+        case .pushRegister: pushRegister(line)
+        case .popRegister: popRegister(line)
+        case .pushImmediate:
+            code.op(0xC7, reg: 0, pushOperand(line))
+            code.int32(Int32(truncatingIfNeeded: line.instruction.immediate))
+            moveStack(-8)
+        case .pushMemory: pushMemory(line)
+        case .leave:
+            let operand = stackOperand(line, base: 5, displacement: 0, write: false)
+            code.lea(Host.guestRSP, .memory(base: 5, displacement: 8))
+            code.load(5, operand)
+        case .exchangeAccumulator: exchangeAccumulator(line.instruction)
+        case .moveImmediate: moveImmediate(line.instruction)
+        case .byteSwap: byteSwap(line.instruction)
+        case .plain: plain(line)
+        case .lea: lea(line)
+        case .zeroUpper: zeroUpper(line)
+        case .nop: if line.instruction.opcode == 0x90, line.instruction.rep == 0xF3 { code.bytes(0xF3, 0x90) }
+        case .jump: edge(line, to: target(line))
+        case .conditional: conditional(line)
+        case .call: call(line)
+        case .ret: ret(line)
+        case .jumpIndirect: jumpIndirect(line)
+        case .callIndirect: callIndirect(line)
+        }
+        if line.plan.definesFlags || line.plan.mergesFlags { flags = .host }
+    }
+
+    mutating func modRM(_ line: Line) {
+        let (i, plan) = (line.instruction, line.plan)
+        let isByte = plan.byteReg || plan.byteRM
+        let legacyByte = isByte && !i.hasREX
+        var regField = i.reg & 7
+        var regHome: UInt8?
+        var rmOperand = Self.checked
+        var rmHome: UInt8?
+        func host(_ n: UInt8, byte: Bool) -> UInt8? { byte && legacyByte ? n : Host.register(n) }
+
+        if i.isMemory { rmOperand = memoryOperand(line) }
+        if plan.reg == .general {
+            if let register = host(i.reg, byte: plan.byteReg) {
+                regField = register
+            } else {
+                regField = Host.scratch
+                regHome = i.reg
+                let partial = plan.writesReg && (plan.byteReg || (i.operandSize == 2 && plan.rm != .vector))
+                if plan.readsReg || partial { code.load(Host.scratch, Host.home(i.reg)) }
+            }
+        } else if plan.reg == .vector {
+            regField = i.reg
+        }
+        if !i.isMemory {
+            if plan.rm == .vector {
+                rmOperand = .register(i.rm)
+            } else if plan.rm == .none {
+                rmOperand = .register(i.rm & 7)
+            } else if let register = host(i.rm, byte: plan.byteRM) {
+                rmOperand = .register(register)
+            } else {
+                rmOperand = .register(Host.address)
+                rmHome = i.rm
+                if plan.readsRM || (plan.writesRM && plan.size < 4) { code.load(Host.address, Host.home(i.rm)) }
+            }
+        }
+        var third: UInt8 = 0
+        var thirdHome: UInt8?
+        if plan.vvvv == .general {
+            third = Host.register(i.vvvv) ?? Host.scratch
+            if Host.register(i.vvvv) == nil {
+                thirdHome = i.vvvv
+                if plan.readsV { code.load(Host.scratch, Host.home(i.vvvv)) }
+            }
+        } else if plan.vvvv == .vector {
+            third = i.vvvv
+        }
+        useVectors(line, reads: true)
+        useVectors(line, reads: false)
+        needFlags(line)
+        if plan.isVEX {
+            let prefix: UInt8 = i.has66 ? 1 : (i.rep == 0xF3 ? 2 : (i.rep == 0xF2 ? 3 : 0))
+            code.vex(i.opcode, reg: regField, vvvv: third, rmOperand, map: UInt8(i.map.number), prefix: prefix, wide: i.significantW, long: i.vexL)
+        } else {
+            code.op(
+                i.opcode, reg: regField, rmOperand, wide: i.rexW, map: UInt8(i.map.number), operand16: i.has66,
+                rep: plan.isExtended ? i.rep : 0, lock: i.hasLock, forceREX: isByte && i.hasREX)
+        }
+        if plan.immediateSize > 0 { code.immediate(i.immediate, size: plan.immediateSize) }
+        if let regHome, plan.writesReg { code.store(Host.scratch, Host.home(regHome)) }
+        if let rmHome, plan.writesRM { code.store(Host.address, Host.home(rmHome)) }
+        if let thirdHome, plan.writesV { code.store(Host.scratch, Host.home(thirdHome)) }
+    }
+    /// Everything read before anything written: they may be the same register.
+    mutating func useVectors(_ line: Line, reads: Bool) {
+        let (i, plan) = (line.instruction, line.plan)
+        func use(_ n: UInt8, _ isRead: Bool, _ isWritten: Bool) {
+            if reads ? isRead : isWritten { useVector(n, reads: reads, writes: !reads, line) }
+        }
+        if plan.rm == .vector, !i.isMemory { use(i.rm, plan.readsRM, plan.writesRM) }
+        if plan.vvvv == .vector { use(i.vvvv, plan.readsV, plan.writesV) }
+        if plan.fourth == .vector { use(UInt8(truncatingIfNeeded: i.immediate >> 4) & 15, true, false) }
+        use(0, plan.readsXMM0, plan.writesXMM0)
+        if plan.reg == .vector { use(i.reg, plan.readsReg, plan.writesReg) }
+    }
+
+    mutating func pushRegister(_ line: Line) {
+        let i = line.instruction
+        let operand = pushOperand(line)
+        let n = i.opcode == 0xFF ? i.rm : (i.opcode & 7) | i.opcodeRegisterExtension
+        if let host = Host.register(n) {
+            code.store(host, operand)
+        } else {
+            code.load(Host.scratch, Host.home(n))
+            code.store(Host.scratch, operand)
+        }
+        moveStack(-8)
+    }
+    mutating func popRegister(_ line: Line) {
+        let n = (line.instruction.opcode & 7) | line.instruction.opcodeRegisterExtension
+        let operand = stackOperand(line, base: Host.guestRSP, displacement: 0, write: false)
+        guard n != 4 else { return code.load(Host.guestRSP, operand) }
+        code.load(Host.register(n) ?? Host.address, operand)
+        moveStack(8)
+        if Host.register(n) == nil { code.store(Host.address, Host.home(n)) }
+    }
+    mutating func pushMemory(_ line: Line) {
+        code.load(Host.address, memoryOperand(line))
+        code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        let operand = pushOperand(line)
+        code.load(Host.scratch, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        code.store(Host.scratch, operand)
+        moveStack(-8)
+    }
+    /// Puts the address behind a call on the stack; the stack pointer stays.
+    mutating func storeReturnAddress(_ line: Line) {
+        let operand = pushOperand(line)
+        code.load(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.lea(Host.scratch, .memory(base: Host.scratch, displacement: Int32(following(line))))
+        code.store(Host.scratch, operand)
+    }
+    mutating func exchangeAccumulator(_ i: Instruction) {
+        let n = (i.opcode & 7) | i.opcodeRegisterExtension
+        let host = Host.register(n)
+        if host == nil { code.load(Host.scratch, Host.home(n)) }
+        code.op(0x87, reg: Host.rax, .register(host ?? Host.scratch), wide: i.operandSize == 8, operand16: i.operandSize == 2)
+        if host == nil { code.store(Host.scratch, Host.home(n)) }
+    }
+    mutating func moveImmediate(_ i: Instruction) {
+        let n = (i.opcode & 7) | i.opcodeRegisterExtension
+        let byte = i.opcode < 0xB8
+        if byte, !i.hasREX { return code.bytes(0xB0 | n, UInt8(truncatingIfNeeded: i.immediate)) }
+        let host = Host.register(n) ?? Host.scratch
+        let isHome = Host.register(n) == nil
+        if byte || i.operandSize == 2 {
+            if isHome { code.load(Host.scratch, Host.home(n)) }
+            code.op(byte ? 0xC6 : 0xC7, reg: 0, .register(host), wide: false, operand16: !byte, forceREX: byte)
+            code.immediate(i.immediate, size: byte ? 1 : 2)
+        } else {
+            code.moveImmediate(host, i.operandSize == 8 ? UInt64(bitPattern: i.immediate) : UInt64(UInt32(truncatingIfNeeded: i.immediate)))
+        }
+        if isHome { code.store(Host.scratch, Host.home(n)) }
+    }
+    mutating func byteSwap(_ i: Instruction) {
+        let n = (i.opcode & 7) | i.opcodeRegisterExtension
+        let host = Host.register(n) ?? Host.scratch
+        if Host.register(n) == nil { code.load(Host.scratch, Host.home(n)) }
+        let rex: UInt8 = (i.operandSize == 8 ? 8 : 0) | (host > 7 ? 1 : 0)
+        if rex != 0 { code.byte(0x40 | rex) }
+        code.bytes(0x0F, 0xC8 | host & 7)
+        if Host.register(n) == nil { code.store(Host.scratch, Host.home(n)) }
+    }
+    mutating func plain(_ line: Line) {
+        let i = line.instruction
+        needFlags(line)
+        if line.plan.isX87 { return code.bytes(i.opcode, 0xC0 | i.group << 3 | i.rm & 7) }
+        if i.has66, !line.plan.byteReg { code.byte(0x66) }
+        if i.rexW { code.byte(0x48) }
+        code.byte(i.opcode)
+        if line.plan.immediateSize > 0 { code.immediate(i.immediate, size: line.plan.immediateSize) }
+    }
+    mutating func lea(_ line: Line) {
+        let i = line.instruction
+        let host = Host.register(i.reg)
+        if let host, !i.isRIPRelative, i.operandSize > 2, i.base >= 0 || i.index >= 0 {
+            return code.lea(host, addressOperand(i).0, wide: i.operandSize == 8 && i.addressSize == 8)
+        }
+        address(i, offset: line.offset, segments: false)
+        if i.operandSize == 2 {
+            let target = host ?? Host.scratch
+            if host == nil { code.load(Host.scratch, Host.home(i.reg)) }
+            code.op(0x89, reg: Host.address, .register(target), wide: false, operand16: true)
+            if host == nil { code.store(Host.scratch, Host.home(i.reg)) }
+            return
+        }
+        if i.operandSize == 4 { code.move(Host.address, Host.address, wide: false) }
+        if let host { code.move(host, Host.address) } else { code.store(Host.address, Host.home(i.reg)) }
+    }
+}

@@ -1,0 +1,167 @@
+import CX86
+
+// Guest addresses to host addresses: the TLB inline, base caches, windows.
+extension BlockTranslator {
+    /// The linear address of a memory operand in r11.
+    mutating func address(_ i: Instruction, offset: Int, segments: Bool = true) {
+        if i.isRIPRelative {
+            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: i.displacement + Int64(offset + i.length))))
+        } else {
+            let (operand, isAbsolute) = addressOperand(i)
+            if isAbsolute {
+                code.op(0xC7, reg: 0, .register(Host.address))
+                code.int32(Int32(truncatingIfNeeded: i.displacement))
+                if i.addressSize == 4 { code.move(Host.address, Host.address, wide: false) }
+            } else {
+                code.lea(Host.address, operand, wide: i.addressSize == 8)
+            }
+        }
+        if segments, i.segmentOverride >= 4 { code.op(0x03, reg: Host.address, Host.cell(Int(X86_SEGBASE_OFFSET) + Int(i.segmentOverride) * 8)) }
+    }
+    /// Base, index and displacement with registers from memory put into r11 and r9.
+    mutating func addressOperand(_ i: Instruction) -> (HostOperand, isAbsolute: Bool) {
+        func host(_ n: Int8, _ temporary: UInt8) -> UInt8 {
+            if let register = Host.register(UInt8(n)) { return register }
+            code.load(temporary, Host.home(UInt8(n)))
+            return temporary
+        }
+        let displacement = Int32(truncatingIfNeeded: i.displacement)
+        if i.base < 0, i.index < 0 { return (.memory(base: 0), true) }
+        if i.base < 0 {
+            // No base: [0 + index * scale + disp32] needs a form of its own, so scale in a register.
+            let index = host(i.index, Host.scratch)
+            code.op(0xC7, reg: 0, .register(Host.address))
+            code.int32(displacement)
+            return (.memory(base: Host.address, index: index, scale: i.scale, displacement: 0), false)
+        }
+        let base = host(i.base, Host.address)
+        if i.index < 0 { return (.memory(base: base, displacement: displacement), false) }
+        return (.memory(base: base, index: host(i.index, Host.scratch), scale: i.scale, displacement: displacement), false)
+    }
+    /// Which base cache an operand uses; nil for pointers and indices that wander: they ask the TLB itself. (Programs that
+    /// follow pointers change pages so often that finding out costs more than it saves: 40 % of the time in Python.)
+    func baseCache(_ i: Instruction) -> Int? {
+        if i.segmentOverride >= 4 { return 19 }
+        if i.isRIPRelative { return 16 }
+        if i.index >= 0 {
+            if i.base < 0 { return 18 }
+            return (advancing >> UInt16(i.index) | advancing >> UInt16(i.base)) & 1 != 0 ? 20 + Int(i.base) : nil
+        }
+        return i.base < 0 ? 17 : (i.base == 4 ? 4 : nil)
+    }
+    static func cell(_ baseCache: Int, write: Bool) -> Int {
+        Int(X86_BASE_CACHE_OFFSET) + baseCache * MemoryLayout<x86_base_cache>.stride + (write ? 16 : 0)
+    }
+    /// Checks the linear address in r11 and makes it the host's; r9 is lost, and EFLAGS.
+    mutating func check(size: Int, write: Bool, aligned: Bool = false, cache number: Int?) -> [UnsafeMutablePointer<UInt8>] {
+        var jumps: [UnsafeMutablePointer<UInt8>] = []
+        if aligned {
+            code.bytes(0x41, 0xF6, 0xC3, UInt8(size - 1))  // test r11b, …
+            jumps.append(code.jump(if: 5))
+        }
+        guard let number = number.map({ $0 + bank }) else { return jumps + checkTable(size: size, write: write) }
+        let cell = Self.cell(number, write: write)
+        let again = code.here
+        code.move(Host.scratch, Host.address)
+        code.op(0x33, reg: Host.scratch, Host.cell(cell))
+        code.bytes(0x49, 0x81, 0xF9)  // cmp r9, …
+        code.int32(Int32(4096 - size))
+        misses.append(Miss(jump: code.jump(if: 7), again: again, size: size, lookUp: write ? cache.lookUp[number].write : cache.lookUp[number].read, slow: slow.count))
+        code.op(0x03, reg: Host.address, Host.cell(cell + 8))
+        return jumps
+    }
+    /// The offset of the TLB's entry for r11 in r9. Returns where the table lies in the state.
+    mutating func hashPage() -> Int32 {
+        if features.contains(.bmi2) {
+            code.bytes(0xC4, 0x43, 0x7B, 0xF0, 0xCB, 0x07)  // rorx r9d, r11d, 7
+        } else {
+            code.bytes(0x45, 0x89, 0xD9, 0x41, 0xC1, 0xE9, 0x07)  // mov r9d, r11d; shr r9d, 7
+        }
+        code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
+        code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
+        return Int32(X86_TLB_TABLES) + (bank > 0 ? Int32(X86_TLB_BYTES) : 0)
+    }
+    mutating func checkTable(size: Int, write: Bool) -> [UnsafeMutablePointer<UInt8>] {
+        let table = hashPage()
+        code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (write ? 8 : 0)))
+        code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
+        code.int32(Int32(4096 - size))
+        let jump = code.jump(if: 7)
+        code.op(0x03, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
+        return [jump]
+    }
+    /// An operand through a window: base register and displacement on top of the window's distance, in r11.
+    mutating func windowed(_ use: AccessWindow.Use, base: UInt8, displacement: Int, aligned: Bool, _ line: Line) -> HostOperand {
+        let delta = Host.cell(Int(X86_T1_DELTA_OFFSET) + use.window * 8)
+        if let opening = use.opening {
+            aboutToClobber(line)
+            code.lea(Host.address, .memory(base: base, displacement: Int32(truncatingIfNeeded: opening.low)))
+            let number = bank + 4
+            var fallback = Fallback(jumps: [], line: current, flags: flags, vectors: vectors, checked: checked)
+            if base != Host.guestRSP {
+                let table = hashPage()
+                code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (opening.writes ? 8 : 0)))
+                code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
+                code.int32(Int32(4096 - opening.size))
+                fallback.jumps.append(code.jump(if: 7))
+                fallbacks.append(fallback)
+                code.op(0x03, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
+                code.op(0x2B, reg: Host.address, .register(base))
+                code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: -opening.low)))
+                code.store(Host.address, delta)
+            } else {
+            let cell = Self.cell(number, write: opening.writes)
+            let again = code.here
+            code.move(Host.scratch, Host.address)
+            code.op(0x33, reg: Host.scratch, Host.cell(cell))
+            code.bytes(0x49, 0x81, 0xF9)  // cmp r9, …
+            code.int32(Int32(4096 - opening.size))
+            let found = code.jump(if: 6)
+            code.moveImmediate(Host.scratch, UInt64(4096 - opening.size))
+            code.call(opening.writes ? cache.lookUp[number].write : cache.lookUp[number].read)
+            fallback.jumps.append(code.jump(if: 7))
+            code.jump(to: again)
+            fallbacks.append(fallback)
+            code.patch(found)
+            code.load(Host.address, Host.cell(cell + 8))
+            code.store(Host.address, delta)
+            }
+        } else {
+            if aligned { aboutToClobber(line) }
+            code.load(Host.address, delta)
+        }
+        let operand = HostOperand.memory(base: Host.address, index: base, displacement: Int32(truncatingIfNeeded: displacement))
+        guard aligned else { return operand }
+        code.lea(Host.address, operand)
+        code.bytes(0x41, 0xF6, 0xC3, UInt8(line.plan.size - 1))  // test r11b, …
+        slowPath([code.jump(if: 5)], line)
+        return .memory(base: Host.address)
+    }
+    /// A line's memory operand, checked; r9 is free afterwards.
+    mutating func memoryOperand(_ line: Line) -> HostOperand {
+        let i = line.instruction
+        if usesWindows, let use = line.memory, let base = Host.register(UInt8(i.base)) {
+            return windowed(use, base: base, displacement: Int(i.displacement), aligned: line.plan.aligned, line)
+        }
+        aboutToClobber(line)
+        address(i, offset: line.offset)
+        slowPath(check(size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: baseCache(i)), line)
+        return Self.checked
+    }
+    /// Eight bytes at the stack pointer (for RET and POP), below it (for PUSH and CALL) or at RBP (for LEAVE).
+    mutating func stackOperand(_ line: Line, base: UInt8, displacement: Int, write: Bool) -> HostOperand {
+        if usesWindows, let use = line.stack { return windowed(use, base: base, displacement: displacement, aligned: false, line) }
+        aboutToClobber(line)
+        code.lea(Host.address, .memory(base: base, displacement: Int32(displacement)))
+        slowPath(check(size: 8, write: write, cache: base == Host.guestRSP ? 4 : nil), line)
+        return Self.checked
+    }
+    mutating func pushOperand(_ line: Line) -> HostOperand { stackOperand(line, base: Host.guestRSP, displacement: -8, write: true) }
+    mutating func moveStack(_ bytes: Int32) { code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: bytes)) }
+
+    static let checked = HostOperand.memory(base: Host.address)
+    mutating func slowPath(_ jumps: [UnsafeMutablePointer<UInt8>], _ line: Line) {
+        slow.append(SlowPath(jumps: jumps, line: line, flags: flags, vectors: vectors))
+    }
+}

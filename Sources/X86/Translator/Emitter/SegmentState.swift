@@ -1,0 +1,97 @@
+import CX86
+
+// Flags and vector registers while a segment is written: which are the host's, which are in the state.
+extension BlockTranslator {
+    mutating func analyseFlags() {
+        var live = true
+        var anyNeed = false
+        for index in lines.indices.reversed() {
+            lines[index].liveAfter = live
+            let plan = lines[index].plan
+            if plan.readsFlags || (plan.mergesFlags && live) { anyNeed = true }
+            live = plan.readsFlags || (plan.definesFlags ? false : live)
+        }
+        startFlags = !live ? .dead : (anyNeed ? .host : .memory)
+    }
+    /// EFLAGS to the state. Changes EFLAGS not at all; r11 is lost.
+    mutating func saveFlags() {
+        code.move(Host.address, Host.rax)
+        code.bytes(0x9F, 0x0F, 0x90, 0xC0)  // lahf; seto al
+        code.op(0x89, reg: Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false, operand16: true)
+        code.move(Host.rax, Host.address)
+    }
+    /// The state's flags to EFLAGS. When they may still be in the interpreter's form, r9 and r11 are lost.
+    mutating func restoreFlags(mayBeLazy: Bool) {
+        var lazy: UnsafeMutablePointer<UInt8>?
+        if mayBeLazy {
+            code.op(0x81, reg: 7, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false)
+            code.int32(0xFFFF)
+            lazy = code.jump(if: 4)
+        }
+        code.store(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        code.op(0xB7, reg: Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false, map: 1)  // movzx eax, word
+        code.bytes(0x04, 0x7F, 0x9E)  // add al, 127; sahf
+        code.load(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        if let lazy { conversions.append((lazy, code.here)) }
+    }
+    /// Before code that changes EFLAGS.
+    mutating func aboutToClobber(_ line: Line) {
+        let plan = line.plan
+        guard flags == .host else { return }
+        if plan.readsFlags || (!plan.definesFlags && line.liveAfter) {
+            saveFlags()
+            flags = .memory
+        } else {
+            flags = .dead
+        }
+    }
+    /// Before the instruction itself.
+    mutating func needFlags(_ line: Line) {
+        guard flags == .memory, line.plan.readsFlags || (line.plan.mergesFlags && line.liveAfter) else { return }
+        restoreFlags(mayBeLazy: false)
+        flags = .host
+    }
+
+    // MARK: vector registers
+
+    mutating func flushVectors() {
+        vectors.store(&code)
+        vectors.clean()
+    }
+    mutating func useVector(_ n: UInt8, reads: Bool, writes: Bool, _ line: Line) {
+        let width: VectorRegisters.Width = !line.plan.isVEX ? .legacy : (line.instruction.vexL ? .vex256 : .vex128)
+        vectors.use(n, reads: reads, writes: writes, width, &code)
+    }
+    /// CR0.EM and TS, and exceptions that the guest wants: the interpreter's business. Once a segment.
+    mutating func checkVectors(_ line: Line) {
+        let wanted = line.plan.isVEX ? Checked.avx : .vectors
+        guard checked == .nothing || (wanted == .avx && checked == .vectors) else { return }
+        aboutToClobber(line)
+        var jumps: [UnsafeMutablePointer<UInt8>] = []
+        if checked == .nothing {
+            code.op(0xF7, reg: 0, Host.cell(Int(X86_CR0_OFFSET)), wide: false)
+            code.int32(Int32(ControlRegister.em | ControlRegister.ts))
+            jumps.append(code.jump(if: 5))
+            code.op(0x80, reg: 7, Host.cell(Int(X86_UNMASKED_OFFSET)), wide: false)
+            code.byte(0)
+            jumps.append(code.jump(if: 5))
+        }
+        if wanted == .avx {
+            code.op(0x80, reg: 7, Host.cell(Int(X86_AVX_OFF_OFFSET)), wide: false)
+            code.byte(0)
+            jumps.append(code.jump(if: 5))
+        }
+        checked = wanted
+        slow.append(SlowPath(jumps: jumps, line: line, flags: flags, vectors: vectors))
+    }
+    mutating func zeroUpper(_ line: Line) {
+        flushVectors()
+        vectors = VectorRegisters()
+        aboutToClobber(line)
+        code.op(0x80, reg: 7, Host.cell(Int(X86_UPPER_IN_USE_OFFSET)), wide: false)
+        code.byte(0)
+        let clean = code.jump(if: 4)
+        code.call(cache.zeroUpper)
+        code.patch(clean)
+    }
+}
