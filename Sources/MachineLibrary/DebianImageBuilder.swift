@@ -86,7 +86,8 @@ public struct DebianImageBuilder: Sendable {
         defer { try? FileManager.default.removeItem(at: log) }
         progress("Building in a user namespace")
         try Tool.run(
-            unshare, ["--map-root-user", "--map-auto", "--mount", "--pid", "--fork", "--mount-proc", program, "image", "build", "debian", "--name", name, "--size", "\(diskSize >> 10)KiB"]
+            unshare,
+            ["--map-root-user", "--map-auto", "--mount", "--pid", "--fork", "--mount-proc", program, "image", "build", "debian", "--name", name, "--size", "\(diskSize >> 10)KiB"]
                 + extra.flatMap { ["--include", $0] },
             environment: ["VZ_HOME": store.home.url.path], log: log)
     }

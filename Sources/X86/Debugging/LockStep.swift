@@ -122,7 +122,8 @@ package final class LockStep {
         if s.pointee.exit_reason != other.pointee.exit_reason { return "exit \(s.pointee.exit_reason), interpreted \(other.pointee.exit_reason)" }
         if s.pointee.exit_reason == ExitReason.fault {
             let (mine, theirs) = (s.pointee, other.pointee)
-            guard mine.fault_vector == theirs.fault_vector, mine.fault_error == theirs.fault_error, mine.cr2 == theirs.cr2, mine.fault_op?.pointee.off == theirs.fault_op?.pointee.off
+            guard mine.fault_vector == theirs.fault_vector, mine.fault_error == theirs.fault_error, mine.cr2 == theirs.cr2,
+                mine.fault_op?.pointee.off == theirs.fault_op?.pointee.off
             else { return "exception \(mine.fault_vector) \(Self.hex(mine.cr2)), interpreted \(theirs.fault_vector) \(Self.hex(theirs.cr2))" }
         } else {
             if s.pointee.rip != other.pointee.rip { return "rip \(Self.hex(s.pointee.rip)), interpreted \(Self.hex(other.pointee.rip))" }

@@ -40,7 +40,6 @@ func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool {
     return allowed
 }
 
-
 @inline(__always) func push(_ op: Op, _ s: CPU, _ value: UInt64, _ size: UInt8) -> Bool {
     let mask = s.pointee.sp_mask
     let sp = gpr(s, GPR.rsp)

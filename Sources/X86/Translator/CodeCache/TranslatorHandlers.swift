@@ -74,7 +74,8 @@ extension X86Core {
         let kind = translations.edges[edge].kind
         let target: Int
         if first.pointee.aux == 1 {
-            target = kind == .flags ? Int(first.pointee.disp) : Int(first.pointee.imm)
+            // Behind the version check: a change unlinks the edge.
+            target = kind == .flags ? Int(first.pointee.disp) : Int(first.pointee.imm) + Int(first.pointee.scale)
         } else {
             guard !translations.isFull else { return }
             target = translations.makeWayOut(first, kind)

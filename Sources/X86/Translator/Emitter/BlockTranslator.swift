@@ -78,6 +78,9 @@ struct BlockTranslator {
     var alternates: [Alternate] = []
     var fallbacks: [Fallback] = []
     var usesWindows = true
+    /// The window whose distance is still in r11, as long as nothing more is written.
+    var held: (window: Int, at: Int)?
+    var usedWindow: Int?
     /// Registers that the segment adds to, as loops do with what they go through an array by.
     var advancing: UInt16 = 0
     var current = 0
@@ -178,6 +181,7 @@ struct BlockTranslator {
         swap(&code, &cold)
         if start {
             first.pointee.imm = UInt64(checkedEntry)
+            first.pointee.scale = UInt8(afterCheck - checkedEntry)
             first.pointee.disp = Int64(flagsEntry)
             first.pointee.aux = 1
             first.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
@@ -189,7 +193,7 @@ struct BlockTranslator {
     mutating func emitLines(from start: Int, next: Op, endsBlock: Bool) {
         for number in start..<lines.count {
             current = number
-            emit(lines[number])
+            emitHolding(lines[number])
         }
         guard let last = lines.last, !last.plan.endsBlock else { return }
         guard endsBlock else { return leaveTo(next) }

@@ -31,7 +31,7 @@ extension BlockTranslator {
             code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
             code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
             dispatch()
-        slowPath([], line)
+            slowPath([], line)
             return
         }
         if isCall {

@@ -2,6 +2,43 @@ import CX86
 
 // One instruction each.
 extension BlockTranslator {
+    /// One line, and what is known of r11 afterwards.
+    mutating func emitHolding(_ line: Line) {
+        let before = held.flatMap { $0.at == code.here ? $0.window : nil }
+        usedWindow = nil
+        let flagsBefore = flags
+        emit(line)
+        let moved = flags == .memory && flagsBefore == .host
+        if let window = usedWindow {
+            held = keepsAddress(line) ? (window, code.here) : nil
+        } else if let before, !moved, leavesAddress(line) {
+            held = (before, code.here)
+        } else {
+            held = nil
+        }
+    }
+    /// Whether r11 is after the line what its operand put there.
+    private func keepsAddress(_ line: Line) -> Bool {
+        switch line.plan.kind {
+        case .pushRegister, .pushImmediate: return true
+        case .popRegister:
+            let n = (line.instruction.opcode & 7) | line.instruction.opcodeRegisterExtension
+            return n != 4 && Host.register(n) != nil
+        case .modRM: return !line.plan.aligned
+        default: return false
+        }
+    }
+    /// Whether a line without memory operand leaves r11 alone.
+    private func leavesAddress(_ line: Line) -> Bool {
+        let i = line.instruction
+        switch line.plan.kind {
+        case .moveImmediate, .nop: return true
+        case .modRM: return !i.isMemory && (line.plan.rm != .general || Host.register(i.rm) != nil)
+        case .lea: return Host.register(i.reg) != nil && !i.isRIPRelative && i.operandSize > 2 && i.base >= 0 && Host.register(UInt8(i.base)) != nil
+        default: return false
+        }
+    }
+
     mutating func emit(_ line: Line) {
         if line.plan.usesVector || line.plan.isX87 || line.plan.kind == .zeroUpper { checkVectors(line) }
         switch line.plan.kind {

@@ -13,6 +13,8 @@ extension BlockTranslator {
                 code.op(0xC7, reg: 0, .register(Host.address))
                 code.int32(Int32(truncatingIfNeeded: i.displacement))
                 if i.addressSize == 4 { code.move(Host.address, Host.address, wide: false) }
+            } else if i.addressSize == 8, i.index < 0, i.displacement == 0, let base = Host.register(UInt8(i.base)) {
+                code.move(Host.address, base)
             } else {
                 code.lea(Host.address, operand, wide: i.addressSize == 8)
             }
@@ -94,6 +96,7 @@ extension BlockTranslator {
     /// An operand through a window: base register and displacement on top of the window's distance, in r11.
     mutating func windowed(_ use: AccessWindow.Use, base: UInt8, displacement: Int, aligned: Bool, _ line: Line) -> HostOperand {
         let delta = Host.cell(Int(X86_T1_DELTA_OFFSET) + use.window * 8)
+        usedWindow = use.window
         if let opening = use.opening {
             aboutToClobber(line)
             code.lea(Host.address, .memory(base: base, displacement: Int32(truncatingIfNeeded: opening.low)))
@@ -108,28 +111,29 @@ extension BlockTranslator {
                 fallbacks.append(fallback)
                 code.op(0x03, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
                 code.op(0x2B, reg: Host.address, .register(base))
-                code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: -opening.low)))
+                if opening.low != 0 { code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: -opening.low))) }
                 code.store(Host.address, delta)
             } else {
-            let cell = Self.cell(number, write: opening.writes)
-            let again = code.here
-            code.move(Host.scratch, Host.address)
-            code.op(0x33, reg: Host.scratch, Host.cell(cell))
-            code.bytes(0x49, 0x81, 0xF9)  // cmp r9, …
-            code.int32(Int32(4096 - opening.size))
-            let found = code.jump(if: 6)
-            code.moveImmediate(Host.scratch, UInt64(4096 - opening.size))
-            code.call(opening.writes ? cache.lookUp[number].write : cache.lookUp[number].read)
-            fallback.jumps.append(code.jump(if: 7))
-            code.jump(to: again)
-            fallbacks.append(fallback)
-            code.patch(found)
-            code.load(Host.address, Host.cell(cell + 8))
-            code.store(Host.address, delta)
+                let cell = Self.cell(number, write: opening.writes)
+                let again = code.here
+                code.move(Host.scratch, Host.address)
+                code.op(0x33, reg: Host.scratch, Host.cell(cell))
+                code.bytes(0x49, 0x81, 0xF9)  // cmp r9, …
+                code.int32(Int32(4096 - opening.size))
+                let found = code.jump(if: 6)
+                code.moveImmediate(Host.scratch, UInt64(4096 - opening.size))
+                code.call(opening.writes ? cache.lookUp[number].write : cache.lookUp[number].read)
+                fallback.jumps.append(code.jump(if: 7))
+                code.jump(to: again)
+                fallbacks.append(fallback)
+                code.patch(found)
+                code.load(Host.address, Host.cell(cell + 8))
+                code.store(Host.address, delta)
             }
         } else {
             if aligned { aboutToClobber(line) }
-            code.load(Host.address, delta)
+            let isHeld = held.map { $0.window == use.window && $0.at == code.here } ?? false
+            if !isHeld { code.load(Host.address, delta) }
         }
         let operand = HostOperand.memory(base: Host.address, index: base, displacement: Int32(truncatingIfNeeded: displacement))
         guard aligned else { return operand }
