@@ -1,0 +1,32 @@
+import Foundation
+import Testing
+import Virtualization
+
+/// What the guest is shown of its processor.
+@Suite(.serialized) struct ProcessorTests {
+    /// The flags that Linux found, of those asked for.
+    private func flags(_ level: ProcessorLevel, _ asked: [String]) throws -> Set<String> {
+        let guest = try TestGuest("grep -m1 ^flags /proc/cpuinfo; echo RUN-ENDED") { $0.configuration.processorLevel = level }
+        defer { guest.finish() }
+        try guest.start()
+        try #require(guest.waitFor("RUN-ENDED"), "\(guest.transcript)")
+        let line = guest.transcript.split(separator: "\n").first { $0.hasPrefix("flags") } ?? ""
+        return Set(line.split(whereSeparator: \.isWhitespace).map(String.init)).intersection(asked)
+    }
+
+    private static let second = ["ssse3", "sse4_1", "sse4_2", "popcnt", "cx16", "lahf_lm"]
+    private static let third = ["avx", "avx2", "bmi1", "bmi2", "fma", "movbe", "f16c", "abm", "xsave"]
+
+    @Test func theFirstLevelHasNothingOfTheOthers() throws {
+        let found = try flags(.v1, Self.second + Self.third)
+        #expect(found.isSubset(of: ["cx16", "lahf_lm"]))
+    }
+    @Test func theSecondLevelHasItsOwnAndNoAVX() throws {
+        let found = try flags(.v2, Self.second + Self.third)
+        #expect(found == Set(Self.second))
+    }
+    @Test func theThirdLevelHasAVX2() throws {
+        let found = try flags(.v3, Self.second + Self.third)
+        #expect(found == Set(Self.second + Self.third))
+    }
+}
