@@ -31,9 +31,10 @@ let package = Package(
         room("DiskStorage", ["CLinux", "LinuxSystem"]),
         room("GuestBoot", ["CCompression", "CLinux", "GuestMemory", "Hypervisor"]),
         room("PlatformDevices", ["Hypervisor", "LinuxSystem"]),
-        room("VirtioDevices", ["CLinux", "PlatformDevices", "DiskStorage", "GuestMemory", "Hypervisor", "LinuxSystem"]),
-        room("Monitor", ["SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "Hypervisor", "GuestMemory", "LinuxSystem"]),
-        room("Virtualization", ["Monitor", "VirtioDevices", "DiskStorage", "Hypervisor"]),
+        room("HostNetwork", ["CLinux", "LinuxSystem"]),
+        room("VirtioDevices", ["CLinux", "PlatformDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "LinuxSystem"]),
+        room("Monitor", ["SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "HostNetwork", "Hypervisor", "GuestMemory", "LinuxSystem"]),
+        room("Virtualization", ["Monitor", "VirtioDevices", "DiskStorage", "HostNetwork", "Hypervisor"]),
         room("MachineLibrary", ["Virtualization"]),
         .executableTarget(
             name: "vz", dependencies: ["MachineLibrary", "Virtualization", .product(name: "ArgumentParser", package: "swift-argument-parser")],
@@ -43,7 +44,7 @@ let package = Package(
         .target(name: "CAllocationCounter"),
         .target(name: "CZydisOracle", linkerSettings: [.linkedLibrary("Zydis")]),
         .testTarget(
-            name: "VirtioDevicesTests", dependencies: ["VirtioDevices", "DiskStorage", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem", "CAllocationCounter"],
+            name: "VirtioDevicesTests", dependencies: ["VirtioDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem", "CAllocationCounter"],
             swiftSettings: settings),
         .testTarget(name: "PlatformDevicesTests", dependencies: ["PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),

@@ -15,6 +15,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
     private let pci = PCIHost(barWindow: MachineLayout.pciWindow..<MachineLayout.pciWindow + MachineLayout.pciWindowSize)
     private(set) var transports: [VirtioPCITransport] = []
     private(set) var consoles: [ConsoleDevice] = []
+    private(set) var networks: [NetworkDevice] = []
     private var uart: UART16550!
     private var acpi: ACPIPort!
     private let rtc = RealTimeClock()
@@ -24,7 +25,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
     init(
         _ description: MachineDescription, engine: any HypervisorEngine, loop: EventLoop,
         request: @escaping @Sendable (PlatformRequest) -> Void, portChanged: @escaping @Sendable (Int, Int, Bool) -> Void,
-        debugMark: (@Sendable (UInt8) -> Void)?
+        networkFailed: @escaping @Sendable (Int, String) -> Void, debugMark: (@Sendable (UInt8) -> Void)?
     ) throws {
         self.loop = loop
         self.request = request
@@ -39,6 +40,11 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         }
         acpi = ACPIPort(setInterrupt: { [weak machine] in machine?.setLine(MachineLayout.eventGSI, level: $0) }, request: request)
         try addDevices(description, portChanged)
+        for (index, network) in description.networks.enumerated() {
+            let device = try NetworkDevice(address: network.address, backend: network.backend) { networkFailed(index, $0) }
+            networks.append(device)
+            try add(device)
+        }
     }
 
     private func addDevices(_ description: MachineDescription, _ portChanged: @escaping @Sendable (Int, Int, Bool) -> Void) throws {

@@ -1,5 +1,6 @@
 import Glibc
 import GuestBoot
+import HostNetwork
 import Hypervisor
 import LinuxSystem
 import PlatformDevices
@@ -19,6 +20,8 @@ package final class Machine: Sendable {
         case failed(String)
         /// The guest opened or closed a console port: console, port, open.
         case portChanged(console: Int, port: Int, isOpen: Bool)
+        /// The host's side of a network device failed; its cable is out.
+        case networkFailed(network: Int, String)
     }
     private enum Message: Sendable {
         case stop(@Sendable () -> Void)
@@ -104,6 +107,11 @@ package final class Machine: Sendable {
         board.consoles[console].replace(port: port, endpoint)
     }
 
+    package func connectNetwork(_ network: Int, _ backend: (any NetworkBackend)?) {
+        guard let board = shared.withLock({ $0.board }), network < board.networks.count else { return }
+        board.networks[network].connect(backend)
+    }
+
     private func post(_ message: Message) {
         let alive = shared.withLock { shared -> Bool in
             if shared.isAlive { shared.messages.append(message) }
@@ -166,7 +174,8 @@ package final class Machine: Sendable {
     private func powerOn(_ loop: EventLoop, _ running: () -> Void) throws -> Ending {
         let board = try Board(
             description, engine: engine, loop: loop, request: { [weak self] in self?.post(.platform($0)) },
-            portChanged: { [weak self] in self?.events(.portChanged(console: $0, port: $1, isOpen: $2)) }, debugMark: debugMark)
+            portChanged: { [weak self] in self?.events(.portChanged(console: $0, port: $1, isOpen: $2)) },
+            networkFailed: { [weak self] in self?.events(.networkFailed(network: $0, $1)) }, debugMark: debugMark)
         let state = try loadGuest(into: board)
         let vcpus = board.machine.vcpus
         try vcpus[0].setState(state)

@@ -1,5 +1,6 @@
 import Hypervisor
 import DiskStorage
+import HostNetwork
 import VirtioDevices
 
 /// What a machine is made of: everything `Machine` needs, and nothing of Apple's types.
@@ -23,6 +24,16 @@ package struct MachineDescription: Sendable {
             self.isMultiPort = isMultiPort
         }
     }
+    package struct Network: Sendable {
+        /// Six bytes.
+        package var address: [UInt8]
+        /// nil: the cable is out.
+        package var backend: (any NetworkBackend)?
+        package init(address: [UInt8], backend: (any NetworkBackend)?) {
+            self.address = address
+            self.backend = backend
+        }
+    }
     package var cpuCount: Int
     package var memorySize: UInt64
     package var kernelPath: String
@@ -30,6 +41,7 @@ package struct MachineDescription: Sendable {
     package var commandLine: String
     package var disks: [Disk] = []
     package var consoles: [Console] = []
+    package var networks: [Network] = []
     package var entropyDeviceCount = 0
     package var processorBaseline = ProcessorBaseline.host
     /// Where the 16550's output goes; -1 for nowhere.

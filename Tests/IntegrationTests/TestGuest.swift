@@ -42,6 +42,7 @@ final class TestGuest: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {
     private var text = ""
     private var stops = 0
     private var failure: (any Error)?
+    private var disconnections: [String] = []
 
     /// - Parameter script: run by the guest's init; then it powers off.
     init(_ script: String, cpus: Int = 1, memory: UInt64 = 256 << 20, arguments: String = "", configure: (TestGuest) throws -> Void = { _ in }) throws {
@@ -153,6 +154,17 @@ final class TestGuest: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {
             failure = error
             lock.broadcast()
         }
+    }
+    func virtualMachine(_ virtualMachine: VZVirtualMachine, networkDevice: VZNetworkDevice, attachmentWasDisconnectedWithError error: any Error) {
+        lock.withLock {
+            disconnections.append(error.localizedDescription)
+            lock.broadcast()
+        }
+    }
+    /// Why network devices were disconnected: the sentence of the `count`th time.
+    func waitForDisconnection(_ count: Int = 1, seconds: Double = 30) -> String? {
+        _ = wait(seconds) { disconnections.count >= count }
+        return lock.withLock { disconnections.count >= count ? disconnections[count - 1] : nil }
     }
     /// Switches a machine that still runs off.
     func finish() { if [.running, .paused].contains(state) { try? stop() } }

@@ -45,7 +45,9 @@ struct ConfigurationTests {
             } != nil)
     }
     @Test func devicesToComeSaySo() {
-        #expect(reason { $0.networkDevices = [VZVirtioNetworkDeviceConfiguration()] }?.contains("not supported yet") == true)
+        let nat = VZVirtioNetworkDeviceConfiguration()
+        nat.attachment = VZNATNetworkDeviceAttachment()
+        #expect(reason { $0.networkDevices = [nat] }?.contains("not supported yet") == true)
         #expect(reason { $0.directorySharingDevices = [VZVirtioFileSystemDeviceConfiguration(tag: "t")] }?.contains("not supported yet") == true)
     }
     @Test func labelIsChecked() {
@@ -69,6 +71,36 @@ struct ConfigurationTests {
         (original.bootLoader as? VZLinuxBootLoader)?.commandLine = "changed"
         #expect((copy.consoleDevices[0] as? VZVirtioConsoleDeviceConfiguration)?.ports[0]?.name == nil)
         #expect((copy.bootLoader as? VZLinuxBootLoader)?.commandLine == "")
+    }
+    @Test func networkDevicesAreChecked() throws {
+        func ends(_ kind: __socket_type) throws -> [Int32] {
+            var ends: [Int32] = [-1, -1]
+            try #require(socketpair(AF_UNIX, Int32(kind.rawValue), 0, &ends) == 0)
+            return ends
+        }
+        func device(_ descriptor: Int32, mtu: Int = 1500) -> VZVirtioNetworkDeviceConfiguration {
+            let attachment = VZFileHandleNetworkDeviceAttachment(fileHandle: FileHandle(fileDescriptor: descriptor, closeOnDealloc: false))
+            attachment.maximumTransmissionUnit = mtu
+            let device = VZVirtioNetworkDeviceConfiguration()
+            device.attachment = attachment
+            return device
+        }
+        let (datagrams, stream) = (try ends(SOCK_DGRAM), try ends(SOCK_STREAM))
+        let lonely = socket(AF_UNIX, Int32(SOCK_DGRAM.rawValue), 0)
+        defer { for descriptor in datagrams + stream + [lonely] { close(descriptor) } }
+        #expect(reason { $0.networkDevices = [device(datagrams[0])] } == nil)
+        #expect(reason { $0.networkDevices = [VZVirtioNetworkDeviceConfiguration()] }?.contains("no attachment") == true)
+        #expect(reason { $0.networkDevices = [device(stream[0])] }?.contains("not a datagram socket") == true)
+        #expect(reason { $0.networkDevices = [device(lonely)] }?.contains("not connected") == true)
+        #expect(reason { $0.networkDevices = [device(-1)] }?.contains("not an open socket") == true)
+        for mtu in [1499, 65536, -1] { #expect(reason { $0.networkDevices = [device(datagrams[0], mtu: mtu)] }?.contains("between 1500 and 65535") == true) }
+        let twin = device(datagrams[1])
+        twin.macAddress = try #require(VZMACAddress(string: "02:00:00:00:00:01"))
+        let other = device(datagrams[0])
+        other.macAddress = twin.macAddress
+        #expect(reason { $0.networkDevices = [twin, other] }?.contains("02:00:00:00:00:01") == true)
+        other.macAddress = try #require(VZMACAddress(string: "03:00:00:00:00:01"))
+        #expect(reason { $0.networkDevices = [other] }?.contains("unicast") == true)
     }
     @Test func macAddressesParseAndPrint() throws {
         let address = try #require(VZMACAddress(string: "02:AB:cd:00:00:01"))

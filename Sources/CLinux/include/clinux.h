@@ -12,6 +12,7 @@
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/random.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -24,6 +25,11 @@ static inline int clinux_ioctl(int fd, unsigned long request, unsigned long argu
 static inline int clinux_ioctl_pointer(int fd, unsigned long request, void *_Nullable argument) { return ioctl(fd, request, argument); }
 static inline int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) { return (int)syscall(SYS_fallocate, fd, mode, offset, length); }
 static inline int clinux_sigrtmin(void) { return SIGRTMIN; }
+static inline int clinux_is_connected(int fd) {
+  struct sockaddr_storage address;
+  socklen_t length = sizeof address;
+  return getpeername(fd, (struct sockaddr *)&address, &length) == 0;
+}
 static inline int clinux_is_dir(mode_t m) { return S_ISDIR(m); }
 static inline int clinux_is_reg(mode_t m) { return S_ISREG(m); }
 static inline int clinux_is_blk(mode_t m) { return S_ISBLK(m); }

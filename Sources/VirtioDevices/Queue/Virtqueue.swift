@@ -186,6 +186,13 @@ package final class Virtqueue: @unchecked Sendable {  // see above; set-up happe
 
     /// Gives a chain back with the number of bytes written to it. Call `notify` when the batch is done.
     package func complete(_ chain: DescriptorChain, written: Int) {
+        stage(chain, written: written)
+        publish()
+    }
+    /// Shows the driver everything that was staged.
+    package func publish() { clinux_store_release16(used + 2, nextUsed) }
+    /// As `complete`, but the driver sees nothing of it before `publish`.
+    package func stage(_ chain: DescriptorChain, written: Int) {
         var left = written
         for buffer in chain.writable where left > 0 {
             memory.noteWrite(buffer.address, min(left, buffer.count))
@@ -195,7 +202,6 @@ package final class Virtqueue: @unchecked Sendable {  // see above; set-up happe
         slot.storeBytes(of: UInt32(chain.head), as: UInt32.self)
         (slot + 4).storeBytes(of: UInt32(truncatingIfNeeded: written), as: UInt32.self)
         nextUsed &+= 1
-        clinux_store_release16(used + 2, nextUsed)
     }
 
     /// Interrupts the driver if it wants to hear of what was completed. § 2.7.7, 2.7.10.

@@ -16,6 +16,7 @@ open class VZVirtualMachine: NSObject {
     private var observers: [Int: (changed: (VZVirtualMachine) -> Void, ended: (() -> Void)?)] = [:]
     private var nextObserver = 0
     private let consoles: [VZVirtioConsoleDevice]
+    private let networks: [VZNetworkDevice]
     /// A stop in flight: what the machine reports meanwhile is no news.
     private var runIdentifier = 0
 
@@ -32,6 +33,7 @@ open class VZVirtualMachine: NSObject {
                     ports: device.ports.ports.mapValues { VZVirtioConsolePort(name: $0.name, attachment: $0.attachment) },
                     maximumPortCount: device.ports.maximumPortCount))
         }
+        networks = self.configuration.networkDevices.map { VZNetworkDevice(attachment: $0.attachment) }
         super.init()
         queue.setSpecific(key: Self.queueKey, value: ObjectIdentifier(queue))
     }
@@ -96,7 +98,10 @@ open class VZVirtualMachine: NSObject {
     }
     open var directorySharingDevices: [VZDirectorySharingDevice] { [] }
     open var memoryBalloonDevices: [VZMemoryBalloonDevice] { [] }
-    open var networkDevices: [VZNetworkDevice] { [] }
+    open var networkDevices: [VZNetworkDevice] {
+        checkQueue()
+        return networks
+    }
     open var socketDevices: [VZSocketDevice] { [] }
 
     // MARK: start
@@ -135,7 +140,7 @@ open class VZVirtualMachine: NSObject {
         try configuration.validate()
         let engine = try configuration.chosenEngine.select()
         let descriptors = DescriptorSet()
-        let description = try configuration.machineDescription(descriptors)
+        let description = try configuration.machineDescription(descriptors, networks.map(\.attachment))
         let this = WeakMachine(self)
         let machine = try Machine(description, engine: engine) { event in
             this.queue?.async { this.value?.received(event, run) }
@@ -143,6 +148,7 @@ open class VZVirtualMachine: NSObject {
         try claimDisks()
         self.descriptors = descriptors
         connectPorts(machine)
+        connectNetworks(machine)
         return machine
     }
     private func claimDisks() throws {
@@ -263,6 +269,8 @@ open class VZVirtualMachine: NSObject {
             enter(.error)
             let error = VZError(.internalError, reason: "The virtual machine stopped unexpectedly: \(reason).")
             delegate?.virtualMachine(self, didStopWithError: error)
+        case .networkFailed(let index, let reason):
+            if networks.indices.contains(index) { disconnected(networks[index], reason) }
         case .portChanged(let console, let port, let isOpen):
             let index = console - configuration.serialPorts.count
             guard consoles.indices.contains(index), let object = consoles[index].ports[port] else { return }
@@ -283,6 +291,27 @@ open class VZVirtualMachine: NSObject {
                 }
             }
         }
+    }
+
+    private func connectNetworks(_ machine: Machine) {
+        for (index, network) in networks.enumerated() {
+            network.changed = { [weak self, weak machine, weak network] attachment in
+                do {
+                    try attachment?.validate()
+                    machine?.connectNetwork(index, try attachment?.makeBackend())
+                } catch {
+                    machine?.connectNetwork(index, nil)
+                    guard let self, let network else { return }
+                    disconnected(network, "\(error.localizedDescription)")
+                }
+            }
+        }
+    }
+    private func disconnected(_ network: VZNetworkDevice, _ reason: String) {
+        network.forget()
+        let error = VZError(.internalError, reason: "The network device was disconnected: \(reason)")
+        let delegate = Unchecked((self, network, error))
+        later { delegate.value.0.delegate?.virtualMachine(delegate.value.0, networkDevice: delegate.value.1, attachmentWasDisconnectedWithError: delegate.value.2) }
     }
 
     private func later(_ body: @escaping () -> Void) {

@@ -19,7 +19,8 @@ extension VZVirtualMachineConfiguration {
     }
 
     /// What the Monitor makes of a valid configuration.
-    func machineDescription(_ descriptors: DescriptorSet) throws -> MachineDescription {
+    /// - Parameter networkAttachments: of the machine's network devices, which may have others than they began with.
+    func machineDescription(_ descriptors: DescriptorSet, _ networkAttachments: [VZNetworkDeviceAttachment?]) throws -> MachineDescription {
         guard let bootLoader = bootLoader as? VZLinuxBootLoader else { throw VZError.configuration("The boot loader is invalid.") }
         var description = MachineDescription(
             cpuCount: cpuCount, memorySize: memorySize, kernelPath: bootLoader.kernelURL.path,
@@ -35,6 +36,10 @@ extension VZVirtualMachineConfiguration {
                 .init(ports: [0: .init(name: nil, isConsole: true, endpoint: endpoint)], maximumPorts: 1, isMultiPort: false))
         }
         try addConsoleDevices(&description, descriptors)
+        for (device, attachment) in zip(networkDevices, networkAttachments) {
+            let octets = device.macAddress.ethernetAddress.octet
+            description.networks.append(.init(address: withUnsafeBytes(of: octets) { Array($0) }, backend: try attachment?.makeBackend()))
+        }
         description.processorBaseline = chosenProcessorLevel.baseline
         if let chosenSerialOutput { description.serialOutput = descriptors.keep((-1, fcntl(chosenSerialOutput.fileDescriptor, F_DUPFD_CLOEXEC, 3))).output }
         return description

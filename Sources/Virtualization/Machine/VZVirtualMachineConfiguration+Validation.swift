@@ -8,6 +8,7 @@ extension VZVirtualMachineConfiguration {
         try validateBoot()
         try validateConsoles()
         try validateStorage()
+        try validateNetwork()
         try validateUnsupported()
         if let label {
             guard (1...64).contains(label.count), label.contains(where: { !$0.isWhitespace }) else {
@@ -67,10 +68,26 @@ extension VZVirtualMachineConfiguration {
             try VZVirtioBlockDeviceConfiguration.validateBlockDeviceIdentifier(device.blockDeviceIdentifier)
         }
     }
+    private func validateNetwork() throws {
+        var addresses: Set<VZMACAddress> = []
+        for device in networkDevices {
+            guard device is VZVirtioNetworkDeviceConfiguration else {
+                throw VZError.configuration("A network device of type \(type(of: device)) is not supported yet.")
+            }
+            guard let attachment = device.attachment else { throw VZError.configuration("A network device has no attachment.") }
+            guard device.macAddress.isUnicastAddress else {
+                throw VZError.configuration("The MAC address \(device.macAddress) of a network device is not a unicast address.")
+            }
+            guard addresses.insert(device.macAddress).inserted else {
+                throw VZError.configuration("Two network devices have the MAC address \(device.macAddress).")
+            }
+            try attachment.validate()
+        }
+    }
     /// Types that are declared so that programs compile, and not implemented so far.
     private func validateUnsupported() throws {
         for (name, count) in [
-            ("Network devices", networkDevices.count), ("Directory sharing devices", directorySharingDevices.count),
+            ("Directory sharing devices", directorySharingDevices.count),
             ("Socket devices", socketDevices.count), ("Memory balloon devices", memoryBalloonDevices.count),
         ] where count > 0 {
             throw VZError.configuration("\(name) are not supported yet.")

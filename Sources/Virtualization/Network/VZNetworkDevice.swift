@@ -2,9 +2,19 @@ import Foundation
 
 /// A network device of a machine.
 open class VZNetworkDevice: NSObject {
-    open var attachment: VZNetworkDeviceAttachment?
+    /// Can be replaced while the machine runs: nil pulls the cable out. An attachment that cannot be used is refused: the
+    /// delegate is told, and the attachment is nil. Turns nil by itself when the host's side fails. On the machine's queue.
+    open var attachment: VZNetworkDeviceAttachment? { didSet { changed?(attachment) } }
+    var changed: ((VZNetworkDeviceAttachment?) -> Void)?
     init(attachment: VZNetworkDeviceAttachment?) {
         self.attachment = attachment
         super.init()
+    }
+    /// Sets it without telling the machine.
+    func forget() {
+        let tell = changed
+        changed = nil
+        attachment = nil
+        changed = tell
     }
 }
