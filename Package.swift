@@ -33,7 +33,8 @@ let package = Package(
         room("PlatformDevices", ["Hypervisor", "LinuxSystem"]),
         room("HostNetwork", ["CLinux", "LinuxSystem"]),
         room("VirtioDevices", ["CLinux", "PlatformDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "LinuxSystem"]),
-        room("Monitor", ["SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "HostNetwork", "Hypervisor", "GuestMemory", "LinuxSystem"]),
+        room(
+            "Monitor", ["SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "HostNetwork", "Hypervisor", "GuestMemory", "LinuxSystem"]),
         room("Virtualization", ["Monitor", "VirtioDevices", "DiskStorage", "HostNetwork", "Hypervisor"]),
         room("MachineLibrary", ["Virtualization"]),
         .executableTarget(
@@ -44,7 +45,8 @@ let package = Package(
         .target(name: "CAllocationCounter"),
         .target(name: "CZydisOracle", linkerSettings: [.linkedLibrary("Zydis")]),
         .testTarget(
-            name: "VirtioDevicesTests", dependencies: ["VirtioDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem", "CAllocationCounter"],
+            name: "VirtioDevicesTests",
+            dependencies: ["VirtioDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem", "CAllocationCounter"],
             swiftSettings: settings),
         .testTarget(name: "PlatformDevicesTests", dependencies: ["PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),

@@ -113,6 +113,15 @@ package final class GuestMemory: @unchecked Sendable {  // the mapping is fixed;
     /// To be called after writing through `pointer`.
     @inline(__always) package func noteWrite(_ address: UInt64, _ count: Int) { deviceWriteObserver?(address, count) }
 
+    /// Gives the whole pages of a range back to the host; they read as zero afterwards. What is no RAM is left alone.
+    package func discard(_ address: UInt64, _ count: Int) {
+        let first = (address &+ 4095) & ~4095
+        let (last, overflow) = address.addingReportingOverflow(UInt64(max(count, 0)))
+        guard !overflow, first >= address, last & ~4095 > first, let pointer = pointer(first, Int((last & ~4095) - first)) else { return }
+        let length = Int((last & ~4095) - first)
+        _ = clinux_fallocate(fileDescriptor, 3, Int64(pointer - mapping), Int64(length))  // PUNCH_HOLE, KEEP_SIZE
+        noteWrite(first, length)
+    }
     /// Gives all pages back to the host; they read as zero afterwards.
     package func clear() {
         _ = clinux_fallocate(fileDescriptor, 3, 0, Int64(size))  // PUNCH_HOLE, KEEP_SIZE

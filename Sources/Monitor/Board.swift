@@ -16,6 +16,8 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
     private(set) var transports: [VirtioPCITransport] = []
     private(set) var consoles: [ConsoleDevice] = []
     private(set) var networks: [NetworkDevice] = []
+    /// Always there: a guest that reports free pages gives them back, whether the machine's owner asked for a balloon or not.
+    let balloon: BalloonDevice
     private var uart: UART16550!
     private var acpi: ACPIPort!
     private let rtc = RealTimeClock()
@@ -31,6 +33,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         self.request = request
         self.debugMark = debugMark
         memory = try GuestMemory(layout: MachineLayout.ramLayout(description.memorySize))
+        balloon = try BalloonDevice(memory: memory)
         machine = try engine.makeMachine(memory: memory, vcpuCount: description.cpuCount, baseline: description.processorBaseline, bus: self)
         let machine: any HypervisorMachine = machine
         let serial = description.serialOutput
@@ -59,6 +62,8 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
             try add(device)
         }
         for _ in 0..<description.entropyDeviceCount { try add(EntropyDevice()) }
+        balloon.setTarget(pages: description.balloonPages)
+        try add(balloon)
     }
     private func add(_ device: any VirtioDevice) throws {
         let transport = VirtioPCITransport(device: device, memory: memory, machine: machine)

@@ -107,6 +107,8 @@ package final class Machine: Sendable {
         board.consoles[console].replace(port: port, endpoint)
     }
 
+    /// How many pages of 4 KiB the guest is to give back.
+    package func setBalloon(pages: UInt32) { shared.withLock { $0.board }?.balloon.setTarget(pages: pages) }
     package func connectNetwork(_ network: Int, _ backend: (any NetworkBackend)?) {
         guard let board = shared.withLock({ $0.board }), network < board.networks.count else { return }
         board.networks[network].connect(backend)

@@ -43,6 +43,8 @@ package struct MachineDescription: Sendable {
     package var consoles: [Console] = []
     package var networks: [Network] = []
     package var entropyDeviceCount = 0
+    /// Pages of 4 KiB that the guest is to give back from the start.
+    package var balloonPages: UInt32 = 0
     package var processorBaseline = ProcessorBaseline.host
     /// Where the 16550's output goes; -1 for nowhere.
     package var serialOutput: Int32 = -1

