@@ -5,6 +5,10 @@ import Synchronization
 
 /// A memory balloon with free-page reporting. VIRTIO 1.2 § 5.5. What the guest gives goes back to the host at once: its pages
 /// are punched out of the memory file, and read as zeroes when the guest takes them again.
+///
+/// Reported pages come by and by, as Linux sees fit (about a quarter of a GiB every two seconds). Free page hinting would name
+/// them all at once, but is of no use here: Linux takes hinted pages back when it is short of memory, without waiting for the
+/// device, which must therefore not empty them.
 package final class BalloonDevice: VirtioDevice {
     private enum Feature {
         static let deflateOnOOM: UInt64 = 1 << 2
