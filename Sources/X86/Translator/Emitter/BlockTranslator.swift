@@ -215,8 +215,14 @@ struct BlockTranslator {
     }
     mutating func checkVersion() {
         for (cell, version) in versions {
-            code.moveImmediate(Host.address, UInt64(cell))
-            code.op(0x81, reg: 7, .memory(base: Host.address), wide: false)
+            let distance = Int(bitPattern: cell) &- (code.here + 10)
+            if Int(Int32(truncatingIfNeeded: distance)) == distance {
+                code.bytes(0x81, 0x3D)  // cmp dword [rip + …], …
+                code.int32(Int32(distance))
+            } else {
+                code.moveImmediate(Host.address, UInt64(cell))
+                code.op(0x81, reg: 7, .memory(base: Host.address), wide: false)
+            }
             code.int32(Int32(bitPattern: version))
             staleJumps.append(code.jump(if: 5))
         }
