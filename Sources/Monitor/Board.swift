@@ -1,5 +1,6 @@
 import GuestBoot
 import GuestMemory
+import HostNetwork
 import Hypervisor
 import LinuxSystem
 import PlatformDevices
@@ -27,7 +28,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
     init(
         _ description: MachineDescription, engine: any HypervisorEngine, loop: EventLoop,
         request: @escaping @Sendable (PlatformRequest) -> Void, portChanged: @escaping @Sendable (Int, Int, Bool) -> Void,
-        networkFailed: @escaping @Sendable (Int, String) -> Void, debugMark: (@Sendable (UInt8) -> Void)?
+        networkFailed: @escaping @Sendable (Int, any NetworkBackend, String) -> Void, debugMark: (@Sendable (UInt8) -> Void)?
     ) throws {
         self.loop = loop
         self.request = request
@@ -42,15 +43,13 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
             if serial >= 0 { _ = write(serial, &byte, 1) }
         }
         acpi = ACPIPort(setInterrupt: { [weak machine] in machine?.setLine(MachineLayout.eventGSI, level: $0) }, request: request)
-        try addDevices(description, portChanged)
-        for (index, network) in description.networks.enumerated() {
-            let device = try NetworkDevice(address: network.address, backend: network.backend) { networkFailed(index, $0) }
-            networks.append(device)
-            try add(device)
-        }
+        try addDevices(description, portChanged, networkFailed)
     }
 
-    private func addDevices(_ description: MachineDescription, _ portChanged: @escaping @Sendable (Int, Int, Bool) -> Void) throws {
+    private func addDevices(
+        _ description: MachineDescription, _ portChanged: @escaping @Sendable (Int, Int, Bool) -> Void,
+        _ networkFailed: @escaping @Sendable (Int, any NetworkBackend, String) -> Void
+    ) throws {
         for disk in description.disks {
             try add(BlockDevice(backend: disk.backend, identifier: disk.identifier, queueCount: min(description.cpuCount, 4)))
         }
@@ -59,6 +58,11 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
                 portChanged(index, $0, $1)
             }
             consoles.append(device)
+            try add(device)
+        }
+        for (index, network) in description.networks.enumerated() {
+            let device = try NetworkDevice(address: network.address, backend: network.backend) { networkFailed(index, $0, $1) }
+            networks.append(device)
             try add(device)
         }
         for _ in 0..<description.entropyDeviceCount { try add(EntropyDevice()) }

@@ -21,7 +21,7 @@ package final class Machine: Sendable {
         /// The guest opened or closed a console port: console, port, open.
         case portChanged(console: Int, port: Int, isOpen: Bool)
         /// The host's side of a network device failed; its cable is out.
-        case networkFailed(network: Int, String)
+        case networkFailed(network: Int, any NetworkBackend, String)
     }
     private enum Message: Sendable {
         case stop(@Sendable () -> Void)
@@ -31,6 +31,8 @@ package final class Machine: Sendable {
         case exited(VCPUExit)
     }
     private struct Shared {
+        /// As the machine would be powered on now: with what was changed while it ran.
+        var description: MachineDescription
         var messages: [Message] = []
         var board: Board?
         var isAlive = false
@@ -55,9 +57,8 @@ package final class Machine: Sendable {
         var heldCount: Int { state.withLock { $0.held } }
     }
 
-    private let description: MachineDescription
     private let engine: any HypervisorEngine
-    private let shared = Mutex(Shared())
+    private let shared: Mutex<Shared>
     private let wake: EventFD
     private let events: @Sendable (Event) -> Void
     private let debugMark: (@Sendable (UInt8) -> Void)?
@@ -66,7 +67,7 @@ package final class Machine: Sendable {
         _ description: MachineDescription, engine: any HypervisorEngine, debugMark: (@Sendable (UInt8) -> Void)? = nil,
         events: @escaping @Sendable (Event) -> Void
     ) throws {
-        self.description = description
+        shared = Mutex(Shared(description: description))
         self.engine = engine
         self.events = events
         self.debugMark = debugMark
@@ -103,15 +104,34 @@ package final class Machine: Sendable {
         board.consoles[console].resize(columns: columns, rows: rows)
     }
     package func replaceEndpoint(console: Int, port: Int, _ endpoint: ConsoleEndpoint) {
-        guard let board = shared.withLock({ $0.board }), console < board.consoles.count else { return }
+        let board = shared.withLock { shared in
+            if console < shared.description.consoles.count { shared.description.consoles[console].ports[port]?.endpoint = endpoint }
+            return shared.board
+        }
+        guard let board, console < board.consoles.count else { return }
         board.consoles[console].replace(port: port, endpoint)
     }
-
     /// How many pages of 4 KiB the guest is to give back.
-    package func setBalloon(pages: UInt32) { shared.withLock { $0.board }?.balloon.setTarget(pages: pages) }
+    package func setBalloon(pages: UInt32) {
+        let board = shared.withLock { shared in
+            shared.description.balloonPages = pages
+            return shared.board
+        }
+        board?.balloon.setTarget(pages: pages)
+    }
     package func connectNetwork(_ network: Int, _ backend: (any NetworkBackend)?) {
-        guard let board = shared.withLock({ $0.board }), network < board.networks.count else { return }
+        let board = shared.withLock { shared in
+            if network < shared.description.networks.count { shared.description.networks[network].backend = backend }
+            return shared.board
+        }
+        guard let board, network < board.networks.count else { return }
         board.networks[network].connect(backend)
+    }
+    private func lostNetwork(_ network: Int, _ backend: any NetworkBackend, _ reason: String) {
+        shared.withLock { shared in
+            if shared.description.networks[network].backend === backend { shared.description.networks[network].backend = nil }
+        }
+        events(.networkFailed(network: network, backend, reason))
     }
 
     private func post(_ message: Message) {
@@ -174,11 +194,12 @@ package final class Machine: Sendable {
     }
 
     private func powerOn(_ loop: EventLoop, _ running: () -> Void) throws -> Ending {
+        let description = shared.withLock { $0.description }
         let board = try Board(
             description, engine: engine, loop: loop, request: { [weak self] in self?.post(.platform($0)) },
             portChanged: { [weak self] in self?.events(.portChanged(console: $0, port: $1, isOpen: $2)) },
-            networkFailed: { [weak self] in self?.events(.networkFailed(network: $0, $1)) }, debugMark: debugMark)
-        let state = try loadGuest(into: board)
+            networkFailed: { [weak self] in self?.lostNetwork($0, $1, $2) }, debugMark: debugMark)
+        let state = try loadGuest(description, into: board)
         let vcpus = board.machine.vcpus
         try vcpus[0].setState(state)
         let gate = try Gate()
@@ -199,16 +220,16 @@ package final class Machine: Sendable {
     }
 
     /// In a function of its own, so that the files' bytes are gone when the guest runs.
-    private func loadGuest(into board: Board) throws -> VCPUState {
+    private func loadGuest(_ description: MachineDescription, into board: Board) throws -> VCPUState {
         let image: KernelImage
-        do throws(KernelError) { image = try KernelImage(try readKernel(), cache: .standard) } catch {
+        do throws(KernelError) { image = try KernelImage(try readKernel(description), cache: .standard) } catch {
             throw KernelError("cannot start the kernel \(description.kernelPath): \(error)")
         }
         let ramdisk = try description.initialRamdiskPath.map { try loadFile($0, what: "initial RAM disk") }
         let loader = LinuxLoader(kernel: image, initialRamdisk: ramdisk, commandLine: description.commandLine)
         return try loader.load(into: board.memory, cpuCount: description.cpuCount)
     }
-    private func readKernel() throws(KernelError) -> [UInt8] {
+    private func readKernel(_ description: MachineDescription) throws(KernelError) -> [UInt8] {
         do { return try loadFile(description.kernelPath, what: "kernel") } catch { throw KernelError("\(error)") }
     }
 

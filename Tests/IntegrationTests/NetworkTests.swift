@@ -88,6 +88,24 @@ import Virtualization
         withExtendedLifetime(right) {}
     }
 
+    @Test func pulledCableStaysOutOverAReboot() throws {
+        let (left, right) = try wire()
+        let guest = try TestGuest(
+            """
+            ifconfig eth0 10.1.0.1 netmask 255.255.255.0 up; sleep 0.5
+            echo CARRIER-$(cat /sys/class/net/eth0/carrier)
+            read line; reboot -f
+            """
+        ) { $0.configuration.networkDevices = [card(left)] }
+        defer { guest.finish() }
+        try guest.start()
+        try #require(guest.waitFor("CARRIER-1"))
+        guest.queue.sync { guest.machine.networkDevices[0].attachment = nil }
+        guest.send("again")
+        #expect(guest.waitFor("CARRIER-0"))
+        withExtendedLifetime(right) {}
+    }
+
     @Test func delegateHearsOfAPeerThatIsGone() throws {
         let (left, right) = try wire()
         let guest = try TestGuest(

@@ -19,7 +19,7 @@ import VirtioDevices
             let backend = try DatagramSocket(ends[0], maximumTransmissionUnit: mtu)
             close(ends[0])
             Self.failures = 0
-            device = try NetworkDevice(address: [2, 0, 0, 0, 0, 1], backend: backend) { _ in Self.failures += 1 }
+            device = try NetworkDevice(address: [2, 0, 0, 0, 0, 1], backend: backend) { _, _ in Self.failures += 1 }
             driver = FakeDriver(device, memory: try GuestMemory(layout: [(0, 1 << 20)]))
         }
         deinit { close(peer) }

@@ -70,7 +70,7 @@ typedef struct x86_segment {
 typedef struct x86_base_cache {
   uint64_t tag_r, delta_r, tag_w, delta_w;
 } x86_base_cache;
-#define X86_BASE_CACHES 36 // of each privilege: the supervisor's, then the user's
+#define X86_BASE_CACHES 21 // of each privilege: the supervisor's, then the user's
 
 typedef struct x86_cpu {
   uint64_t gpr[16];
@@ -118,7 +118,7 @@ typedef struct x86_cpu {
   uint64_t return_stack; // translated code's own stack, see ReturnStack.swift
   uint64_t tsc_base;     // the time stamp counter is CLOCK_MONOTONIC in nanoseconds less this
   uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
-  x86_base_cache base_cache[2 * X86_BASE_CACHES]; // by guest register; RIP-relative, absolute, index only, FS or GS; by register with an index that advances
+  x86_base_cache base_cache[2 * X86_BASE_CACHES]; // see BaseCache in SegmentMemory.swift
   uint64_t t1_delta[2];  // host less guest address in the windows of the running segment
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint8_t xmm[512];      // 16 registers of 32 bytes

@@ -29,13 +29,15 @@ package final class NetworkDevice: VirtioDevice {
     private let receiveEvent: EventFD
     private let stopping = Atomic<Bool>(false)
     private let maximumTransmissionUnit: UInt16
-    /// The backend failed, with the reason; the cable is out.
-    private let failed: @Sendable (String) -> Void
+    /// A backend failed, with the reason; the cable is out.
+    private let failed: @Sendable (any NetworkBackend, String) -> Void
 
     /// - Parameters:
     ///   - address: six bytes.
     ///   - backend: nil for a card whose cable is out.
-    package init(address: [UInt8], backend: (any NetworkBackend)?, failed: @escaping @Sendable (String) -> Void = { _ in }) throws(SystemError) {
+    package init(
+        address: [UInt8], backend: (any NetworkBackend)?, failed: @escaping @Sendable (any NetworkBackend, String) -> Void = { _, _ in }
+    ) throws(SystemError) {
         self.address = address
         self.failed = failed
         maximumTransmissionUnit = UInt16(clamping: backend?.maximumTransmissionUnit ?? 1500)
@@ -65,14 +67,14 @@ package final class NetworkDevice: VirtioDevice {
         activation?.configurationChanged()
     }
     private func lose(_ backend: any NetworkBackend, _ reason: String) {
-        let isCurrent = state.withLock { state in
-            guard state.backend === backend else { return false }
-            state.backend = nil
-            return true
+        let (isCurrent, activation) = state.withLock { state in
+            let isCurrent = state.backend === backend
+            if isCurrent { state.backend = nil }
+            return (isCurrent, state.activation)
         }
         guard isCurrent else { return }
-        state.withLock { $0.activation }?.configurationChanged()
-        failed(reason)
+        activation?.configurationChanged()
+        failed(backend, reason)
     }
 
     package func activate(_ activation: VirtioActivation) {

@@ -44,9 +44,9 @@ final class NetworkReceiver: Sendable {
         thread.withLock { $0 }?.join()
     }
     private static func wait(_ waking: EventFD, _ descriptor: Int32, drain: EventFD?) {
-        var entries = [pollfd(fd: waking.fileDescriptor, events: Int16(POLLIN), revents: 0), pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)]
-        _ = poll(&entries, 2, -1)
-        if entries[0].revents != 0 { waking.drain() }
+        var entries = (pollfd(fd: waking.fileDescriptor, events: Int16(POLLIN), revents: 0), pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0))
+        withUnsafeMutableBytes(of: &entries) { _ = poll($0.bindMemory(to: pollfd.self).baseAddress, 2, -1) }
+        if entries.0.revents != 0 { waking.drain() }
         drain?.drain()
     }
 

@@ -146,7 +146,11 @@ open class VZVirtualMachine: NSObject {
         try configuration.validate()
         let engine = try configuration.chosenEngine.select()
         let descriptors = DescriptorSet()
-        var description = try configuration.machineDescription(descriptors, networks.map(\.attachment))
+        for network in networks {
+            try network.attachment?.validate()
+            network.backend = try network.attachment?.makeBackend()
+        }
+        var description = try configuration.machineDescription(descriptors, networks.map(\.backend))
         description.balloonPages = balloons.first?.pages ?? 0
         let this = WeakMachine(self)
         let machine = try Machine(description, engine: engine) { event in
@@ -185,6 +189,7 @@ open class VZVirtualMachine: NSObject {
         if machine != nil { for attachment in configuration.diskAttachments { attachment.release() } }
         machine = nil
         descriptors = nil
+        for network in networks { network.backend = nil }
     }
 
     /// As `start(completionHandler:)`; for Linux guests there are no options.
@@ -277,8 +282,9 @@ open class VZVirtualMachine: NSObject {
             enter(.error)
             let error = VZError(.internalError, reason: "The virtual machine stopped unexpectedly: \(reason).")
             delegate?.virtualMachine(self, didStopWithError: error)
-        case .networkFailed(let index, let reason):
-            if networks.indices.contains(index) { disconnected(networks[index], reason) }
+        case .networkFailed(let index, let backend, let reason):
+            // Another attachment may have been set since.
+            if networks.indices.contains(index), networks[index].backend === backend { disconnected(networks[index], reason) }
         case .portChanged(let console, let port, let isOpen):
             let index = console - configuration.serialPorts.count
             guard consoles.indices.contains(index), let object = consoles[index].ports[port] else { return }
@@ -307,22 +313,21 @@ open class VZVirtualMachine: NSObject {
     private func connectNetworks(_ machine: Machine) {
         for (index, network) in networks.enumerated() {
             network.changed = { [weak self, weak machine, weak network] attachment in
+                guard let machine, let network else { return }
                 do {
                     try attachment?.validate()
-                    machine?.connectNetwork(index, try attachment?.makeBackend())
+                    network.backend = try attachment?.makeBackend()
                 } catch {
-                    machine?.connectNetwork(index, nil)
-                    guard let self, let network else { return }
-                    disconnected(network, "\(error.localizedDescription)")
+                    self?.disconnected(network, error.localizedDescription)
                 }
+                machine.connectNetwork(index, network.backend)
             }
         }
     }
     private func disconnected(_ network: VZNetworkDevice, _ reason: String) {
         network.forget()
         let error = VZError(.internalError, reason: "The network device was disconnected: \(reason)")
-        let delegate = Unchecked((self, network, error))
-        later { delegate.value.0.delegate?.virtualMachine(delegate.value.0, networkDevice: delegate.value.1, attachmentWasDisconnectedWithError: delegate.value.2) }
+        later { self.delegate?.virtualMachine(self, networkDevice: network, attachmentWasDisconnectedWithError: error) }
     }
 
     private func later(_ body: @escaping () -> Void) {

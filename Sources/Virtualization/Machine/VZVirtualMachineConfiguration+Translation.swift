@@ -1,5 +1,6 @@
 import DiskStorage
 import Foundation
+import HostNetwork
 import Monitor
 import VirtioDevices
 
@@ -19,8 +20,8 @@ extension VZVirtualMachineConfiguration {
     }
 
     /// What the Monitor makes of a valid configuration.
-    /// - Parameter networkAttachments: of the machine's network devices, which may have others than they began with.
-    func machineDescription(_ descriptors: DescriptorSet, _ networkAttachments: [VZNetworkDeviceAttachment?]) throws -> MachineDescription {
+    /// - Parameter networkBackends: of the machine's network devices, whose attachments may be others than they began with.
+    func machineDescription(_ descriptors: DescriptorSet, _ networkBackends: [(any NetworkBackend)?]) throws -> MachineDescription {
         guard let bootLoader = bootLoader as? VZLinuxBootLoader else { throw VZError.configuration("The boot loader is invalid.") }
         var description = MachineDescription(
             cpuCount: cpuCount, memorySize: memorySize, kernelPath: bootLoader.kernelURL.path,
@@ -36,9 +37,9 @@ extension VZVirtualMachineConfiguration {
                 .init(ports: [0: .init(name: nil, isConsole: true, endpoint: endpoint)], maximumPorts: 1, isMultiPort: false))
         }
         try addConsoleDevices(&description, descriptors)
-        for (device, attachment) in zip(networkDevices, networkAttachments) {
+        for (device, backend) in zip(networkDevices, networkBackends) {
             let octets = device.macAddress.ethernetAddress.octet
-            description.networks.append(.init(address: withUnsafeBytes(of: octets) { Array($0) }, backend: try attachment?.makeBackend()))
+            description.networks.append(.init(address: withUnsafeBytes(of: octets) { Array($0) }, backend: backend))
         }
         description.processorBaseline = chosenProcessorLevel.baseline
         if let chosenSerialOutput { description.serialOutput = descriptors.keep((-1, fcntl(chosenSerialOutput.fileDescriptor, F_DUPFD_CLOEXEC, 3))).output }

@@ -1,4 +1,5 @@
 import Foundation
+import HostNetwork
 
 /// A network device of a machine.
 open class VZNetworkDevice: NSObject {
@@ -6,6 +7,8 @@ open class VZNetworkDevice: NSObject {
     /// delegate is told, and the attachment is nil. Turns nil by itself when the host's side fails. On the machine's queue.
     open var attachment: VZNetworkDeviceAttachment? { didSet { changed?(attachment) } }
     var changed: ((VZNetworkDeviceAttachment?) -> Void)?
+    /// What the running machine has of the attachment.
+    var backend: (any NetworkBackend)?
     init(attachment: VZNetworkDeviceAttachment?) {
         self.attachment = attachment
         super.init()
@@ -15,6 +18,7 @@ open class VZNetworkDevice: NSObject {
         let tell = changed
         changed = nil
         attachment = nil
+        backend = nil
         changed = tell
     }
 }

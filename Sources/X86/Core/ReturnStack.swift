@@ -15,7 +15,9 @@ struct ReturnStack {
     /// Whether there is room: bit 16 of the stack pointer.
     static let room: Int32 = 0x1_0000
     private static let reserve: UInt64 = 64
-    private static let last = UInt64(size - 1)
+    static let last = UInt64(size - 1)
+    /// The stack pointer of the empty stack that `pointer` belongs to.
+    @inline(__always) static func base(_ pointer: UInt64) -> UInt64 { (pointer | last) + 1 - reserve }
 
     private let memory = cx_map_zeroed(UInt(3 * size))
     /// The empty stacks of the supervisor and of the user.
@@ -56,13 +58,14 @@ struct ReturnStack {
 /// What interpreted calls and returns do, so that the depth stays right.
 @inline(__always) func noteCall(_ s: CPU) {
     var top = s.pointee.return_stack
-    if top & UInt64(ReturnStack.room) == 0 { top = (top | 0x3_FFFF) & ~63 }
+    let base = ReturnStack.base(top)
+    if top & UInt64(ReturnStack.room) == 0 { top = base }
     // SAFETY: the stack's memory, see ReturnStack; its last 64 bytes hold the address of `unknown`.
-    let unknown = UnsafePointer<UInt64>(bitPattern: UInt((top | 0x3_FFFF) - 63 + 16)).unsafelyUnwrapped.pointee
+    let unknown = UnsafePointer<UInt64>(bitPattern: UInt(base + 16)).unsafelyUnwrapped.pointee
     UnsafeMutablePointer<UInt64>(bitPattern: UInt(top - 16)).unsafelyUnwrapped.pointee = unknown
     s.pointee.return_stack = top - 16
 }
 @inline(__always) func noteReturn(_ s: CPU) {
     let top = s.pointee.return_stack
-    if top & 0x3_FFFF != 0x3_FFC0 { s.pointee.return_stack = top + 16 }
+    if top != ReturnStack.base(top) { s.pointee.return_stack = top + 16 }
 }

@@ -262,11 +262,7 @@ final class TranslationCache {
         returnToUnknown = code.here
         code.lea(4, .memory(base: 4, displacement: 8))
         returnElsewhere = code.here
-        code.bytes(0x45, 0x69, 0xCB)  // imul r9d, r11d, …
-        code.int32(Int32(bitPattern: JumpHash.factor))
-        code.bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 4))  // shr r9d, …
-        code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
-        code.int32(Int32(X86_JCACHE_BYTES) - 16)
+        code.hashTarget()
         code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
         code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
         let first = code.jump(if: 4)

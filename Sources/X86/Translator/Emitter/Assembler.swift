@@ -1,3 +1,5 @@
+import CX86
+
 /// The r/m side of a host instruction.
 enum HostOperand {
     case register(UInt8)
@@ -137,6 +139,14 @@ struct Assembler {
     /// Makes the jump that ended at `end` come here.
     func patch(_ end: UnsafeMutablePointer<UInt8>) {
         UnsafeMutableRawPointer(end - 4).storeBytes(of: Int32(truncatingIfNeeded: cursor - end), as: Int32.self)
+    }
+    /// The offset of the jump cache's entry for r11 in r9; EFLAGS are lost. See JumpHash.
+    mutating func hashTarget() {
+        bytes(0x45, 0x69, 0xCB)  // imul r9d, r11d, …
+        int32(Int32(bitPattern: JumpHash.factor))
+        bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 4))  // shr r9d, …
+        bytes(0x41, 0x81, 0xE1)  // and r9d, …
+        int32(Int32(X86_JCACHE_BYTES) - 16)
     }
     /// [rip + …] for an executable address: opcode FF with `group`, or LEA.
     mutating func jumpThrough(_ address: Int, isCall: Bool = false) {

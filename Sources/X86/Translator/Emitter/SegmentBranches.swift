@@ -86,11 +86,7 @@ extension BlockTranslator {
     /// call's, is taken on a miss.
     /// - Parameter commit: written between the last check and the jump.
     mutating func dispatch(isCall: Bool = false, callMiss: Bool = false, _ commit: (inout Assembler) -> Void = { _ in }) {
-        code.bytes(0x45, 0x69, 0xCB)  // imul r9d, r11d, …
-        code.int32(Int32(bitPattern: JumpHash.factor))
-        code.bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 4))  // shr r9d, …
-        code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
-        code.int32(Int32(X86_JCACHE_BYTES) - 16)
+        code.hashTarget()
         code.op(0x39, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: jumpTable))
         alternates.append(Alternate(jump: code.jump(if: 5), back: code.here, slow: callMiss ? callMisses.count : slow.count, isCall: callMiss))
         if isCall { pushReturn() }

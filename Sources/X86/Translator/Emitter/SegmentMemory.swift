@@ -1,5 +1,16 @@
 import CX86
 
+/// Which operands remember the page they used last.
+enum BaseCache {
+    static let stack = 0
+    static let ripRelative = 1
+    static let absolute = 2
+    static let indexOnly = 3
+    static let segment = 4
+    /// By base register, for operands that go through an array.
+    static func advancing(_ base: Int8) -> Int { 5 + Int(base) }
+}
+
 // Guest addresses to host addresses: the TLB inline, base caches, windows.
 extension BlockTranslator {
     /// The linear address of a memory operand in r11.
@@ -44,13 +55,13 @@ extension BlockTranslator {
     /// Which base cache an operand uses; nil for pointers and indices that wander: they ask the TLB itself. (Programs that
     /// follow pointers change pages so often that finding out costs more than it saves: 40 % of the time in Python.)
     func baseCache(_ i: Instruction) -> Int? {
-        if i.segmentOverride >= 4 { return 19 }
-        if i.isRIPRelative { return 16 }
+        if i.segmentOverride >= 4 { return BaseCache.segment }
+        if i.isRIPRelative { return BaseCache.ripRelative }
         if i.index >= 0 {
-            if i.base < 0 { return 18 }
-            return (advancing >> UInt16(i.index) | advancing >> UInt16(i.base)) & 1 != 0 ? 20 + Int(i.base) : nil
+            if i.base < 0 { return BaseCache.indexOnly }
+            return (advancing >> UInt16(i.index) | advancing >> UInt16(i.base)) & 1 != 0 ? BaseCache.advancing(i.base) : nil
         }
-        return i.base < 0 ? 17 : (i.base == 4 ? 4 : nil)
+        return i.base < 0 ? BaseCache.absolute : (i.base == 4 ? BaseCache.stack : nil)
     }
     static func cell(_ baseCache: Int, write: Bool) -> Int {
         Int(X86_BASE_CACHE_OFFSET) + baseCache * MemoryLayout<x86_base_cache>.stride + (write ? 16 : 0)
@@ -100,36 +111,16 @@ extension BlockTranslator {
         if let opening = use.opening {
             aboutToClobber(line)
             code.lea(Host.address, .memory(base: base, displacement: Int32(truncatingIfNeeded: opening.low)))
-            let number = bank + 4
             var fallback = Fallback(jumps: [], line: current, flags: flags, vectors: vectors, checked: checked)
-            if base != Host.guestRSP {
-                let table = hashPage()
-                code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (opening.writes ? 8 : 0)))
-                code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
-                code.int32(Int32(4096 - opening.size))
-                fallback.jumps.append(code.jump(if: 7))
-                fallbacks.append(fallback)
-                code.op(0x03, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
+            if base == Host.guestRSP {
+                fallback.jumps.append(openStackWindow(opening))
+            } else {
+                fallback.jumps += checkTable(size: opening.size, write: opening.writes)
                 code.op(0x2B, reg: Host.address, .register(base))
                 if opening.low != 0 { code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: -opening.low))) }
-                code.store(Host.address, delta)
-            } else {
-                let cell = Self.cell(number, write: opening.writes)
-                let again = code.here
-                code.move(Host.scratch, Host.address)
-                code.op(0x33, reg: Host.scratch, Host.cell(cell))
-                code.bytes(0x49, 0x81, 0xF9)  // cmp r9, …
-                code.int32(Int32(4096 - opening.size))
-                let found = code.jump(if: 6)
-                code.moveImmediate(Host.scratch, UInt64(4096 - opening.size))
-                code.call(opening.writes ? cache.lookUp[number].write : cache.lookUp[number].read)
-                fallback.jumps.append(code.jump(if: 7))
-                code.jump(to: again)
-                fallbacks.append(fallback)
-                code.patch(found)
-                code.load(Host.address, Host.cell(cell + 8))
-                code.store(Host.address, delta)
             }
+            fallbacks.append(fallback)
+            code.store(Host.address, delta)
         } else {
             if aligned { aboutToClobber(line) }
             let isHeld = held.map { $0.window == use.window && $0.at == code.here } ?? false
@@ -141,6 +132,25 @@ extension BlockTranslator {
         code.bytes(0x41, 0xF6, 0xC3, UInt8(line.plan.size - 1))  // test r11b, …
         slowPath([code.jump(if: 5)], line)
         return .memory(base: Host.address)
+    }
+    /// The distance of the stack's page in r11, where the window's first address was; the jump that is taken when it is not
+    /// one page.
+    mutating func openStackWindow(_ opening: AccessWindow.Opening) -> UnsafeMutablePointer<UInt8> {
+        let number = bank + BaseCache.stack
+        let cell = Self.cell(number, write: opening.writes)
+        let again = code.here
+        code.move(Host.scratch, Host.address)
+        code.op(0x33, reg: Host.scratch, Host.cell(cell))
+        code.bytes(0x49, 0x81, 0xF9)  // cmp r9, …
+        code.int32(Int32(4096 - opening.size))
+        let found = code.jump(if: 6)
+        code.moveImmediate(Host.scratch, UInt64(4096 - opening.size))
+        code.call(opening.writes ? cache.lookUp[number].write : cache.lookUp[number].read)
+        let fails = code.jump(if: 7)
+        code.jump(to: again)
+        code.patch(found)
+        code.load(Host.address, Host.cell(cell + 8))
+        return fails
     }
     /// A line's memory operand, checked; r9 is free afterwards.
     mutating func memoryOperand(_ line: Line) -> HostOperand {
@@ -158,7 +168,7 @@ extension BlockTranslator {
         if usesWindows, let use = line.stack { return windowed(use, base: base, displacement: displacement, aligned: false, line) }
         aboutToClobber(line)
         code.lea(Host.address, .memory(base: base, displacement: Int32(displacement)))
-        slowPath(check(size: 8, write: write, cache: base == Host.guestRSP ? 4 : nil), line)
+        slowPath(check(size: 8, write: write, cache: base == Host.guestRSP ? BaseCache.stack : nil), line)
         return Self.checked
     }
     mutating func pushOperand(_ line: Line) -> HostOperand { stackOperand(line, base: Host.guestRSP, displacement: -8, write: true) }
