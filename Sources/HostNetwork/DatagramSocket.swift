@@ -31,13 +31,15 @@ package final class DatagramSocket: NetworkBackend {
         return clinux_is_connected(descriptor) != 0 ? nil : "the socket is not connected"
     }
 
-    package func send(_ pieces: UnsafePointer<iovec>, _ count: Int) -> FrameResult {
+    package func send(_ pieces: UnsafePointer<iovec>, _ count: Int, _ offload: FrameOffload) -> FrameResult {
         var message = msghdr()
         message.msg_iov = UnsafeMutablePointer(mutating: pieces)
         message.msg_iovlen = count
         return result(sendmsg(descriptor, &message, Int32(MSG_DONTWAIT | MSG_NOSIGNAL)))
     }
-    package func receive(_ pieces: UnsafeMutablePointer<iovec>, _ count: Int) -> FrameResult {
+    package func receive(
+        _ pieces: UnsafeMutablePointer<iovec>, _ count: Int, _ accepted: AcceptedOffloads, _ offload: inout FrameOffload
+    ) -> FrameResult {
         var message = msghdr()
         message.msg_iov = pieces
         message.msg_iovlen = count

@@ -12,15 +12,27 @@ package enum FrameResult: Equatable, Sendable {
     case failed(String)
 }
 
-/// The host's side of a network device: Ethernet frames go in and come out, without a checksum and in one piece.
+/// The host's side of a network device: Ethernet frames go in and come out.
 /// One thread sends and another receives at the same time.
 package protocol NetworkBackend: AnyObject, Sendable {
-    /// Largest frame without its Ethernet header, in bytes.
+    /// Largest frame without its Ethernet header, in bytes, that goes in one piece.
     var maximumTransmissionUnit: Int { get }
+    /// Whether frames may go in without checksum and uncut, and may come out so.
+    var handlesOffloads: Bool { get }
     /// Readable while a frame waits, writable while one can be sent.
     var descriptor: Int32 { get }
-    func send(_ pieces: UnsafePointer<iovec>, _ count: Int) -> FrameResult
-    func receive(_ pieces: UnsafeMutablePointer<iovec>, _ count: Int) -> FrameResult
+    func send(_ pieces: UnsafePointer<iovec>, _ count: Int, _ offload: FrameOffload) -> FrameResult
+    /// - Parameter offload: what the frame still needs; nothing that is not in `accepted`.
+    func receive(_ pieces: UnsafeMutablePointer<iovec>, _ count: Int, _ accepted: AcceptedOffloads, _ offload: inout FrameOffload) -> FrameResult
+    /// A device with this address (six bytes) uses the backend from now on.
+    func attached(_ address: [UInt8])
+    /// The guest's driver has let go of the device: what it had going is over.
+    func driverLeft()
+}
+extension NetworkBackend {
+    package var handlesOffloads: Bool { false }
+    package func attached(_ address: [UInt8]) {}
+    package func driverLeft() {}
 }
 
 /// Why a network cannot be connected: a sentence for the user.

@@ -116,6 +116,15 @@ public struct DebianImageBuilder: Sendable {
             chroot "$root" passwd -q -d root
             : >"$root/etc/machine-id"
 
+            # The network: whatever card there is, by DHCP; name servers as the network says.
+            printf '[Match]\nType=ether\n[Network]\nDHCP=yes\nIPv6AcceptRA=yes\nLinkLocalAddressing=ipv6\n[DHCPv4]\nUseDomains=yes\n' \
+                >"$root/etc/systemd/network/80-vz.network"
+            mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
+            ln -sf /lib/systemd/system/systemd-networkd.service "$root/etc/systemd/system/multi-user.target.wants/systemd-networkd.service"
+            ln -sf /dev/null "$root/etc/systemd/system/systemd-networkd-wait-online.service"
+            rm -f "$root/etc/resolv.conf"
+            echo 'nameserver 192.168.64.1' >"$root/etc/resolv.conf"
+
             # A root shell on the console, no questions asked.
             mkdir -p "$root/etc/systemd/system/serial-getty@.service.d"
             printf '[Service]\\nExecStart=\\nExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200,57600,38400,9600 %%I $TERM\\n' \\

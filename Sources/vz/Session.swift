@@ -45,8 +45,21 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             let path = readOnly ? String(text.dropLast(3)) : text
             configuration.storageDevices.append(try Self.blockDevice(URL(fileURLWithPath: path), readOnly: readOnly))
         }
+        if options.net == "nat" { try addNetwork(to: configuration) }
         if options.command.isEmpty { try addConsole(to: configuration) }
         return configuration
+    }
+    private func addNetwork(to configuration: VZVirtualMachineConfiguration) throws {
+        let attachment = VZNATNetworkDeviceAttachment()
+        #if os(Linux)
+            for port in options.publish {
+                try attachment.publish(
+                    PortForward(port.isDatagram ? .udp : .tcp, hostAddress: port.address, hostPort: port.hostPort, guestPort: port.guestPort))
+            }
+        #endif
+        let device = VZVirtioNetworkDeviceConfiguration()
+        device.attachment = attachment
+        configuration.networkDevices = [device]
     }
     private static func blockDevice(_ url: URL, readOnly: Bool) throws -> VZVirtioBlockDeviceConfiguration {
         VZVirtioBlockDeviceConfiguration(

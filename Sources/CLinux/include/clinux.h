@@ -15,6 +15,9 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/timerfd.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sys/uio.h>
 #include <unistd.h>
 
@@ -29,6 +32,17 @@ static inline int clinux_is_connected(int fd) {
   struct sockaddr_storage address;
   socklen_t length = sizeof address;
   return getpeername(fd, (struct sockaddr *)&address, &length) == 0;
+}
+// Socket addresses: Swift does not see through the transparent unions of these calls.
+static inline int clinux_connect(int fd, const void *_Nonnull address, unsigned length) { return connect(fd, (const struct sockaddr *)address, length); }
+static inline int clinux_bind(int fd, const void *_Nonnull address, unsigned length) { return bind(fd, (const struct sockaddr *)address, length); }
+static inline int clinux_getsockname(int fd, void *_Nonnull address, unsigned *_Nonnull length) { return getsockname(fd, (struct sockaddr *)address, length); }
+/// Not blocking, closed on exec.
+static inline int clinux_accept(int fd, void *_Nonnull address, unsigned *_Nonnull length) {
+  return accept4(fd, (struct sockaddr *)address, length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+}
+static inline long clinux_recvfrom(int fd, void *_Nonnull buffer, unsigned long size, void *_Nonnull address, unsigned *_Nonnull length) {
+  return recvfrom(fd, buffer, size, MSG_DONTWAIT, (struct sockaddr *)address, length);
 }
 static inline int clinux_is_dir(mode_t m) { return S_ISDIR(m); }
 static inline int clinux_is_reg(mode_t m) { return S_ISREG(m); }

@@ -6,10 +6,23 @@ import Synchronization
 /// An Ethernet card. VIRTIO 1.2 § 5.1. One thread sends, another receives.
 package final class NetworkDevice: VirtioDevice {
     enum Feature {
+        static let checksum: UInt64 = 1 << 0
+        static let guestChecksum: UInt64 = 1 << 1
         static let mtu: UInt64 = 1 << 3
         static let mac: UInt64 = 1 << 5
+        static let guestTSO4: UInt64 = 1 << 7
+        static let guestTSO6: UInt64 = 1 << 8
+        static let hostTSO4: UInt64 = 1 << 11
+        static let hostTSO6: UInt64 = 1 << 12
         static let mergeableBuffers: UInt64 = 1 << 15
         static let status: UInt64 = 1 << 16
+        static let controlQueue: UInt64 = 1 << 17
+        static let receiveModes: UInt64 = 1 << 18
+        static let announce: UInt64 = 1 << 21
+        static let setAddress: UInt64 = 1 << 23
+
+        static let offloads = checksum | guestChecksum | guestTSO4 | guestTSO6 | hostTSO4 | hostTSO6
+        static let control = controlQueue | receiveModes | announce | setAddress
     }
     /// virtio_net_hdr with num_buffers. § 5.1.6.
     static let headerSize = 12
@@ -22,11 +35,15 @@ package final class NetworkDevice: VirtioDevice {
         var activation: VirtioActivation?
         var sender: QueueWorker?
         var receiver: NetworkReceiver?
+        var control: QueueWorker?
+        /// The driver is to tell its neighbours where it is. § 5.1.6.5.4.
+        var wantsAnnouncement = false
     }
     private let address: [UInt8]
     private let state: Mutex<State>
     private let sendEvent: EventFD
     private let receiveEvent: EventFD
+    private let controlEvent: EventFD
     private let stopping = Atomic<Bool>(false)
     private let maximumTransmissionUnit: UInt16
     /// A backend failed, with the reason; the cable is out.
@@ -44,23 +61,29 @@ package final class NetworkDevice: VirtioDevice {
         state = Mutex(State(backend: backend))
         sendEvent = try EventFD()
         receiveEvent = try EventFD()
+        controlEvent = try EventFD()
+        backend?.attached(address)
     }
 
     package var deviceType: UInt16 { 1 }
     package var pciClass: UInt32 { 0x020000 }
-    package var features: UInt64 { Feature.mac | Feature.mtu | Feature.status | Feature.mergeableBuffers }
-    package var queueSizes: [UInt16] { [UInt16(Self.queueSize), UInt16(Self.queueSize)] }
-    package func queueEvent(_ index: Int) -> EventFD? { index == 0 ? receiveEvent : sendEvent }
+    package var features: UInt64 {
+        Feature.mac | Feature.mtu | Feature.status | Feature.mergeableBuffers | Feature.offloads | Feature.control
+    }
+    package var queueSizes: [UInt16] { [UInt16(Self.queueSize), UInt16(Self.queueSize), 64] }
+    package func queueEvent(_ index: Int) -> EventFD? { [receiveEvent, sendEvent, controlEvent][min(max(index, 0), 2)] }
     package func configRead(_ offset: Int, size: Int) -> UInt64 {
-        let isUp: UInt8 = state.withLock { $0.backend != nil } ? 1 : 0
+        let status = state.withLock { ($0.backend != nil ? 1 : 0) | ($0.wantsAnnouncement ? 2 : 0) } as UInt8
         let mtu = maximumTransmissionUnit
-        return configField(address + [isUp, 0, 1, 0, UInt8(mtu & 0xFF), UInt8(mtu >> 8)], offset, size)
+        return configField(address + [status, 0, 1, 0, UInt8(mtu & 0xFF), UInt8(mtu >> 8)], offset, size)
     }
 
     /// Another cable, or none: the guest sees the link go down and up.
     package func connect(_ backend: (any NetworkBackend)?) {
+        backend?.attached(address)
         let (activation, receiver) = state.withLock { state in
             state.backend = backend
+            state.wantsAnnouncement = backend != nil && (state.activation?.features ?? 0) & Feature.announce != 0
             return (state.activation, state.receiver)
         }
         receiver?.wake()
@@ -86,31 +109,79 @@ package final class NetworkDevice: VirtioDevice {
             state.withLock { $0.sender = sender }
             let receiver = try NetworkReceiver(
                 queue: receive, event: receiveEvent, mergeable: activation.features & Feature.mergeableBuffers != 0,
-                backend: { [weak self] in self?.state.withLock { $0.backend } }, lost: { [weak self] in self?.lose($0, $1) },
+                accepted: Self.accepted(activation.features), backend: { [weak self] in self?.state.withLock { $0.backend } }, lost: { [weak self] in self?.lose($0, $1) },
                 needsReset: activation.needsReset)
             state.withLock { $0.receiver = receiver }
+            if let control = activation.queues[2] {
+                let worker = try makeController(control, activation)
+                state.withLock { $0.control = worker }
+            }
         } catch { activation.needsReset() }
     }
     package func reset() {
         stopping.store(true, ordering: .releasing)
-        let (sender, receiver) = state.withLock { state in
-            defer { (state.sender, state.receiver, state.activation) = (nil, nil, nil) }
-            return (state.sender, state.receiver)
+        let old = state.withLock { state in
+            defer { state = State(backend: state.backend) }
+            return state
         }
-        sender?.stop()
-        receiver?.stop()
+        old.sender?.stop()
+        old.receiver?.stop()
+        old.control?.stop()
+        old.backend?.driverLeft()
+    }
+    private static func accepted(_ features: UInt64) -> AcceptedOffloads {
+        guard features & Feature.guestChecksum != 0 else { return [] }
+        var accepted: AcceptedOffloads = .checksum
+        if features & Feature.guestTSO4 != 0 { accepted.insert(.tcp4) }
+        if features & Feature.guestTSO6 != 0 { accepted.insert(.tcp6) }
+        return accepted
+    }
+
+    // MARK: control
+
+    /// § 5.1.6.5. Every frame goes to the guest, so that modes and address filters need nothing done.
+    private func makeController(_ queue: Virtqueue, _ activation: VirtioActivation) throws(SystemError) -> QueueWorker {
+        nonisolated(unsafe) let chain = DescriptorChain(capacity: 8)  // only the worker touches it
+        return try QueueWorker(name: "vz-net-control", queue: queue, event: controlEvent) { [weak self] queue in
+            do throws(QueueError) {
+                while try queue.pop(chain) {
+                    var acknowledgement = self?.control(chain) == true ? 0 : 1 as UInt8
+                    _ = chain.write(at: 0, from: &acknowledgement, count: 1)
+                    queue.complete(chain, written: 1)
+                }
+                queue.notify()
+                return true
+            } catch {
+                activation.needsReset()
+                return false
+            }
+        }
+    }
+    private func control(_ chain: DescriptorChain) -> Bool {
+        switch chain.load(at: 0, as: UInt8.self) {
+        case 0, 1: return true  // receive modes, address tables
+        case 3:  // the announcement has been made
+            let activation = state.withLock { state in
+                state.wantsAnnouncement = false
+                return state.activation
+            }
+            activation?.configurationChanged()
+            return true
+        default: return false
+        }
     }
 
     // MARK: sending
 
     private func makeSender(_ queue: Virtqueue, _ activation: VirtioActivation) throws(SystemError) -> QueueWorker {
-        nonisolated(unsafe) let chain = DescriptorChain(capacity: Self.queueSize)  // only the worker touches it
+        nonisolated(unsafe) let chain = DescriptorChain(capacity: Self.queueSize)  // only the worker touches these
         nonisolated(unsafe) let pieces = FramePieces(capacity: Self.queueSize)
+        nonisolated(unsafe) let finisher = FrameFinisher()
         return try QueueWorker(name: "vz-net-send", queue: queue, event: sendEvent) { [weak self] queue in
             do throws(QueueError) {
                 guard let backend = self?.state.withLock({ $0.backend }) else { return try Self.dropAll(queue, chain) }
                 while try queue.pop(chain) {
-                    guard let self, self.transmit(chain, pieces, backend) else { return false }
+                    guard let self, self.transmit(chain, pieces, finisher, backend) else { return false }
                     queue.complete(chain, written: 0)
                     if !queue.hasAvailable { queue.notify() }
                 }
@@ -128,53 +199,28 @@ package final class NetworkDevice: VirtioDevice {
         queue.notify()
         return true
     }
-    /// False when the device is to stop. A receiver that is slow gets a tenth of a second, then frames are lost.
-    private func transmit(_ chain: DescriptorChain, _ pieces: FramePieces, _ backend: any NetworkBackend) -> Bool {
-        let size = pieces.fill(chain.readable, skip: Self.headerSize)
-        guard size > 0, size <= Self.largestFrame else { return true }
+    /// False when the device is to stop.
+    private func transmit(_ chain: DescriptorChain, _ pieces: FramePieces, _ finisher: FrameFinisher, _ backend: any NetworkBackend) -> Bool {
+        pieces.clear()
+        pieces.append(chain.readable, skip: Self.headerSize)
+        let size = pieces.total
+        guard size > 0, size <= Self.largestFrame, let offload = NetworkHeader.read(chain, frame: size) else { return true }
+        let result =
+            offload.isNone || backend.handlesOffloads
+            ? send(pieces.base, pieces.count, offload, backend)
+            : finisher.finish(pieces.base, pieces.count, offload) { send($0, $1, FrameOffload(), backend) }
+        if case .failed(let reason) = result { lose(backend, reason) }
+        return result != .wouldBlock
+    }
+    /// A receiver that is slow gets a tenth of a second, then frames are lost. `wouldBlock`: the device is to stop.
+    private func send(_ pieces: UnsafePointer<iovec>, _ count: Int, _ offload: FrameOffload, _ backend: any NetworkBackend) -> FrameResult {
         for _ in 0..<10 {
-            switch backend.send(pieces.base, pieces.count) {
-            case .done, .lost: return true
-            case .failed(let reason):
-                lose(backend, reason)
-                return true
-            case .wouldBlock:
-                if stopping.load(ordering: .acquiring) { return false }
-                var entry = pollfd(fd: backend.descriptor, events: Int16(POLLOUT), revents: 0)
-                _ = poll(&entry, 1, 10)
-            }
+            let result = backend.send(pieces, count, offload)
+            guard result == .wouldBlock else { return result }
+            if stopping.load(ordering: .acquiring) { return .wouldBlock }
+            var entry = pollfd(fd: backend.descriptor, events: Int16(POLLOUT), revents: 0)
+            _ = poll(&entry, 1, 10)
         }
-        return !stopping.load(ordering: .acquiring)
-    }
-}
-
-/// The parts of a frame in guest memory, for one system call.
-final class FramePieces {
-    let base: UnsafeMutablePointer<iovec>
-    private(set) var count = 0
-    private let capacity: Int
-
-    init(capacity: Int) {
-        self.capacity = capacity
-        base = .allocate(capacity: capacity)
-    }
-    deinit { base.deallocate() }
-
-    /// Buffers without their first `skip` bytes. Returns how many bytes that are.
-    func fill(_ buffers: [GuestBuffer], skip: Int) -> Int {
-        var (skip, total) = (skip, 0)
-        count = 0
-        for buffer in buffers {
-            if skip >= buffer.count {
-                skip -= buffer.count
-                continue
-            }
-            guard count < capacity else { return total }
-            base[count] = iovec(iov_base: buffer.pointer + skip, iov_len: buffer.count - skip)
-            count += 1
-            total += buffer.count - skip
-            skip = 0
-        }
-        return total
+        return stopping.load(ordering: .acquiring) ? .wouldBlock : .lost
     }
 }

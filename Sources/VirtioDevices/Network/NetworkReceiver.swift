@@ -14,13 +14,13 @@ final class NetworkReceiver: Sendable {
     ///   - backend: where frames come from now.
     ///   - lost: the backend failed.
     init(
-        queue: Virtqueue, event: EventFD, mergeable: Bool, backend: @escaping @Sendable () -> (any NetworkBackend)?,
+        queue: Virtqueue, event: EventFD, mergeable: Bool, accepted: AcceptedOffloads, backend: @escaping @Sendable () -> (any NetworkBackend)?,
         lost: @escaping @Sendable (any NetworkBackend, String) -> Void, needsReset: @escaping @Sendable () -> Void
     ) throws(SystemError) {
         let waking = try EventFD()
         self.waking = waking
         let made = try HostThread(name: "vz-net-receive") { [unowned self] in
-            let work = Work(queue: queue, mergeable: mergeable)
+            let work = Work(queue: queue, mergeable: mergeable, accepted: accepted)
             do throws(QueueError) {
                 while !stopping.load(ordering: .acquiring) {
                     guard let backend = backend() else {
@@ -55,50 +55,54 @@ final class NetworkReceiver: Sendable {
         enum Outcome { case needsBuffers, needsFrames, failed(String) }
         private let queue: Virtqueue
         private let mergeable: Bool
-        private let pieces = FramePieces(capacity: NetworkDevice.queueSize)
+        private let accepted: AcceptedOffloads
+        private let pieces = FramePieces(capacity: 1024)  // IOV_MAX
         /// Chains that were taken and not given back: the first `held` of them.
         private var chains: [DescriptorChain] = []
         private var held = 0
         private var room = 0
-        /// A frame that waits for more buffers, and its bytes.
-        private let scratch = UnsafeMutableRawPointer.allocate(byteCount: NetworkDevice.largestFrame, alignment: 16)
-        private var waiting = 0
         private let header = UnsafeMutableRawPointer.allocate(byteCount: NetworkDevice.headerSize, alignment: 8)
 
-        init(queue: Virtqueue, mergeable: Bool) {
+        init(queue: Virtqueue, mergeable: Bool, accepted: AcceptedOffloads) {
             self.queue = queue
             self.mergeable = mergeable
-            memset(header, 0, NetworkDevice.headerSize)
+            self.accepted = accepted
         }
-        deinit {
-            scratch.deallocate()
-            header.deallocate()
-        }
+        deinit { header.deallocate() }
 
         func pump(_ backend: any NetworkBackend) throws(QueueError) -> Outcome {
             defer { queue.notify() }
+            // Ethernet header with a VLAN tag.
+            let needed = NetworkDevice.headerSize + 18 + backend.maximumTransmissionUnit
+            let wanted = backend.handlesOffloads && accepted != [] ? NetworkDevice.headerSize + NetworkDevice.largestFrame : needed
             while true {
-                if held == 0, try !take() {
+                guard try gather(needed: needed, wanted: wanted) else {
                     if queue.enableNotifications() { continue }
                     return .needsBuffers
                 }
-                if waiting == 0 {
-                    switch receive(backend) {
-                    case .done(let count): if count > 0, try place(count) { continue }
-                    case .lost: continue
-                    case .wouldBlock: return .needsFrames
-                    case .failed(let reason): return .failed(reason)
-                    }
-                    if waiting == 0 { continue }
+                fillPieces()
+                var offload = FrameOffload()
+                switch backend.receive(pieces.base, pieces.count, accepted, &offload) {
+                // Longer than the link allows: dropped, as a switch would.
+                case .done(let count): if count > 0, count <= pieces.total { finish(count, offload) }
+                case .lost: continue
+                case .wouldBlock: return .needsFrames
+                case .failed(let reason): return .failed(reason)
                 }
-                // The frame is in `scratch`; more buffers are needed.
-                while room < waiting + NetworkDevice.headerSize {
-                    if try take() { continue }
-                    if queue.enableNotifications() { continue }
-                    return .needsBuffers
-                }
-                copyWaiting()
             }
+        }
+        /// Takes buffers until a large frame fits, as far as there are any; false when a plain frame does not fit.
+        private func gather(needed: Int, wanted: Int) throws(QueueError) -> Bool {
+            // A driver without mergeable buffers gives one chain for each frame.
+            if !mergeable {
+                if held > 0 { return true }
+                return try take()
+            }
+            while room < wanted {
+                if try take() { continue }
+                return room >= needed
+            }
+            return true
         }
         private func take() throws(QueueError) -> Bool {
             // More than any frame needs: buffers of next to nothing.
@@ -109,52 +113,20 @@ final class NetworkReceiver: Sendable {
             held += 1
             return true
         }
-        /// Straight into the first chain when any frame fits it; else into `scratch`.
-        private func receive(_ backend: any NetworkBackend) -> FrameResult {
-            if isLarge(backend) {
-                _ = pieces.fill(chains[0].writable, skip: NetworkDevice.headerSize)
-                return backend.receive(pieces.base, pieces.count)
-            }
-            pieces.base[0] = iovec(iov_base: scratch, iov_len: NetworkDevice.largestFrame)
-            return backend.receive(pieces.base, 1)
-        }
-        private func isLarge(_ backend: any NetworkBackend) -> Bool {
-            held == 1 && chains[0].writableCount >= NetworkDevice.headerSize + backend.maximumTransmissionUnit + 14
-        }
-        /// True when the frame is with the guest, or dropped; false when it waits in `scratch`.
-        private func place(_ count: Int) throws(QueueError) -> Bool {
-            // Longer than the link allows: dropped, as a switch would.
-            if held == 1, pieces.base[0].iov_base != scratch {
-                if count + NetworkDevice.headerSize > chains[0].writableCount { return true }
-                finish(count)
-                return true
-            }
-            guard count <= NetworkDevice.largestFrame else { return true }
-            if !mergeable, count + NetworkDevice.headerSize > room { return true }
-            waiting = count
-            return false
-        }
-        private func copyWaiting() {
-            var (done, skip) = (0, NetworkDevice.headerSize)
-            for chain in chains[..<held] where done < waiting {
-                let step = min(max(chain.writableCount - skip, 0), waiting - done)
-                _ = chain.write(at: skip, from: scratch + done, count: step)
-                done += step
-                skip = max(skip - chain.writableCount, 0)
-            }
-            let count = waiting
-            waiting = 0
-            finish(count)
+        private func fillPieces() {
+            pieces.clear()
+            var skip = NetworkDevice.headerSize
+            for chain in chains[..<held] { skip = pieces.append(chain.writable, skip: skip) }
         }
         /// Gives back the chains of a frame of `count` bytes, all at once: the driver takes them together.
-        private func finish(_ count: Int) {
+        private func finish(_ count: Int, _ offload: FrameOffload) {
             var left = count + NetworkDevice.headerSize
             var used = 0
             while used < held, left > 0 {
                 left -= min(left, chains[used].writableCount)
                 used += 1
             }
-            (header + 10).storeBytes(of: UInt16(used).littleEndian, as: UInt16.self)
+            NetworkHeader.write(offload, buffers: used, to: header)
             writeHeader(used)
             left = count + NetworkDevice.headerSize
             for chain in chains[..<used] {
@@ -164,8 +136,8 @@ final class NetworkReceiver: Sendable {
                 left -= step
             }
             queue.publish()
-            // What was taken and not needed comes first next time.
-            for index in used..<held { chains.swapAt(index, index - used) }
+            // What was taken and not needed comes first next time, in its order.
+            if used < held { chains[..<held].rotate(used) }
             held -= used
         }
         /// The header may be spread over several small chains.
@@ -177,5 +149,22 @@ final class NetworkReceiver: Sendable {
                 done += step
             }
         }
+    }
+}
+
+extension MutableCollection where Self: RandomAccessCollection, Index == Int {
+    /// Moves the first `count` elements to the end.
+    fileprivate mutating func rotate(_ count: Int) {
+        func reverse(_ range: Range<Int>) {
+            var (low, high) = (range.lowerBound, range.upperBound - 1)
+            while low < high {
+                swapAt(low, high)
+                (low, high) = (low + 1, high - 1)
+            }
+        }
+        let middle = startIndex + count
+        reverse(startIndex..<middle)
+        reverse(middle..<endIndex)
+        reverse(startIndex..<endIndex)
     }
 }

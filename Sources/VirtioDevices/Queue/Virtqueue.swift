@@ -141,7 +141,6 @@ package final class Virtqueue: @unchecked Sendable {  // see above; set-up happe
         chain.clear(head)
         try follow(head, table: descriptors, count: size, chain, nested: false)
         nextAvailable &+= 1
-        if usesEventIndex { storeEventIndex() }
         return true
     }
 
@@ -220,6 +219,7 @@ package final class Virtqueue: @unchecked Sendable {  // see above; set-up happe
     }
 
     /// Asks the driver to kick for new chains again; true when some came meanwhile, so that the caller must look once more.
+    /// Without it the driver does not kick (§ 2.7.10): call it before waiting.
     package func enableNotifications() -> Bool {
         if usesEventIndex { storeEventIndex() } else { used.storeBytes(of: 0, as: UInt16.self) }
         clinux_fence()
