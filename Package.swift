@@ -49,6 +49,8 @@ let package = Package(
             name: "VirtioDevicesTests",
             dependencies: ["VirtioDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem", "CAllocationCounter"],
             swiftSettings: settings),
+        .testTarget(
+            name: "UserNetworkTests", dependencies: ["UserNetwork", "HostNetwork", "CLinux"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "PlatformDevicesTests", dependencies: ["PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),
         .testTarget(name: "RepositoryTests", swiftSettings: settings),

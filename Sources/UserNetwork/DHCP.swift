@@ -52,6 +52,7 @@ extension Stack {
     }
 
     private func answerDHCP(_ question: [UInt8], _ kind: UInt8) {
+        if kind == Message.acknowledge { isGuestKnown = true }
         func bytes(_ value: UInt32) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> (24 - 8 * $0)) } }
         let router = bytes(Addresses.router4.v4)
         var answer: [UInt8] = [2, 1, 6, 0] + question[4..<8] + [0, 0] + question[10..<12] + question[12..<16]

@@ -44,8 +44,8 @@ package struct IPAddress: Hashable, Sendable, CustomStringConvertible {
     package var isV4: Bool { high == 0 && low >> 32 == 0xFFFF }
     package var v4: UInt32 { UInt32(truncatingIfNeeded: low) }
     package static let unspecified = IPAddress(v4: 0)
-    static let loopback4 = IPAddress(127, 0, 0, 1)
-    static let loopback6 = IPAddress(high: 0, low: 1)
+    package static let loopback4 = IPAddress(127, 0, 0, 1)
+    package static let loopback6 = IPAddress(high: 0, low: 1)
 
     package var isLoopback: Bool { isV4 ? v4 >> 24 == 127 : self == .loopback6 }
     package var isMulticast: Bool { isV4 ? v4 >> 28 == 14 : high >> 56 == 0xFF }

@@ -1,7 +1,7 @@
 import Glibc
 
 /// Which name servers the host uses: /etc/resolv.conf as it is now, looked at again when it changes.
-final class Resolver {
+package final class Resolver {
     private let path: String
     private var stamp: (Int, Int, UInt64) = (-1, -1, 0)
     private(set) var servers: [IPAddress] = [.loopback4]
@@ -26,7 +26,7 @@ final class Resolver {
         (servers, searchDomains) = Self.parse(String(decoding: bytes.prefix(count), as: UTF8.self))
         turn = 0
     }
-    static func parse(_ text: String) -> (servers: [IPAddress], searchDomains: [String]) {
+    package static func parse(_ text: String) -> (servers: [IPAddress], searchDomains: [String]) {
         var (servers, domains): ([IPAddress], [String]) = ([], [])
         for line in text.split(whereSeparator: \.isNewline) {
             let words = line.split(whereSeparator: { $0 == " " || $0 == "\t" })

@@ -67,7 +67,7 @@ extension Stack {
     private func connect(_ key: TCPKey, _ segment: TCPSegment, _ packet: ParsedPacket) {
         let isForNames = key.remote == SocketAddress(Addresses.router4, 53)
         if isForNames { resolver.refresh() }
-        let host = isForNames ? SocketAddress(resolver.current, 53) : hostTarget(key.remote)
+        let host = isForNames ? SocketAddress(resolver.current, options.nameServerPort) : hostTarget(key.remote)
         guard let host else { return emitReset(key, segment) }
         let fd = connections.count < Self.mostConnections ? HostSocket.open(SOCK_STREAM) : -1
         guard fd >= 0 else { return emitReset(key, segment) }

@@ -32,7 +32,7 @@ final class UDPFlow: Endpoint {
     override func produce(_ room: FramePieces, _ stack: Stack) -> Int? {
         while let (count, from) = HostSocket.receive(fd, stack.datagram + 8, 65507) {
             var source = stack.guestView(from)
-            if let server, from.port == 53, from.address == server {
+            if let server, from.port == stack.options.nameServerPort, from.address == server {
                 source = SocketAddress(Stack.Addresses.router4, 53)
                 stack.questionWasAnswered()
             }
@@ -62,7 +62,7 @@ extension Stack {
         if target == SocketAddress(Addresses.router4, 53) {
             if answerName(packet, frame, source) { return }
             let address = serverForQuestion()
-            (host, server) = (SocketAddress(address, 53), address)
+            (host, server) = (SocketAddress(address, options.nameServerPort), address)
         }
         guard let host else {
             if !target.address.isMulticast, target.address.v4 & 255 != 255 { sendUnreachable(packet, port: false) }

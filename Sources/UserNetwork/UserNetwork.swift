@@ -18,6 +18,8 @@ package final class UserNetwork: Sendable {
         /// Names that the router's DNS answers itself.
         package var names: [String: IPAddress] = ["host.vz.internal": Addresses.router4]
         package var resolverPath = "/etc/resolv.conf"
+        /// Where name servers listen.
+        package var nameServerPort: UInt16 = 53
         package init() {}
     }
     enum Addresses {

@@ -14,6 +14,8 @@ package final class UserNetworkPort: NetworkBackend {
     /// Only touched under `lock`.
     private nonisolated(unsafe) let stack: Stack
     private let lock = Mutex(())
+    /// Only used by the sending thread.
+    private nonisolated(unsafe) let finisher = FrameFinisher()
     private let wake: EventFD
     private let address = Atomic<UInt64>(0)
     package let descriptor: Int32
@@ -53,7 +55,7 @@ package final class UserNetworkPort: NetworkBackend {
         let size = frame.total
         let (target, mustWake) = locked { stack in (stack.input(frame, size), stack.takeWake()) }
         if mustWake { wake.signal() }
-        if let target { pass(frame, size, to: target) }
+        if let target { pass(frame, offload, to: target) }
         return .done(size)
     }
     package func receive(
@@ -65,14 +67,25 @@ package final class UserNetworkPort: NetworkBackend {
         return result
     }
 
-    /// To other guests of the network.
-    private func pass(_ frame: FramePieces, _ size: Int, to target: UInt64) {
+    /// To other guests of the network, as it would go over a wire.
+    private func pass(_ frame: FramePieces, _ offload: FrameOffload, to target: UInt64) {
         let neighbours = network.neighbours(of: self, for: target)
-        guard !neighbours.isEmpty, size <= 18 + 65535 else { return }
-        let bytes = [UInt8](unsafeUninitializedCapacity: size) { buffer, initialized in
-            if let base = buffer.baseAddress { initialized = frame.copy(from: 0, limit: size, to: base) }
+        guard !neighbours.isEmpty else { return }
+        func deliver(_ pieces: UnsafePointer<iovec>, _ count: Int) -> FrameResult {
+            let frame = FramePieces(pieces: pieces, count: count)
+            let size = frame.total
+            guard size <= 18 + 65535 else { return .lost }
+            let bytes = [UInt8](unsafeUninitializedCapacity: size) { buffer, initialized in
+                if let base = buffer.baseAddress { initialized = frame.copy(from: 0, limit: size, to: base) }
+            }
+            for neighbour in neighbours { neighbour.deliver(bytes) }
+            return .done(size)
         }
-        for neighbour in neighbours { neighbour.deliver(bytes) }
+        if offload.isNone {
+            _ = deliver(frame.pieces, frame.count)
+        } else {
+            _ = finisher.finish(frame.pieces, frame.count, offload, deliver)
+        }
     }
     private func deliver(_ bytes: [UInt8]) {
         let mustWake = locked { stack in

@@ -39,7 +39,7 @@ static inline int clinux_bind(int fd, const void *_Nonnull address, unsigned len
 static inline int clinux_getsockname(int fd, void *_Nonnull address, unsigned *_Nonnull length) { return getsockname(fd, (struct sockaddr *)address, length); }
 /// Not blocking, closed on exec.
 static inline int clinux_accept(int fd, void *_Nonnull address, unsigned *_Nonnull length) {
-  return accept4(fd, (struct sockaddr *)address, length, SOCK_NONBLOCK | SOCK_CLOEXEC);
+  return (int)syscall(SYS_accept4, fd, address, length, 04000 /* SOCK_NONBLOCK */ | 02000000 /* SOCK_CLOEXEC */);
 }
 static inline long clinux_recvfrom(int fd, void *_Nonnull buffer, unsigned long size, void *_Nonnull address, unsigned *_Nonnull length) {
   return recvfrom(fd, buffer, size, MSG_DONTWAIT, (struct sockaddr *)address, length);
