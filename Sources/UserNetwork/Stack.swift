@@ -17,6 +17,8 @@ final class Stack {
     private let wake: EventFD
     private let timer: Int32
     private var armed: UInt64 = 0
+    /// TFD_TIMER_ABSTIME.
+    private static let absoluteTime: Int32 = 1
     private var isSleeping = false
 
     private var endpoints: [UInt64: Endpoint] = [:]
@@ -136,7 +138,7 @@ final class Stack {
         var value = itimerspec()
         value.it_value.tv_sec = Int(time / 1_000_000_000)
         value.it_value.tv_nsec = Int(time % 1_000_000_000)
-        timerfd_settime(timer, Int32(1 /* TFD_TIMER_ABSTIME */), &value, nil)
+        timerfd_settime(timer, Self.absoluteTime, &value, nil)
     }
     private func timePassed() {
         var count: UInt64 = 0
