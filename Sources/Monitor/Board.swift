@@ -65,6 +65,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
             networks.append(device)
             try add(device)
         }
+        if let sockets = description.sockets { try add(VsockDevice(host: sockets)) }
         for _ in 0..<description.entropyDeviceCount { try add(EntropyDevice()) }
         balloon.setTarget(pages: description.balloonPages)
         try add(balloon)

@@ -42,6 +42,8 @@ package struct MachineDescription: Sendable {
     package var disks: [Disk] = []
     package var consoles: [Console] = []
     package var networks: [Network] = []
+    /// The host's side of a socket device; nil for no device.
+    package var sockets: VsockHost?
     package var entropyDeviceCount = 0
     /// Pages of 4 KiB that the guest is to give back from the start.
     package var balloonPages: UInt32 = 0

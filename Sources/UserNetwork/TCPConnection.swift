@@ -1,6 +1,7 @@
 import CLinux
 import Glibc
 import HostNetwork
+import LinuxSystem
 
 struct TCPKey: Hashable {
     let guest: SocketAddress

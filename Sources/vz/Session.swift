@@ -16,6 +16,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
     init(_ options: Run) throws {
         self.options = options
         super.init()
+        Self.raiseDescriptorLimit()
         do {
             let configuration = try makeConfiguration()
             try configuration.validate()
@@ -25,6 +26,14 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             removeScratch()
             throw error
         }
+    }
+
+    /// Each connection of the guest's is a descriptor of this process: as many as the user may have.
+    private static func raiseDescriptorLimit() {
+        var limit = rlimit()
+        guard getrlimit(RLIMIT_NOFILE, &limit) == 0 else { return }
+        limit.rlim_cur = min(limit.rlim_max, 65536)
+        setrlimit(RLIMIT_NOFILE, &limit)
     }
 
     // MARK: configuration

@@ -78,6 +78,10 @@ import Virtualization
     }
 
     @Test func manyConnections() throws {
+        var limit = rlimit()
+        getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
+        limit.rlim_cur = limit.rlim_max
+        setrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
         let server = try HostPeer(serving: "127.0.0.1")
         let inLab = ProcessInfo.processInfo.environment["VZ_KVM_LAB"] != nil
         let text = try run(

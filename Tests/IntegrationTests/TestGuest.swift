@@ -98,7 +98,12 @@ final class TestGuest: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {
         return true
     }
     func waitFor(_ pattern: String, seconds: Double = 120) -> Bool { wait(seconds) { text.contains(pattern) } }
-    func waitForStop(_ count: Int = 1, seconds: Double = 120) -> Bool { wait(seconds) { stops >= count } }
+    /// False, too, when the machine stops with an error.
+    func waitForStop(_ count: Int = 1, seconds: Double = 120) -> Bool {
+        _ = wait(seconds) { stops >= count || failure != nil }
+        if let failure = lock.withLock({ failure }) { Issue.record("the machine stopped: \(failure)") }
+        return lock.withLock { stops >= count }
+    }
     func waitForFailure(seconds: Double = 120) -> (any Error)? {
         _ = wait(seconds) { failure != nil }
         return lock.withLock { failure }

@@ -175,7 +175,7 @@ package final class NetworkDevice: VirtioDevice {
 
     private func makeSender(_ queue: Virtqueue, _ activation: VirtioActivation) throws(SystemError) -> QueueWorker {
         nonisolated(unsafe) let chain = DescriptorChain(capacity: Self.queueSize)  // only the worker touches these
-        nonisolated(unsafe) let pieces = FramePieces(capacity: Self.queueSize)
+        nonisolated(unsafe) let pieces = GuestPieces(capacity: Self.queueSize)
         nonisolated(unsafe) let finisher = FrameFinisher()
         return try QueueWorker(name: "vz-net-send", queue: queue, event: sendEvent) { [weak self] queue in
             do throws(QueueError) {
@@ -200,7 +200,7 @@ package final class NetworkDevice: VirtioDevice {
         return true
     }
     /// False when the device is to stop.
-    private func transmit(_ chain: DescriptorChain, _ pieces: FramePieces, _ finisher: FrameFinisher, _ backend: any NetworkBackend) -> Bool {
+    private func transmit(_ chain: DescriptorChain, _ pieces: GuestPieces, _ finisher: FrameFinisher, _ backend: any NetworkBackend) -> Bool {
         pieces.clear()
         pieces.append(chain.readable, skip: Self.headerSize)
         let size = pieces.total

@@ -53,31 +53,27 @@ final class NetworkReceiver: Sendable {
     /// What belongs to the thread.
     private final class Work {
         enum Outcome { case needsBuffers, needsFrames, failed(String) }
-        private let queue: Virtqueue
+        private let chains: ReceiveChains
         private let mergeable: Bool
         private let accepted: AcceptedOffloads
-        private let pieces = FramePieces(capacity: 1024)  // IOV_MAX
-        /// Chains that were taken and not given back: the first `held` of them.
-        private var chains: [DescriptorChain] = []
-        private var held = 0
-        private var room = 0
+        private let pieces = GuestPieces(capacity: 1024)  // IOV_MAX
         private let header = UnsafeMutableRawPointer.allocate(byteCount: NetworkDevice.headerSize, alignment: 8)
 
         init(queue: Virtqueue, mergeable: Bool, accepted: AcceptedOffloads) {
-            self.queue = queue
+            chains = ReceiveChains(queue, limit: NetworkDevice.queueSize)
             self.mergeable = mergeable
             self.accepted = accepted
         }
         deinit { header.deallocate() }
 
         func pump(_ backend: any NetworkBackend) throws(QueueError) -> Outcome {
-            defer { queue.notify() }
+            defer { chains.queue.notify() }
             // Ethernet header with a VLAN tag.
             let needed = NetworkDevice.headerSize + 18 + backend.maximumTransmissionUnit
             let wanted = backend.handlesOffloads && accepted != [] ? NetworkDevice.headerSize + NetworkDevice.largestFrame : needed
             while true {
                 guard try gather(needed: needed, wanted: wanted) else {
-                    if queue.enableNotifications() { continue }
+                    if chains.queue.enableNotifications() { continue }
                     return .needsBuffers
                 }
                 fillPieces()
@@ -95,76 +91,46 @@ final class NetworkReceiver: Sendable {
         private func gather(needed: Int, wanted: Int) throws(QueueError) -> Bool {
             // A driver without mergeable buffers gives one chain for each frame.
             if !mergeable {
-                if held > 0 { return true }
-                return try take()
+                if chains.count > 0 { return true }
+                return try chains.take()
             }
-            while room < wanted {
-                if try take() { continue }
-                return room >= needed
+            while chains.room < wanted {
+                if try chains.take() { continue }
+                return chains.room >= needed
             }
-            return true
-        }
-        private func take() throws(QueueError) -> Bool {
-            // More than any frame needs: buffers of next to nothing.
-            guard held < NetworkDevice.queueSize else { throw .chainTooLong }
-            if held == chains.count { chains.append(DescriptorChain(capacity: 8)) }
-            guard try queue.pop(chains[held]) else { return false }
-            room += chains[held].writableCount
-            held += 1
             return true
         }
         private func fillPieces() {
             pieces.clear()
             var skip = NetworkDevice.headerSize
-            for chain in chains[..<held] { skip = pieces.append(chain.writable, skip: skip) }
+            for index in 0..<chains.count { skip = pieces.append(chains[index].writable, skip: skip) }
         }
         /// Gives back the chains of a frame of `count` bytes, all at once: the driver takes them together.
         private func finish(_ count: Int, _ offload: FrameOffload) {
             var left = count + NetworkDevice.headerSize
             var used = 0
-            while used < held, left > 0 {
+            while used < chains.count, left > 0 {
                 left -= min(left, chains[used].writableCount)
                 used += 1
             }
             NetworkHeader.write(offload, buffers: used, to: header)
             writeHeader(used)
             left = count + NetworkDevice.headerSize
-            for chain in chains[..<used] {
-                let step = min(left, chain.writableCount)
-                queue.stage(chain, written: step)
-                room -= chain.writableCount
+            for index in 0..<used {
+                let step = min(left, chains[index].writableCount)
+                chains.stage(index, written: step)
                 left -= step
             }
-            queue.publish()
-            // What was taken and not needed comes first next time, in its order.
-            if used < held { chains[..<held].rotate(used) }
-            held -= used
+            chains.publish(used)
         }
         /// The header may be spread over several small chains.
         private func writeHeader(_ used: Int) {
             var done = 0
-            for chain in chains[..<used] where done < NetworkDevice.headerSize {
-                let step = min(chain.writableCount, NetworkDevice.headerSize - done)
-                _ = chain.write(at: 0, from: header + done, count: step)
+            for index in 0..<used where done < NetworkDevice.headerSize {
+                let step = min(chains[index].writableCount, NetworkDevice.headerSize - done)
+                _ = chains[index].write(at: 0, from: header + done, count: step)
                 done += step
             }
         }
-    }
-}
-
-extension MutableCollection where Self: RandomAccessCollection, Index == Int {
-    /// Moves the first `count` elements to the end.
-    fileprivate mutating func rotate(_ count: Int) {
-        func reverse(_ range: Range<Int>) {
-            var (low, high) = (range.lowerBound, range.upperBound - 1)
-            while low < high {
-                swapAt(low, high)
-                (low, high) = (low + 1, high - 1)
-            }
-        }
-        let middle = startIndex + count
-        reverse(startIndex..<middle)
-        reverse(middle..<endIndex)
-        reverse(startIndex..<endIndex)
     }
 }

@@ -18,6 +18,7 @@ open class VZVirtualMachine: NSObject {
     private let consoles: [VZVirtioConsoleDevice]
     private let networks: [VZNetworkDevice]
     private let balloons: [VZVirtioTraditionalMemoryBalloonDevice]
+    private var sockets: [VZVirtioSocketDevice] = []
     /// A stop in flight: what the machine reports meanwhile is no news.
     private var runIdentifier = 0
 
@@ -39,6 +40,11 @@ open class VZVirtualMachine: NSObject {
         networks = self.configuration.networkDevices.map { VZNetworkDevice(attachment: $0.attachment) }
         super.init()
         queue.setSpecific(key: Self.queueKey, value: ObjectIdentifier(queue))
+        sockets = self.configuration.socketDevices.map { _ in
+            VZVirtioSocketDevice(queue: queue) { member in
+                precondition(Self.isOn(queue), "\(member) must be used on the virtual machine's queue")
+            }
+        }
     }
     deinit {
         if let machine {
@@ -57,8 +63,9 @@ open class VZVirtualMachine: NSObject {
     // MARK: queue rule
 
     private static let queueKey = DispatchSpecificKey<ObjectIdentifier>()
-    private var isOnQueue: Bool {
-        if DispatchQueue.getSpecific(key: Self.queueKey) == ObjectIdentifier(queue) { return true }
+    private var isOnQueue: Bool { Self.isOn(queue) }
+    private static func isOn(_ queue: DispatchQueue) -> Bool {
+        if DispatchQueue.getSpecific(key: queueKey) == ObjectIdentifier(queue) { return true }
         return queue === DispatchQueue.main && Thread.isMainThread
     }
     private func checkQueue(_ member: StaticString = #function) {
@@ -108,7 +115,10 @@ open class VZVirtualMachine: NSObject {
         checkQueue()
         return networks
     }
-    open var socketDevices: [VZSocketDevice] { [] }
+    open var socketDevices: [VZSocketDevice] {
+        checkQueue()
+        return sockets
+    }
 
     // MARK: start
 
@@ -152,6 +162,7 @@ open class VZVirtualMachine: NSObject {
         }
         var description = try configuration.machineDescription(descriptors, networks.map(\.backend))
         description.balloonPages = balloons.first?.pages ?? 0
+        description.sockets = sockets.first?.host
         let this = WeakMachine(self)
         let machine = try Machine(description, engine: engine) { event in
             this.queue?.async { this.value?.received(event, run) }

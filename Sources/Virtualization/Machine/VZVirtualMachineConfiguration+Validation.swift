@@ -90,9 +90,9 @@ extension VZVirtualMachineConfiguration {
     }
     /// Types that are declared so that programs compile, and not implemented so far.
     private func validateUnsupported() throws {
+        guard socketDevices.count <= 1 else { throw VZError.configuration("Number of socket devices is greater than the maximum number supported.") }
         for (name, count) in [
-            ("Directory sharing devices", directorySharingDevices.count),
-            ("Socket devices", socketDevices.count),
+            ("Directory sharing devices", directorySharingDevices.count)
         ] where count > 0 {
             throw VZError.configuration("\(name) are not supported yet.")
         }

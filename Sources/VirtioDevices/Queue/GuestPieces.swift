@@ -1,7 +1,7 @@
 import Glibc
 
-/// The parts of a frame in guest memory, for one system call.
-final class FramePieces {
+/// Parts of guest memory, for one system call.
+final class GuestPieces {
     let base: UnsafeMutablePointer<iovec>
     private(set) var count = 0
     private(set) var total = 0
@@ -30,5 +30,19 @@ final class FramePieces {
             skip = 0
         }
         return skip
+    }
+    /// Cuts the pieces down to `limit` bytes in all.
+    func limit(to limit: Int) {
+        while count > 0, total > limit {
+            let excess = total - limit
+            let last = base[count - 1].iov_len
+            if excess < last {
+                base[count - 1].iov_len = last - excess
+                total = limit
+            } else {
+                count -= 1
+                total -= last
+            }
+        }
     }
 }

@@ -1,0 +1,157 @@
+import CLinux
+import Glibc
+import LinuxSystem
+
+struct VsockKey: Hashable {
+    let host: UInt32
+    let guest: UInt32
+}
+
+/// One stream: the device's end of a socket, and what both sides owe each other. All under the table's lock.
+/// VIRTIO 1.2 § 5.10.6.3.
+final class VsockConnection {
+    enum Phase {
+        /// The guest wants it; the application has not answered.
+        case offered
+        /// The host wants it; the guest has not answered.
+        case requested
+        case open
+        /// The guest has gone; what it sent still goes out.
+        case draining
+    }
+    static let bufferSize: UInt32 = 256 << 10
+    static let smallBufferSize: UInt32 = 16 << 10
+
+    let key: VsockKey
+    let id: UInt64
+    let fd: Int32
+    /// What the guest may send ahead.
+    let room: UInt32
+    var phase: Phase
+    /// Told of the guest's answer.
+    var completion: ((Bool) -> Void)?
+    var deadline: UInt64 = 0
+
+    // To the guest: counters wrap around.
+    var sent: UInt32 = 0
+    var guestRoom: UInt32 = 0
+    var guestForwarded: UInt32 = 0
+    var hostEnded = false
+    var guestReceivesNoMore = false
+    private var hasAskedForCredit = false
+
+    // From the guest.
+    var received: UInt32 = 0
+    var forwarded: UInt32 = 0
+    var shownForwarded: UInt32 = 0
+    var buffer = ByteRing()
+    var guestSendsNoMore = false
+    private var hasShutDown = false
+
+    // epoll's edges.
+    var isReadable = true
+    var isWritable = true
+    var hasHungUp = false
+    var isReady = false
+
+    init(_ key: VsockKey, id: UInt64, fd: Int32, phase: Phase, room: UInt32) {
+        self.key = key
+        self.id = id
+        self.fd = fd
+        self.phase = phase
+        self.room = room
+    }
+    deinit { close(fd) }
+
+    func packet(_ operation: UInt16) -> VsockPacket {
+        var packet = VsockPacket(operation, from: key.host, to: key.guest)
+        packet.room = room
+        packet.forwarded = forwarded
+        shownForwarded = forwarded
+        return packet
+    }
+    /// How much the guest takes now.
+    var credit: Int {
+        let inFlight = sent &- guestForwarded
+        return inFlight <= guestRoom ? Int(guestRoom - inFlight) : 0
+    }
+    func note(_ packet: VsockPacket) {
+        guestRoom = packet.room
+        guestForwarded = packet.forwarded
+        if credit > 0 { hasAskedForCredit = false }
+    }
+    /// Whether the guest should hear of room again.
+    var mustShowCredit: Bool { phase == .open && forwarded != shownForwarded && received &- shownForwarded >= room / 2 }
+    /// True once for each time that the guest's room has run out.
+    func takeCreditQuestion() -> Bool {
+        defer { hasAskedForCredit = true }
+        return !hasAskedForCredit
+    }
+
+    enum Delivery { case done, gone, tooMuch }
+    /// Brings data of the guest's to the socket, the rest into the buffer.
+    func take(_ pieces: GuestPieces, _ parts: UnsafeMutablePointer<iovec>) -> Delivery {
+        let count = pieces.total
+        guard UInt32(truncatingIfNeeded: count) <= room &- (received &- forwarded), !guestSendsNoMore else { return .tooMuch }
+        received &+= UInt32(truncatingIfNeeded: count)
+        var done = 0
+        if buffer.count == 0, isWritable, phase == .open {
+            var message = msghdr()
+            message.msg_iov = pieces.base
+            message.msg_iovlen = pieces.count
+            let sent = sendmsg(fd, &message, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
+            if sent < 0, errno != EAGAIN, errno != EINTR { return .gone }
+            if sent < 0, errno == EAGAIN { isWritable = false }
+            done = max(sent, 0)
+            forwarded &+= UInt32(truncatingIfNeeded: done)
+        }
+        guard done < count else { return .done }
+        buffer.allocate(Int(room))
+        var skip = done
+        for piece in UnsafeBufferPointer(start: pieces.base, count: pieces.count) {
+            guard let base = piece.iov_base else { continue }
+            if skip >= piece.iov_len {
+                skip -= piece.iov_len
+                continue
+            }
+            append(base + skip, piece.iov_len - skip, parts)
+            skip = 0
+        }
+        return flush(parts) ? .done : .gone
+    }
+    /// There is room: the credit was checked.
+    private func append(_ bytes: UnsafeRawPointer, _ count: Int, _ parts: UnsafeMutablePointer<iovec>) {
+        var done = 0
+        for index in 0..<buffer.freePieces(parts) where done < count {
+            let step = min(parts[index].iov_len, count - done)
+            if let base = parts[index].iov_base { memcpy(base, bytes + done, step) }
+            done += step
+        }
+        buffer.appended(done)
+    }
+    /// Brings what waits to the socket, and the guest's end behind it. False when the host's side is gone.
+    func flush(_ parts: UnsafeMutablePointer<iovec>) -> Bool {
+        guard phase == .open || phase == .draining else { return true }
+        while buffer.count > 0, isWritable {
+            var message = msghdr()
+            message.msg_iov = parts
+            message.msg_iovlen = buffer.pieces(from: 0, size: buffer.count, parts)
+            let count = sendmsg(fd, &message, Int32(MSG_DONTWAIT) | Int32(MSG_NOSIGNAL))
+            if count < 0 {
+                if errno == EINTR { continue }
+                isWritable = false
+                if errno == EAGAIN { break }
+                return false
+            }
+            buffer.drop(count)
+            forwarded &+= UInt32(truncatingIfNeeded: count)
+        }
+        guard buffer.count == 0 else { return true }
+        buffer.release()
+        if guestSendsNoMore, !hasShutDown {
+            hasShutDown = true
+            shutdown(fd, Int32(SHUT_WR))
+        }
+        return true
+    }
+}

@@ -1,0 +1,177 @@
+import Glibc
+import LinuxSystem
+import Synchronization
+
+/// A socket device: streams between programs of the guest and of the host. VIRTIO 1.2 § 5.10. The guest is context 3, the host 2.
+///
+/// Each stream is a socket of the host's, one end of which is the device's: the guest's data goes straight from its memory into
+/// the socket, on the sending thread; what comes back is read straight into its buffers, on the receiving thread.
+package final class VsockDevice: VirtioDevice {
+    private static let queueSize: UInt16 = 256
+
+    private struct Active {
+        var sender: QueueWorker?
+        var receiver: HostThread?
+    }
+    private let host: VsockHost
+    /// Only touched under `lock`.
+    private nonisolated(unsafe) let table: VsockTable
+    private let lock = Mutex(())
+    private let active = Mutex(Active())
+    private let stopping = Atomic<Bool>(false)
+    private let isActive = Atomic<Bool>(false)
+    private let wake: EventFD
+    private let receiveEvent: EventFD
+    private let sendEvent: EventFD
+    private let eventEvent: EventFD
+
+    private final class Back: Sendable {
+        let device = Mutex<WeakDevice>(WeakDevice())
+        struct WeakDevice { weak var value: VsockDevice? }
+    }
+
+    package init(host: VsockHost) throws(SystemError) {
+        self.host = host
+        let (wake, back) = (try EventFD(), Back())
+        self.wake = wake
+        table = try VsockTable(host, wake: wake) { id, accepts in
+            back.device.withLock { $0.value }?.with { $0.answer(id, accepts) }
+        }
+        receiveEvent = try EventFD()
+        sendEvent = try EventFD()
+        eventEvent = try EventFD()
+        back.device.withLock { $0.value = self }
+        host.attach(self)
+    }
+
+    package var deviceType: UInt16 { 19 }
+    package var pciClass: UInt32 { 0x028000 }
+    package var features: UInt64 { 1 }  // streams
+    package var queueSizes: [UInt16] { [Self.queueSize, Self.queueSize, 16] }
+    package func queueEvent(_ index: Int) -> EventFD? { [receiveEvent, sendEvent, eventEvent][min(max(index, 0), 2)] }
+    package func configRead(_ offset: Int, size: Int) -> UInt64 { configField([3, 0, 0, 0, 0, 0, 0, 0], offset, size) }
+
+    /// Runs `body` on the table, then tells whoever waits what came of it.
+    private func with<R: Sendable>(_ body: (VsockTable) -> R) -> R {
+        nonisolated(unsafe) var news: [() -> Void] = []
+        let (result, mustWake) = lock.withLock { _ in
+            let result = body(table)
+            news = table.takeNews()
+            return (result, table.takeWake())
+        }
+        if mustWake { wake.signal() }
+        for item in news { item() }
+        return result
+    }
+
+    // MARK: the host's wishes
+
+    func connect(_ port: UInt32, _ completion: @escaping @Sendable (Result<VsockStream, SystemError>) -> Void) {
+        guard isActive.load(ordering: .acquiring), let (mine, theirs) = UnixSocket.pair() else {
+            return completion(.failure(SystemError("connect", errno: ECONNRESET)))
+        }
+        let source = Mutex<UInt32>(0)
+        let hostPort = with { table in
+            let hostPort = table.request(port, fd: mine, now: monotonicNanoseconds()) { succeeded in
+                if succeeded {
+                    completion(.success(VsockStream(sourcePort: source.withLock { $0 }, destinationPort: port, descriptor: theirs)))
+                } else {
+                    close(theirs)
+                    completion(.failure(SystemError("connect", errno: ECONNRESET)))
+                }
+            }
+            if let hostPort { source.withLock { $0 = hostPort } }
+            return hostPort
+        }
+        if hostPort != nil { return }
+        close(mine)
+        close(theirs)
+        completion(.failure(SystemError("connect", errno: EAGAIN)))
+    }
+    func connect(_ port: UInt32, socket: Int32) {
+        let isTaken = isActive.load(ordering: .acquiring) && with { $0.request(port, fd: socket, now: monotonicNanoseconds(), nil) } != nil
+        if !isTaken { close(socket) }
+    }
+
+    // MARK: life
+
+    package func activate(_ activation: VirtioActivation) {
+        stopping.store(false, ordering: .releasing)
+        guard let receive = activation.queues[0], let send = activation.queues[1] else { return }
+        isActive.store(true, ordering: .releasing)
+        do throws(SystemError) {
+            let sender = try makeSender(send, activation.needsReset)
+            active.withLock { $0.sender = sender }
+            let receiver = try HostThread(name: "vz-vsock-receive") { [unowned self] in
+                do throws(QueueError) { try receiveLoop(receive) } catch { activation.needsReset() }
+            }
+            active.withLock { $0.receiver = receiver }
+        } catch { activation.needsReset() }
+    }
+    package func reset() {
+        isActive.store(false, ordering: .releasing)
+        stopping.store(true, ordering: .releasing)
+        wake.signal()
+        receiveEvent.signal()
+        let old = active.withLock { active in
+            defer { active = Active() }
+            return active
+        }
+        old.sender?.stop()
+        old.receiver?.join()
+        with { $0.forgetAll() }
+    }
+
+    private func makeSender(_ queue: Virtqueue, _ needsReset: @escaping @Sendable () -> Void) throws(SystemError) -> QueueWorker {
+        nonisolated(unsafe) let chain = DescriptorChain(capacity: Int(Self.queueSize))  // only the worker touches these
+        nonisolated(unsafe) let pieces = GuestPieces(capacity: 1024)
+        return try QueueWorker(name: "vz-vsock-send", queue: queue, event: sendEvent) { [weak self] queue in
+            do throws(QueueError) {
+                while try queue.pop(chain) {
+                    guard let self else { return false }
+                    if let packet = VsockPacket(chain) {
+                        pieces.clear()
+                        pieces.append(chain.readable, skip: VsockPacket.size)
+                        self.with { $0.input(packet, pieces) }
+                    }
+                    queue.complete(chain, written: 0)
+                    if !queue.hasAvailable { queue.notify() }
+                }
+                queue.notify()
+                return true
+            } catch {
+                needsReset()
+                return false
+            }
+        }
+    }
+    private func receiveLoop(_ queue: Virtqueue) throws(QueueError) {
+        let chains = ReceiveChains(queue, limit: Int(Self.queueSize))
+        let pieces = GuestPieces(capacity: 1024)  // IOV_MAX
+        let scratch = UnsafeMutableRawPointer.allocate(byteCount: VsockPacket.size, alignment: 8)
+        defer { scratch.deallocate() }
+        while !stopping.load(ordering: .acquiring) {
+            let result = with { table -> Result<VsockTable.Output, QueueError> in
+                do throws(QueueError) { return .success(try table.output(chains, pieces, scratch)) } catch { return .failure(error) }
+            }
+            switch try result.get() {
+            case .done: break
+            case .needsBuffers:
+                queue.notify()
+                if !queue.enableNotifications() { wait(receiveEvent.fileDescriptor) }
+                receiveEvent.drain()
+            case .nothing:
+                queue.notify()
+                wait(table.epoll)
+            }
+        }
+    }
+    /// Until the descriptor is readable, or a connection has waited long enough for the guest.
+    private func wait(_ descriptor: Int32) {
+        let deadline = with { $0.deadline }
+        let now = monotonicNanoseconds()
+        var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
+        _ = poll(&entry, 1, deadline == 0 ? -1 : deadline <= now ? 0 : Int32(clamping: (deadline - now) / 1_000_000 + 1))
+        if deadline != 0 { with { $0.expire(monotonicNanoseconds()) } }
+    }
+}

@@ -1,0 +1,331 @@
+import CLinux
+import Glibc
+import LinuxSystem
+
+/// All streams of a device, and the epoll descriptor that watches their sockets. One thread at a time.
+final class VsockTable {
+    private typealias Operation = VsockPacket.Operation
+    private static let mostConnections = 4096
+    private static let mostReplies = 1024
+    private static let bufferBudget: UInt64 = 128 << 20
+    /// Linux's own wait for an answer is two seconds.
+    private static let connectTimeout: UInt64 = 10_000_000_000
+
+    private let host: VsockHost
+    let epoll: Int32
+    private var connections: [VsockKey: VsockConnection] = [:]
+    private var byID: [UInt64: VsockConnection] = [:]
+    private var nextID: UInt64 = 1
+    private var nextPort: UInt32 = 1 << 30
+    private var replies: [VsockPacket] = []
+    private var ready: [VsockConnection] = []
+    private var isSleeping = false
+    private let parts = UnsafeMutablePointer<iovec>.allocate(capacity: 2)
+    /// Called, off the lock, with what has become of a connection.
+    private var news: [() -> Void] = []
+    /// Sends a stream's answer back to the device.
+    private let answered: @Sendable (UInt64, Bool) -> Void
+
+    init(_ host: VsockHost, wake: EventFD, answered: @escaping @Sendable (UInt64, Bool) -> Void) throws(SystemError) {
+        self.host = host
+        self.answered = answered
+        epoll = Int32(try SystemError.check("epoll_create1") { Int(epoll_create1(Int32(EPOLL_CLOEXEC))) })
+        watch(wake.fileDescriptor, 0)
+    }
+    deinit {
+        close(epoll)
+        parts.deallocate()
+    }
+    private func watch(_ fd: Int32, _ id: UInt64) {
+        var event = epoll_event()
+        event.events = EPOLLIN.rawValue | EPOLLOUT.rawValue | EPOLLRDHUP.rawValue | EPOLLET.rawValue
+        event.data.u64 = id
+        epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event)
+    }
+
+    // MARK: connections
+
+    private func insert(_ key: VsockKey, fd: Int32, _ phase: VsockConnection.Phase) -> VsockConnection {
+        let isFull = UInt64(connections.count) * UInt64(VsockConnection.bufferSize) > Self.bufferBudget
+        let room = isFull ? VsockConnection.smallBufferSize : VsockConnection.bufferSize
+        let connection = VsockConnection(key, id: nextID, fd: fd, phase: phase, room: room)
+        nextID += 1
+        connections[key] = connection
+        byID[connection.id] = connection
+        return connection
+    }
+    private func forget(_ connection: VsockConnection) {
+        if connections[connection.key] === connection { connections[connection.key] = nil }
+        guard byID.removeValue(forKey: connection.id) != nil else { return }
+        epoll_ctl(epoll, EPOLL_CTL_DEL, connection.fd, nil)
+        shutdown(connection.fd, Int32(SHUT_RDWR))
+        finish(connection, false)
+    }
+    private func finish(_ connection: VsockConnection, _ succeeded: Bool) {
+        connection.deadline = 0
+        guard let completion = connection.completion else { return }
+        connection.completion = nil
+        news.append { completion(succeeded) }
+    }
+    private func reset(_ connection: VsockConnection) {
+        reply(connection.packet(Operation.reset))
+        forget(connection)
+    }
+    /// All of them are over: the guest's driver has gone.
+    func forgetAll() {
+        for connection in byID.values { forget(connection) }
+        replies = []
+        ready = []
+    }
+    private func reply(_ packet: VsockPacket) {
+        // A guest that asks and does not listen loses answers.
+        if replies.count < Self.mostReplies { replies.append(packet) }
+    }
+    private func makeReady(_ connection: VsockConnection) {
+        guard !connection.isReady else { return }
+        connection.isReady = true
+        ready.append(connection)
+    }
+    func takeNews() -> [() -> Void] {
+        defer { news = [] }
+        return news
+    }
+    /// Whether the receiving thread sleeps although there is something for it.
+    func takeWake() -> Bool {
+        guard isSleeping, !replies.isEmpty || !ready.isEmpty else { return false }
+        isSleeping = false
+        return true
+    }
+
+    // MARK: from the host
+
+    /// Asks the guest for a connection; `fd` is the device's end. Returns the host's port, or nil when there are too many.
+    func request(_ port: UInt32, fd: Int32, now: UInt64, _ completion: ((Bool) -> Void)?) -> UInt32? {
+        guard connections.count < Self.mostConnections else { return nil }
+        repeat { nextPort = nextPort == .max ? 1 << 30 : nextPort + 1 } while connections[VsockKey(host: nextPort, guest: port)] != nil
+        let connection = insert(VsockKey(host: nextPort, guest: port), fd: fd, .requested)
+        connection.completion = completion
+        connection.deadline = now + Self.connectTimeout
+        reply(connection.packet(Operation.request))
+        return nextPort
+    }
+    /// When the next connection has waited long enough; 0: none waits.
+    var deadline: UInt64 { byID.values.reduce(0) { $1.deadline != 0 && ($0 == 0 || $1.deadline < $0) ? $1.deadline : $0 } }
+    func expire(_ now: UInt64) {
+        for connection in byID.values where connection.deadline != 0 && connection.deadline <= now { reset(connection) }
+    }
+    /// The application's answer to a connection of the guest's.
+    func answer(_ id: UInt64, _ accepts: Bool) {
+        guard let connection = byID[id], connection.phase == .offered else { return }
+        guard accepts else { return reset(connection) }
+        open(connection)
+        reply(connection.packet(Operation.response))
+    }
+    private func open(_ connection: VsockConnection) {
+        connection.phase = .open
+        watch(connection.fd, connection.id)
+        makeReady(connection)
+    }
+
+    // MARK: from the guest
+
+    func input(_ packet: VsockPacket, _ payload: GuestPieces) {
+        let key = VsockKey(host: packet.targetPort, guest: packet.sourcePort)
+        guard packet.isOurs else { return refuse(packet) }
+        if packet.operation == Operation.request { return offer(packet, key) }
+        guard let connection = connections[key] else { return refuse(packet) }
+        connection.note(packet)
+        switch packet.operation {
+        case Operation.response:
+            guard connection.phase == .requested else { return reset(connection) }
+            open(connection)
+            finish(connection, true)
+        case Operation.reset: connection.buffer.count > 0 ? drain(connection) : forget(connection)
+        case Operation.shutdown where connection.phase == .open: shutDown(connection, packet.flags)
+        case Operation.data where connection.phase == .open:
+            guard Int(packet.count) <= payload.total else { return reset(connection) }
+            payload.limit(to: Int(packet.count))
+            switch connection.take(payload, parts) {
+            case .done: break
+            case .gone, .tooMuch: return reset(connection)
+            }
+        case Operation.creditUpdate: break
+        case Operation.creditRequest: reply(connection.packet(Operation.creditUpdate))
+        default: return reset(connection)
+        }
+        if connection.mustShowCredit { reply(connection.packet(Operation.creditUpdate)) }
+        if connection.phase == .open { makeReady(connection) }
+    }
+    /// For what belongs to nothing: a reset, but never for a reset.
+    private func refuse(_ packet: VsockPacket) {
+        guard packet.operation != Operation.reset else { return }
+        var answer = VsockPacket(Operation.reset, from: packet.targetPort, to: packet.sourcePort)
+        answer.type = packet.type
+        answer.sourceContext = packet.targetContext
+        answer.targetContext = packet.sourceContext
+        reply(answer)
+    }
+    private func offer(_ packet: VsockPacket, _ key: VsockKey) {
+        if let old = connections[key] { return reset(old) }
+        guard connections.count < Self.mostConnections else { return refuse(packet) }
+        switch host.whoListens(packet.targetPort) {
+        case .nobody: refuse(packet)
+        case .socket(let path):
+            let fd = UnixSocket.connect(path)
+            guard fd >= 0 else { return refuse(packet) }
+            let connection = insert(key, fd: fd, .offered)
+            connection.note(packet)
+            answer(connection.id, true)
+        case .listener:
+            guard let (mine, theirs) = UnixSocket.pair() else { return refuse(packet) }
+            let connection = insert(key, fd: mine, .offered)
+            connection.note(packet)
+            let stream = VsockStream(sourcePort: packet.sourcePort, destinationPort: packet.targetPort, descriptor: theirs)
+            let (host, id, answered) = (host, connection.id, answered)
+            news.append { host.offer(stream) { answered(id, $0) } }
+        }
+    }
+    private func shutDown(_ connection: VsockConnection, _ flags: UInt32) {
+        if flags & VsockPacket.Shutdown.receive != 0 { connection.guestReceivesNoMore = true }
+        if flags & VsockPacket.Shutdown.send != 0 { connection.guestSendsNoMore = true }
+        let isGone = connection.guestReceivesNoMore && connection.guestSendsNoMore
+        // The guest waits for this when it has closed its end.
+        if isGone { reply(connection.packet(Operation.reset)) }
+        if !connection.flush(parts) { return isGone ? forget(connection) : reset(connection) }
+        if isGone { drain(connection) }
+    }
+    /// The guest has gone: its port is free for another connection, what it sent still goes out.
+    private func drain(_ connection: VsockConnection) {
+        connections[connection.key] = nil
+        connection.phase = .draining
+        connection.guestSendsNoMore = true
+        if !connection.flush(parts) || connection.buffer.count == 0 { forget(connection) }
+    }
+
+    // MARK: to the guest
+
+    enum Output { case done, needsBuffers, nothing }
+
+    /// Fills the guest's buffers as long as there are some and something is to be said.
+    func output(_ chains: ReceiveChains, _ pieces: GuestPieces, _ scratch: UnsafeMutableRawPointer) throws(QueueError) -> Output {
+        isSleeping = false
+        var done = 0
+        while done < replies.count {
+            if chains.count == 0, try !chains.take() {
+                replies.removeFirst(done)
+                return .needsBuffers
+            }
+            guard chains[0].writableCount >= VsockPacket.size else { throw .chainTooLong }
+            replies[done].write(to: chains[0], scratch)
+            chains.stage(0, written: VsockPacket.size)
+            chains.publish(1)
+            done += 1
+        }
+        replies.removeAll(keepingCapacity: true)
+        guard !ready.isEmpty else {
+            if pollHost() { return .done }
+            isSleeping = true
+            return .nothing
+        }
+        let turn = ready
+        ready.removeAll(keepingCapacity: true)
+        for (index, connection) in turn.enumerated() {
+            connection.isReady = false
+            guard byID[connection.id] === connection, connection.phase == .open else { continue }
+            guard try bring(connection, chains, pieces, scratch) else {
+                for waiting in turn[index...] {
+                    waiting.isReady = false
+                    makeReady(waiting)
+                }
+                return .needsBuffers
+            }
+        }
+        return .done
+    }
+    /// Data from the socket, as much as the guest's credit and its buffers allow: one system call for many packets. False when
+    /// there are no buffers.
+    private func bring(
+        _ connection: VsockConnection, _ chains: ReceiveChains, _ pieces: GuestPieces, _ scratch: UnsafeMutableRawPointer
+    ) throws(QueueError) -> Bool {
+        guard connection.isReadable, !connection.hostEnded, !connection.guestReceivesNoMore else { return true }
+        let credit = connection.credit
+        guard credit > 0 else {
+            if connection.takeCreditQuestion() { reply(connection.packet(Operation.creditRequest)) }
+            return true
+        }
+        while chains.room - chains.count * VsockPacket.size < credit, chains.count < 64 { if try !chains.take() { break } }
+        guard chains.count > 0 else { return false }
+        pieces.clear()
+        for index in 0..<chains.count {
+            guard chains[index].writableCount >= VsockPacket.size else { throw .chainTooLong }
+            pieces.append(chains[index].writable, skip: VsockPacket.size)
+        }
+        pieces.limit(to: credit)
+        guard pieces.total > 0 else { throw .chainTooLong }
+        var message = msghdr()
+        message.msg_iov = pieces.base
+        message.msg_iovlen = pieces.count
+        let count = recvmsg(connection.fd, &message, Int32(MSG_DONTWAIT))
+        if count > 0 {
+            stage(count, connection, chains, scratch)
+            makeReady(connection)
+        } else if count == 0 {
+            end(connection)
+        } else if errno == EINTR {
+            makeReady(connection)
+        } else {
+            connection.isReadable = false
+            if errno != EAGAIN { reset(connection) }
+        }
+        return true
+    }
+    private func stage(_ count: Int, _ connection: VsockConnection, _ chains: ReceiveChains, _ scratch: UnsafeMutableRawPointer) {
+        var (left, used) = (count, 0)
+        while left > 0, used < chains.count {
+            let step = min(left, chains[used].writableCount - VsockPacket.size)
+            var packet = connection.packet(Operation.data)
+            packet.count = UInt32(truncatingIfNeeded: step)
+            packet.write(to: chains[used], scratch)
+            chains.stage(used, written: VsockPacket.size + step)
+            left -= step
+            used += 1
+        }
+        connection.sent &+= UInt32(truncatingIfNeeded: count)
+        chains.publish(used)
+    }
+    /// The host's side sends no more; when it has closed, it takes nothing either.
+    private func end(_ connection: VsockConnection) {
+        connection.hostEnded = true
+        var packet = connection.packet(Operation.shutdown)
+        packet.flags = VsockPacket.Shutdown.send | (connection.hasHungUp ? VsockPacket.Shutdown.receive : 0)
+        reply(packet)
+    }
+
+    /// Takes what the sockets have; false when there is nothing.
+    private func pollHost() -> Bool {
+        withUnsafeTemporaryAllocation(of: epoll_event.self, capacity: 64) { events in
+            let count = Int(epoll_wait(epoll, events.baseAddress, 64, 0))
+            guard count > 0 else { return false }
+            for event in events[..<count] { if let connection = byID[event.data.u64] { happened(connection, event.events) } }
+            return true
+        }
+    }
+    private func happened(_ connection: VsockConnection, _ events: UInt32) {
+        if events & (EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 {
+            // Closed for good after it had ended: the guest's data would go nowhere.
+            if connection.hostEnded, !connection.hasHungUp {
+                connection.hasHungUp = true
+                end(connection)
+            }
+            connection.hasHungUp = true
+        }
+        if events & (EPOLLIN.rawValue | EPOLLRDHUP.rawValue | EPOLLHUP.rawValue | EPOLLERR.rawValue) != 0 { connection.isReadable = true }
+        if events & EPOLLOUT.rawValue != 0 {
+            connection.isWritable = true
+            guard connection.flush(parts) else { return connection.phase == .draining ? forget(connection) : reset(connection) }
+            if connection.phase == .draining, connection.buffer.count == 0 { return forget(connection) }
+            if connection.mustShowCredit { reply(connection.packet(Operation.creditUpdate)) }
+        }
+        makeReady(connection)
+    }
+}
