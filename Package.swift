@@ -33,10 +33,11 @@ let package = Package(
         room("PlatformDevices", ["Hypervisor", "LinuxSystem"]),
         room("HostNetwork", ["CLinux", "LinuxSystem"]),
         room("UserNetwork", ["CLinux", "HostNetwork", "LinuxSystem"]),
-        room("VirtioDevices", ["CLinux", "PlatformDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "LinuxSystem"]),
+        room("FileServer", ["CLinux", "LinuxSystem"]),
+        room("VirtioDevices", ["CLinux", "FileServer", "PlatformDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "LinuxSystem"]),
         room(
-            "Monitor", ["SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "HostNetwork", "Hypervisor", "GuestMemory", "LinuxSystem"]),
-        room("Virtualization", ["Monitor", "VirtioDevices", "DiskStorage", "HostNetwork", "UserNetwork", "Hypervisor"]),
+            "Monitor", ["FileServer", "SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "HostNetwork", "Hypervisor", "GuestMemory", "LinuxSystem"]),
+        room("Virtualization", ["Monitor", "VirtioDevices", "FileServer", "DiskStorage", "HostNetwork", "UserNetwork", "Hypervisor"]),
         room("MachineLibrary", ["Virtualization"]),
         .executableTarget(
             name: "vz", dependencies: ["MachineLibrary", "Virtualization", .product(name: "ArgumentParser", package: "swift-argument-parser")],

@@ -134,6 +134,26 @@ public struct DebianImageBuilder: Sendable {
                 ln -sf /dev/null "$root/etc/systemd/system/$unit"
             done
 
+            # Mounts the directories that the host shares (vz run IMAGE --mount DIRECTORY).
+            mkdir -p "$root/usr/lib/vz" "$root/etc/systemd/system/local-fs.target.wants"
+            cat >"$root/usr/lib/vz/mount-shares" <<'END'
+            \(Self.mountScript)
+            END
+            chmod 755 "$root/usr/lib/vz/mount-shares"
+            cat >"$root/etc/systemd/system/vz-mounts.service" <<'END'
+            [Unit]
+            Description=Directories of the host
+            ConditionKernelCommandLine=vz.mount
+            DefaultDependencies=no
+            After=systemd-remount-fs.service
+            Before=local-fs.target
+            [Service]
+            Type=oneshot
+            RemainAfterExit=yes
+            ExecStart=/usr/lib/vz/mount-shares
+            END
+            ln -sf ../vz-mounts.service "$root/etc/systemd/system/local-fs.target.wants/vz-mounts.service"
+
             # Runs the command that the host sends (vz run IMAGE -- COMMAND) and powers off.
             mkdir -p "$root/usr/lib/vz"
             cat >"$root/usr/lib/vz/run-command" <<'END'
@@ -162,6 +182,21 @@ public struct DebianImageBuilder: Sendable {
         chmod(url.path, 0o755)
         return url
     }
+
+    /// The kernel's arguments say vz.mount=TAG:PATH, the path in base64.
+    private static let mountScript = """
+        #!/bin/sh
+        for word in $(cat /proc/cmdline); do
+            case $word in
+            vz.mount=*)
+                word=${word#vz.mount=}
+                path=$(printf %s "${word#*:}" | base64 -d)
+                mkdir -p "$path"
+                mount -t virtiofs "${word%%:*}" "$path"
+                ;;
+            esac
+        done
+        """
 
     /// Ports: vz.control gives the command (base64, one line) and takes the status; vz.stdio and vz.stderr carry its streams.
     private static let commandScript = """

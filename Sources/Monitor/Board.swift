@@ -65,6 +65,9 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
             networks.append(device)
             try add(device)
         }
+        for system in description.fileSystems {
+            try add(FileSystemDevice(tag: system.tag, server: system.server, requestQueues: min(description.cpuCount, 4)))
+        }
         if let sockets = description.sockets { try add(VsockDevice(host: sockets)) }
         for _ in 0..<description.entropyDeviceCount { try add(EntropyDevice()) }
         balloon.setTarget(pages: description.balloonPages)

@@ -1,5 +1,6 @@
 import Hypervisor
 import DiskStorage
+import FileServer
 import HostNetwork
 import VirtioDevices
 
@@ -34,6 +35,14 @@ package struct MachineDescription: Sendable {
             self.backend = backend
         }
     }
+    package struct FileSystem: Sendable {
+        package var tag: String
+        package var server: FileServer
+        package init(tag: String, server: FileServer) {
+            self.tag = tag
+            self.server = server
+        }
+    }
     package var cpuCount: Int
     package var memorySize: UInt64
     package var kernelPath: String
@@ -42,6 +51,7 @@ package struct MachineDescription: Sendable {
     package var disks: [Disk] = []
     package var consoles: [Console] = []
     package var networks: [Network] = []
+    package var fileSystems: [FileSystem] = []
     /// The host's side of a socket device; nil for no device.
     package var sockets: VsockHost?
     package var entropyDeviceCount = 0

@@ -55,6 +55,11 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             configuration.storageDevices.append(try Self.blockDevice(URL(fileURLWithPath: path), readOnly: readOnly))
         }
         if options.net == "nat" { try addNetwork(to: configuration) }
+        for (index, mount) in options.mount.enumerated() {
+            let device = VZVirtioFileSystemDeviceConfiguration(tag: "share\(index)")
+            device.share = VZSingleDirectoryShare(directory: VZSharedDirectory(url: mount.host, readOnly: mount.isReadOnly))
+            configuration.directorySharingDevices.append(device)
+        }
         if options.command.isEmpty { try addConsole(to: configuration) }
         return configuration
     }
@@ -103,6 +108,8 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             configuration.consoleDevices.append(ports.device)
             arguments.append("vz.command")
         }
+        // Base64, as nothing else may be in a word of the kernel's.
+        for (index, mount) in options.mount.enumerated() { arguments.append("vz.mount=share\(index):\(Data(mount.guest.utf8).base64EncodedString())") }
         loader.commandLine = arguments.joined(separator: " ")
         configuration.bootLoader = loader
         configuration.storageDevices.append(try Self.blockDevice(disk, readOnly: false))

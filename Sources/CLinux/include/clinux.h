@@ -19,6 +19,8 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/uio.h>
+#include <sys/xattr.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 long syscall(long number, ...);
@@ -43,6 +45,22 @@ static inline int clinux_accept(int fd, void *_Nonnull address, unsigned *_Nonnu
 }
 static inline long clinux_recvfrom(int fd, void *_Nonnull buffer, unsigned long size, void *_Nonnull address, unsigned *_Nonnull length) {
   return recvfrom(fd, buffer, size, MSG_DONTWAIT, (struct sockaddr *)address, length);
+}
+/// openat2 with RESOLVE_BENEATH | RESOLVE_NO_MAGICLINKS: never out of the directory.
+static inline int clinux_open_beneath(int directory, const char *_Nonnull name, uint64_t flags, uint64_t mode) {
+  struct { uint64_t flags, mode, resolve; } how = {flags, mode, 0x08 | 0x02};
+  return (int)syscall(SYS_openat2, directory, name, &how, sizeof how);
+}
+static inline long clinux_getdents(int fd, void *_Nonnull buffer, unsigned long size) { return syscall(SYS_getdents64, fd, buffer, size); }
+static inline int clinux_renameat2(int from, const char *_Nonnull old, int to, const char *_Nonnull name, unsigned flags) {
+  return (int)syscall(SYS_renameat2, from, old, to, name, flags);
+}
+static inline long clinux_copy_file_range(int from, int64_t *_Nonnull fromOffset, int to, int64_t *_Nonnull toOffset, unsigned long count) {
+  return syscall(SYS_copy_file_range, from, fromOffset, to, toOffset, count, 0);
+}
+/// A working directory and umask of the thread's own, the umask 0.
+static inline void clinux_private_umask(void) {
+  if (syscall(SYS_unshare, 0x200 /* CLONE_FS */) == 0) umask(0);
 }
 static inline int clinux_is_dir(mode_t m) { return S_ISDIR(m); }
 static inline int clinux_is_reg(mode_t m) { return S_ISREG(m); }

@@ -1,3 +1,4 @@
+import FileServer
 import Foundation
 import Monitor
 import VirtioDevices
@@ -19,6 +20,7 @@ open class VZVirtualMachine: NSObject {
     private let networks: [VZNetworkDevice]
     private let balloons: [VZVirtioTraditionalMemoryBalloonDevice]
     private var sockets: [VZVirtioSocketDevice] = []
+    private let fileSystems: [VZVirtioFileSystemDevice]
     /// A stop in flight: what the machine reports meanwhile is no news.
     private var runIdentifier = 0
 
@@ -37,6 +39,9 @@ open class VZVirtualMachine: NSObject {
         }
         let memorySize = self.configuration.memorySize
         balloons = self.configuration.memoryBalloonDevices.map { _ in VZVirtioTraditionalMemoryBalloonDevice(memorySize: memorySize) }
+        fileSystems = self.configuration.directorySharingDevices.compactMap { $0 as? VZVirtioFileSystemDeviceConfiguration }.map {
+            VZVirtioFileSystemDevice(tag: $0.tag, share: $0.share)
+        }
         networks = self.configuration.networkDevices.map { VZNetworkDevice(attachment: $0.attachment) }
         super.init()
         queue.setSpecific(key: Self.queueKey, value: ObjectIdentifier(queue))
@@ -106,7 +111,10 @@ open class VZVirtualMachine: NSObject {
         checkQueue()
         return consoles
     }
-    open var directorySharingDevices: [VZDirectorySharingDevice] { [] }
+    open var directorySharingDevices: [VZDirectorySharingDevice] {
+        checkQueue()
+        return fileSystems
+    }
     open var memoryBalloonDevices: [VZMemoryBalloonDevice] {
         checkQueue()
         return balloons
@@ -163,6 +171,11 @@ open class VZVirtualMachine: NSObject {
         var description = try configuration.machineDescription(descriptors, networks.map(\.backend))
         description.balloonPages = balloons.first?.pages ?? 0
         description.sockets = sockets.first?.host
+        for device in fileSystems {
+            let server = try FileServer(device.share?.translated() ?? .empty)
+            device.server = server
+            description.fileSystems.append(.init(tag: device.tag, server: server))
+        }
         let this = WeakMachine(self)
         let machine = try Machine(description, engine: engine) { event in
             this.queue?.async { this.value?.received(event, run) }
@@ -201,6 +214,7 @@ open class VZVirtualMachine: NSObject {
         machine = nil
         descriptors = nil
         for network in networks { network.backend = nil }
+        for device in fileSystems { device.server = nil }
     }
 
     /// As `start(completionHandler:)`; for Linux guests there are no options.

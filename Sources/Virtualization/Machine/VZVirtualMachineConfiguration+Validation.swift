@@ -13,7 +13,8 @@ extension VZVirtualMachineConfiguration {
         for device in memoryBalloonDevices where !(device is VZVirtioTraditionalMemoryBalloonDeviceConfiguration) {
             throw VZError.configuration("A memory balloon device of type \(type(of: device)) is not supported yet.")
         }
-        try validateUnsupported()
+        try validateSockets()
+        try validateSharing()
         if let label {
             guard (1...64).contains(label.count), label.contains(where: { !$0.isWhitespace }) else {
                 throw VZError.configuration("The label must have 1 to 64 characters and one that is not blank.")
@@ -88,13 +89,21 @@ extension VZVirtualMachineConfiguration {
             try attachment.validate()
         }
     }
-    /// Types that are declared so that programs compile, and not implemented so far.
-    private func validateUnsupported() throws {
+    private func validateSockets() throws {
         guard socketDevices.count <= 1 else { throw VZError.configuration("Number of socket devices is greater than the maximum number supported.") }
-        for (name, count) in [
-            ("Directory sharing devices", directorySharingDevices.count)
-        ] where count > 0 {
-            throw VZError.configuration("\(name) are not supported yet.")
+        for device in socketDevices where !(device is VZVirtioSocketDeviceConfiguration) {
+            throw VZError.configuration("A socket device of type \(type(of: device)) is not supported.")
+        }
+    }
+    private func validateSharing() throws {
+        var tags: Set<String> = []
+        for device in directorySharingDevices {
+            guard let device = device as? VZVirtioFileSystemDeviceConfiguration else {
+                throw VZError.configuration("A directory sharing device of type \(type(of: device)) is not supported.")
+            }
+            try VZVirtioFileSystemDeviceConfiguration.validateTag(device.tag)
+            guard tags.insert(device.tag).inserted else { throw VZError.configuration("Two file system devices have the tag \"\(device.tag)\".") }
+            try device.share?.validate()
         }
     }
 }

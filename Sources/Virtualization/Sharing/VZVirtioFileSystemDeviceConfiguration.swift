@@ -1,6 +1,6 @@
 import Foundation
 
-/// A virtio file system (virtiofs). Declared; running a machine with it is not supported yet.
+/// A virtio file system (virtiofs): directories of the host, mounted in the guest by tag.
 open class VZVirtioFileSystemDeviceConfiguration: VZDirectorySharingDeviceConfiguration {
     /// What the guest mounts: `mount -t virtiofs TAG /mnt`.
     open var tag: String

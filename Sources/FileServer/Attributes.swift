@@ -1,0 +1,228 @@
+import CLinux
+import Glibc
+
+/// Names and attributes.
+extension FileServer {
+    func descriptor(_ id: UInt64) throws(FuseError) -> (Node, Descriptor) {
+        let node = try nodes.node(id)
+        return (node, try nodes.descriptor(node))
+    }
+    /// As `descriptor`, for what changes the directory or the file.
+    func writable(_ id: UInt64) throws(FuseError) -> (Node, Descriptor) {
+        let (node, descriptor) = try descriptor(id)
+        guard !node.share.isReadOnly else { throw FuseError(EROFS) }
+        return (node, descriptor)
+    }
+
+    func putEntry(_ node: Node, _ descriptor: Descriptor, _ reply: FuseReply) throws(FuseError) {
+        putEntry(node, descriptor, try NodeTable.status(descriptor), reply)
+    }
+    func putEntry(_ node: Node, _ descriptor: Descriptor, _ status: stat, _ reply: FuseReply) {
+        reply.put(node.id)
+        reply.put(UInt64(0))
+        reply.put(Self.validSeconds)
+        reply.put(Self.validSeconds)
+        reply.put(UInt64(0))
+        putAttributes(status, descriptor, reply)
+    }
+    /// fuse_attr.
+    func putAttributes(_ status: stat, _ descriptor: Descriptor, _ reply: FuseReply) {
+        let owner = guestOwner(status, descriptor)
+        reply.put(nodes.inode(status))
+        reply.put(UInt64(bitPattern: Int64(status.st_size)))
+        reply.put(UInt64(bitPattern: Int64(status.st_blocks)))
+        for time in [status.st_atim, status.st_mtim, status.st_ctim] { reply.put(UInt64(bitPattern: Int64(time.tv_sec))) }
+        for time in [status.st_atim, status.st_mtim, status.st_ctim] { reply.put(UInt32(truncatingIfNeeded: time.tv_nsec)) }
+        reply.put(status.st_mode)
+        reply.put(UInt32(truncatingIfNeeded: status.st_nlink))
+        reply.put(owner.user)
+        reply.put(owner.group)
+        reply.put(UInt32(truncatingIfNeeded: status.st_rdev & 0xFF | (status.st_rdev & ~0xFF)))
+        reply.put(UInt32(truncatingIfNeeded: status.st_blksize))
+        reply.put(UInt32(0))
+    }
+
+    func lookUp(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
+        let (parent, directory) = try descriptor(request.node)
+        let name = try request.name(0).name
+        let found: Descriptor
+        do throws(FuseError) { found = try NodeTable.open(directory, name) } catch {
+            guard error.code == ENOENT else { throw error }
+            // "Nothing there" is an answer, too, and good for as long.
+            reply.zeroes(16)
+            reply.put(Self.validSeconds)
+            reply.zeroes(Fuse.entrySize - 24)
+            return .reply
+        }
+        try enter(found, parent, name, reply)
+        return .reply
+    }
+    /// Tells the guest of a file.
+    func enter(_ found: Descriptor, _ parent: Node, _ name: [CChar], _ reply: FuseReply) throws(FuseError) {
+        let status = try NodeTable.status(found)
+        putEntry(nodes.insert(found, status, parent.share, parent: parent, name: name), found, status, reply)
+    }
+
+    func getAttributes(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
+        let descriptor = try self.descriptor(request.node).1
+        reply.put(Self.validSeconds)
+        reply.put(UInt64(0))
+        putAttributes(try NodeTable.status(descriptor), descriptor, reply)
+        return .reply
+    }
+    func setAttributes(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
+        try request.require(88)
+        let (node, descriptor) = try writable(request.node)
+        let valid: UInt32 = request.argument(0)
+        if valid & Fuse.Valid.mode != 0 {
+            guard !node.isSymbolicLink else { throw FuseError(EOPNOTSUPP) }
+            try check(chmod(descriptor.path, request.argument(68, as: UInt32.self) & 0o7777))
+        }
+        if valid & (Fuse.Valid.user | Fuse.Valid.group) != 0 {
+            try setOwner(
+                node, descriptor, user: valid & Fuse.Valid.user != 0 ? request.argument(76) : .max, group: valid & Fuse.Valid.group != 0 ? request.argument(80) : .max)
+        }
+        if valid & Fuse.Valid.size != 0 {
+            let size = Int(truncatingIfNeeded: request.argument(16, as: UInt64.self))
+            guard node.isRegular else { throw FuseError(node.isDirectory ? EISDIR : EINVAL) }
+            if valid & Fuse.Valid.handle != 0, let file = try? handles.file(request.argument(8)), file.isWritable {
+                try check(ftruncate(file.descriptor.fd, size))
+            } else {
+                try check(truncate(descriptor.path, size))
+            }
+        }
+        try setTimes(request, valid, descriptor)
+        return try getAttributes(request, reply)
+    }
+    private func setTimes(_ request: FuseRequest, _ valid: UInt32, _ descriptor: Descriptor) throws(FuseError) {
+        guard valid & (Fuse.Valid.accessTime | Fuse.Valid.modificationTime | Fuse.Valid.accessNow | Fuse.Valid.modificationNow) != 0 else { return }
+        func time(_ set: UInt32, _ now: UInt32, _ seconds: Int, _ nanoseconds: Int) -> timespec {
+            if valid & now != 0 { return timespec(tv_sec: 0, tv_nsec: Self.timeNow) }
+            guard valid & set != 0 else { return timespec(tv_sec: 0, tv_nsec: Self.timeOmitted) }
+            return timespec(tv_sec: Int(request.argument(seconds, as: Int64.self)), tv_nsec: Int(request.argument(nanoseconds, as: UInt32.self)))
+        }
+        let times = [
+            time(Fuse.Valid.accessTime, Fuse.Valid.accessNow, 32, 56), time(Fuse.Valid.modificationTime, Fuse.Valid.modificationNow, 40, 60),
+        ]
+        try check(utimensat(descriptor.fd, "", times, Self.emptyPath))
+    }
+    /// UTIME_NOW, UTIME_OMIT, AT_EMPTY_PATH.
+    private static let timeNow = 0x3FFF_FFFF
+    private static let timeOmitted = 0x3FFF_FFFE
+    static let emptyPath: Int32 = 0x1000
+
+    func check(_ result: Int32) throws(FuseError) { if result < 0 { throw FuseError(errno) } }
+
+    // MARK: owners
+
+    private static let ownerAttribute = "user.vz.owner"
+
+    /// Who owns a file as the guest sees it.
+    private func guestOwner(_ status: stat, _ descriptor: Descriptor) -> (user: UInt32, group: UInt32) {
+        if isRoot { return (status.st_uid, status.st_gid) }
+        let kind = status.st_mode & FileKind.mask
+        if kind == FileKind.regular || kind == FileKind.directory, status.st_uid == owner.user, let kept = keptOwner(descriptor) { return kept }
+        return (status.st_uid == owner.user ? 0 : status.st_uid, status.st_gid == owner.group ? 0 : status.st_gid)
+    }
+    private func keptOwner(_ descriptor: Descriptor) -> (user: UInt32, group: UInt32)? {
+        var pair: (UInt32, UInt32) = (0, 0)
+        guard getxattr(descriptor.path, Self.ownerAttribute, &pair, 8) == 8 else { return nil }
+        return (UInt32(littleEndian: pair.0), UInt32(littleEndian: pair.1))
+    }
+    /// `.max` leaves one of them as it is.
+    func setOwner(_ node: Node, _ descriptor: Descriptor, user: UInt32, group: UInt32) throws(FuseError) {
+        if isRoot { return try check(fchownat(descriptor.fd, "", user, group, Self.emptyPath)) }
+        guard node.isRegular || node.isDirectory else { return }
+        let now = guestOwner(try NodeTable.status(descriptor), descriptor)
+        var pair = ((user == .max ? now.user : user).littleEndian, (group == .max ? now.group : group).littleEndian)
+        if pair.0 == 0, pair.1 == 0 {
+            removexattr(descriptor.path, Self.ownerAttribute)
+            return
+        }
+        try check(setxattr(descriptor.path, Self.ownerAttribute, &pair, 8, 0))
+    }
+    /// What the guest has just made belongs to who made it; the group of a directory with the set-group-ID bit stays.
+    func own(_ made: Descriptor, _ request: FuseRequest, in directory: Descriptor) {
+        let keepsGroup = (try? NodeTable.status(directory)).map { $0.st_mode & 0o2000 != 0 } ?? false
+        let group: UInt32 = keepsGroup ? .max : request.group
+        if isRoot {
+            _ = fchownat(made.fd, "", request.user, group, Self.emptyPath)
+        } else if request.user != 0 || request.group != 0, let status = try? NodeTable.status(made) {
+            let kind = status.st_mode & FileKind.mask
+            guard kind == FileKind.regular || kind == FileKind.directory else { return }
+            var pair = (request.user.littleEndian, (keepsGroup ? 0 : request.group).littleEndian)
+            setxattr(made.path, Self.ownerAttribute, &pair, 8, 0)
+        }
+    }
+
+    // MARK: extended attributes: user.* of files and directories
+
+    private func attribute(_ request: FuseRequest, at: Int) throws(FuseError) -> (name: [CChar], next: Int) {
+        let (name, next) = try request.text(at)
+        let text = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
+        guard text.hasPrefix("user."), text != Self.ownerAttribute else { throw FuseError(EOPNOTSUPP) }
+        return (name, next)
+    }
+    private func hasAttributes(_ node: Node) throws(FuseError) { guard node.isRegular || node.isDirectory else { throw FuseError(EOPNOTSUPP) } }
+
+    func setExtended(_ request: FuseRequest) throws(FuseError) -> Outcome {
+        try request.require(8)
+        let (node, descriptor) = try writable(request.node)
+        try hasAttributes(node)
+        let (name, next) = try attribute(request, at: 8)
+        let size = Int(request.argument(0, as: UInt32.self))
+        guard size <= request.count - Fuse.requestHeader - next else { throw FuseError(E2BIG) }
+        try check(setxattr(descriptor.path, name, request.bytes + Fuse.requestHeader + next, size, Int32(request.argument(4, as: UInt32.self) & 3)))
+        return .reply
+    }
+    func getExtended(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
+        try request.require(8)
+        let (node, descriptor) = try descriptor(request.node)
+        try hasAttributes(node)
+        let name = try attribute(request, at: 8).name
+        return try value(request, reply) { getxattr(descriptor.path, name, $0, $1) }
+    }
+    func listExtended(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
+        try request.require(8)
+        let (node, descriptor) = try descriptor(request.node)
+        try hasAttributes(node)
+        // Only those that may be read, too.
+        guard let room = reply.room(65536) else { throw FuseError(ENOMEM) }
+        let count = listxattr(descriptor.path, room.assumingMemoryBound(to: CChar.self), 65536)
+        guard count >= 0 else { throw FuseError(errno) }
+        let names = UnsafeRawBufferPointer(start: room, count: count).split(separator: 0).map { Array($0) }
+        let shown: [UInt8] = names.filter { $0.starts(with: Array("user.".utf8)) && $0 != Array(Self.ownerAttribute.utf8) }.flatMap { $0 + [0 as UInt8] }
+        return try value(request, reply) { target, size in
+            guard size > 0 else { return shown.count }
+            guard size >= shown.count, let target else {
+                errno = ERANGE
+                return -1
+            }
+            memcpy(target, shown, shown.count)
+            return shown.count
+        }
+    }
+    /// The guest asks for the size first, then for as much.
+    private func value(
+        _ request: FuseRequest, _ reply: FuseReply, _ get: (UnsafeMutableRawPointer?, Int) -> Int
+    ) throws(FuseError) -> Outcome {
+        let size = min(Int(request.argument(0, as: UInt32.self)), 65536)
+        guard size > 0 else {
+            let count = get(nil, 0)
+            guard count >= 0 else { throw FuseError(errno) }
+            reply.put(UInt32(count))
+            reply.put(UInt32(0))
+            return .reply
+        }
+        let count = get(reply.room(size), size)
+        guard count >= 0 else { throw FuseError(errno) }
+        reply.advance(count)
+        return .reply
+    }
+    func removeExtended(_ request: FuseRequest) throws(FuseError) -> Outcome {
+        let (node, descriptor) = try writable(request.node)
+        try hasAttributes(node)
+        try check(removexattr(descriptor.path, try attribute(request, at: 0).name))
+        return .reply
+    }
+}

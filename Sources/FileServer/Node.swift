@@ -1,0 +1,181 @@
+import CLinux
+import Glibc
+import Synchronization
+
+/// A descriptor that closes with its last reference.
+final class Descriptor: Sendable {
+    let fd: Int32
+    init(_ fd: Int32) { self.fd = fd }
+    deinit { close(fd) }
+    /// A name by which the kernel finds the same file again, whatever happens to its path.
+    var path: String { "/proc/self/fd/\(fd)" }
+}
+
+/// The kinds of files in a mode.
+enum FileKind {
+    static let mask: UInt32 = 0o170000
+    static let pipe: UInt32 = 0o010000
+    static let directory: UInt32 = 0o040000
+    static let regular: UInt32 = 0o100000
+    static let symbolicLink: UInt32 = 0o120000
+    static let socket: UInt32 = 0o140000
+}
+
+/// A file that the guest knows, by device and inode. Its table's lock guards what changes.
+final class Node: @unchecked Sendable {  // see above
+    struct Key: Hashable {
+        let device: UInt64
+        let inode: UInt64
+        let kind: UInt32
+        init(_ status: stat) { (device, inode, kind) = (UInt64(status.st_dev), UInt64(status.st_ino), status.st_mode & FileKind.mask) }
+    }
+    let id: UInt64
+    let key: Key
+    let share: Share
+    /// How often the guest was told of it and has not forgotten it.
+    fileprivate(set) var lookups: UInt64 = 0
+    /// O_PATH; nil while it is closed to save descriptors. Then it is found again by its parent and name.
+    fileprivate var descriptor: Descriptor?
+    fileprivate var parent: Node?
+    fileprivate var name: [CChar]
+    /// Its name has gone: the descriptor is the only way to it.
+    fileprivate var isPinned: Bool
+
+    fileprivate init(_ id: UInt64, _ key: Key, _ share: Share, _ descriptor: Descriptor, parent: Node?, name: [CChar]) {
+        (self.id, self.key, self.share, self.descriptor) = (id, key, share, descriptor)
+        (self.parent, self.name, isPinned) = (parent, name, parent == nil)
+    }
+    var isDirectory: Bool { key.kind == FileKind.directory }
+    var isRegular: Bool { key.kind == FileKind.regular }
+    var isSymbolicLink: Bool { key.kind == FileKind.symbolicLink }
+}
+
+/// A directory of the host that is shared.
+final class Share: Sendable {
+    let name: [CChar]
+    let isReadOnly: Bool
+    let root: Descriptor
+    init(name: [CChar], isReadOnly: Bool, root: Descriptor) { (self.name, self.isReadOnly, self.root) = (name, isReadOnly, root) }
+}
+
+/// All nodes of a file server. Any thread.
+final class NodeTable: Sendable {
+    private struct State {
+        var byID: [UInt64: Node] = [:]
+        var byKey: [Node.Key: Node] = [:]
+        var nextID: UInt64 = 2
+        /// Nodes in the order they were opened; some are closed by now.
+        var opened: [Node] = []
+        var openCount = 0
+        var devices: [UInt64: UInt64] = [:]
+    }
+    private let state = Mutex(State())
+    private let mostOpen: Int
+
+    /// - Parameter mostOpen: how many descriptors it may hold.
+    init(mostOpen: Int) { self.mostOpen = mostOpen }
+
+    func clear() { state.withLock { $0 = State() } }
+
+    /// The node of a file that was just opened with O_PATH, with one more lookup.
+    func insert(_ descriptor: Descriptor, _ status: stat, _ share: Share, parent: Node?, name: [CChar], id: UInt64? = nil) -> Node {
+        let key = Node.Key(status)
+        return state.withLock { state in
+            if let known = state.byKey[key], known.share === share {
+                known.lookups += 1
+                if let parent, known.parent != nil { (known.parent, known.name) = (parent, name) }
+                if known.descriptor == nil { reopen(known, descriptor, &state) }
+                return known
+            }
+            let number = id ?? state.nextID
+            if id == nil { state.nextID += 1 }
+            let node = Node(number, key, share, descriptor, parent: parent, name: name)
+            node.lookups = 1
+            state.byID[number] = node
+            state.byKey[key] = node
+            reopen(node, descriptor, &state)
+            return node
+        }
+    }
+    private func reopen(_ node: Node, _ descriptor: Descriptor, _ state: inout State) {
+        node.descriptor = descriptor
+        state.opened.append(node)
+        state.openCount += 1
+        guard state.openCount > mostOpen else { return }
+        // The older half gives way, but for what has no name by which it could be found again.
+        var kept: [Node] = []
+        for (index, old) in state.opened.enumerated() {
+            if index < state.opened.count / 2, !old.isPinned, old !== node { old.descriptor = nil } else if old.descriptor != nil { kept.append(old) }
+        }
+        state.opened = kept
+        state.openCount = kept.count
+    }
+    func node(_ id: UInt64) throws(FuseError) -> Node {
+        guard let node = state.withLock({ $0.byID[id] }) else { throw FuseError(ESTALE) }
+        return node
+    }
+    /// The node's O_PATH descriptor, opened again where it was closed; ESTALE when the host has put something else there.
+    func descriptor(_ node: Node) throws(FuseError) -> Descriptor {
+        let (open, parent, name) = state.withLock { _ in (node.descriptor, node.parent, node.name) }
+        if let open { return open }
+        guard let parent else { throw FuseError(ESTALE) }
+        let found = try Self.open(try descriptor(parent), name)
+        guard Node.Key(try Self.status(found)) == node.key else { throw FuseError(ESTALE) }
+        state.withLock { state in if node.descriptor == nil { reopen(node, found, &state) } }
+        return found
+    }
+    func forget(_ id: UInt64, _ count: UInt64) {
+        guard id != Fuse.rootNode else { return }
+        state.withLock { state in
+            guard let node = state.byID[id] else { return }
+            node.lookups -= min(count, node.lookups)
+            guard node.lookups == 0 else { return }
+            state.byID[id] = nil
+            if state.byKey[node.key] === node { state.byKey[node.key] = nil }
+            if node.descriptor != nil { state.openCount -= 1 }
+            node.descriptor = nil
+            // What is gone leaves the list by and by.
+            if state.opened.count > 2 * state.openCount + 64 { state.opened.removeAll { $0.descriptor == nil } }
+        }
+    }
+    /// Before a name goes away: the file that it names must stay reachable for whoever has it open.
+    func pin(_ parent: Descriptor, _ name: [CChar]) {
+        guard let found = try? Self.open(parent, name), let status = try? Self.status(found) else { return }
+        state.withLock { state in
+            guard let node = state.byKey[Node.Key(status)] else { return }
+            if status.st_nlink <= 1 || node.isDirectory { node.isPinned = true }
+            if node.descriptor == nil { reopen(node, found, &state) }
+        }
+    }
+    /// A file has another name from now on.
+    func moved(_ descriptor: Descriptor, to parent: Node, _ name: [CChar]) {
+        guard let found = try? Self.open(descriptor, name), let status = try? Self.status(found) else { return }
+        state.withLock { state in
+            guard let node = state.byKey[Node.Key(status)], node.parent != nil else { return }
+            (node.parent, node.name, node.isPinned) = (parent, name, false)
+        }
+    }
+    /// Inode numbers of several devices, kept apart.
+    func inode(_ status: stat) -> UInt64 {
+        let device = UInt64(status.st_dev)
+        let index = state.withLock { state -> UInt64 in
+            if let index = state.devices[device] { return index }
+            let index = UInt64(state.devices.count)
+            state.devices[device] = index
+            return index
+        }
+        return UInt64(status.st_ino) ^ index << 48
+    }
+
+    /// One component, never through a symbolic link, never out of the directory.
+    static func open(_ directory: Descriptor, _ name: [CChar], flags: Int32 = O_PATH | O_NOFOLLOW, mode: UInt32 = 0) throws(FuseError) -> Descriptor {
+        let fd = clinux_open_beneath(directory.fd, name, UInt64(UInt32(bitPattern: flags | O_CLOEXEC)), UInt64(mode))
+        guard fd >= 0 else { throw FuseError(errno) }
+        return Descriptor(fd)
+    }
+    static func status(_ descriptor: Descriptor) throws(FuseError) -> stat {
+        var status = stat()
+        guard fstat(descriptor.fd, &status) == 0 else { throw FuseError(errno) }
+        return status
+    }
+}
