@@ -36,7 +36,11 @@ let package = Package(
         room("FileServer", ["CLinux", "LinuxSystem"]),
         room("VirtioDevices", ["CLinux", "FileServer", "PlatformDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "LinuxSystem"]),
         room(
-            "Monitor", ["FileServer", "SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "HostNetwork", "Hypervisor", "GuestMemory", "LinuxSystem"]),
+            "Monitor",
+            [
+                "FileServer", "SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "HostNetwork", "Hypervisor", "GuestMemory",
+                "LinuxSystem",
+            ]),
         room("Virtualization", ["Monitor", "VirtioDevices", "FileServer", "DiskStorage", "HostNetwork", "UserNetwork", "Hypervisor"]),
         room("MachineLibrary", ["Virtualization"]),
         .executableTarget(
@@ -52,6 +56,7 @@ let package = Package(
             swiftSettings: settings),
         .testTarget(
             name: "UserNetworkTests", dependencies: ["UserNetwork", "HostNetwork", "CLinux"], cSettings: linux, swiftSettings: settings),
+        .testTarget(name: "FileServerTests", dependencies: ["FileServer"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "PlatformDevicesTests", dependencies: ["PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),
         .testTarget(name: "RepositoryTests", swiftSettings: settings),

@@ -48,10 +48,11 @@ package final class FileServer: Sendable {
     }
     private let state = Mutex(State())
 
-    package init(_ share: FileShare) throws {
+    /// - Parameter mostOpen: how many descriptors it may hold for files that the guest knows; nil: half of what the process has.
+    package init(_ share: FileShare, mostOpen: Int? = nil) throws {
         var limit = rlimit()
         getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-        nodes = NodeTable(mostOpen: Int(min(limit.rlim_cur / 2, 16384)))
+        nodes = NodeTable(mostOpen: mostOpen ?? Int(min(limit.rlim_cur / 2, 16384)))
         try replace(share)
     }
 

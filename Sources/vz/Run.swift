@@ -32,9 +32,10 @@ struct Run: ParsableCommand {
     @Option(help: ArgumentHelp("The guest's network: nat (behind the host, no privileges needed) or none.", valueName: "kind")) var net: String = "nat"
     @Option(help: ArgumentHelp("A port of the host that leads to one of the guest; /udp for UDP. May be repeated.", valueName: "[addr:]host:guest")) var publish: [PublishedPort] =
         []
-    @Option(help: ArgumentHelp(
-        "A directory of the host, shared with the guest; by default at /mnt/NAME. May be repeated. Without an image, mount it by its tag, share0 and up.",
-        valueName: "host[:guest][:ro]")) var mount: [MountedDirectory] = []
+    @Option(
+        help: ArgumentHelp(
+            "A directory of the host, shared with the guest; by default at /mnt/NAME. May be repeated. Without an image, mount it by its tag, share0 and up.",
+            valueName: "host[:guest][:ro]")) var mount: [MountedDirectory] = []
     @Option(help: "Where the console is: stdio, pty or a file to write to.") var console: String = "stdio"
     @Argument(parsing: .postTerminator, help: "A command for the guest.") var command: [String] = []
 

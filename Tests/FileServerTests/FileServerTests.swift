@@ -1,0 +1,216 @@
+import FileServer
+import Foundation
+import Glibc
+import Testing
+
+/// A driver that says what it likes to a file server.
+private final class FakeClient {
+    let server: FileServer
+    private let worker: FileServer.Worker
+    init(_ share: FileShare, mostOpen: Int? = nil) throws {
+        server = try FileServer(share, mostOpen: mostOpen)
+        worker = FileServer.Worker(server)
+    }
+    /// The whole answer, as it lies in the driver's memory; `room` bytes of it.
+    func raw(_ request: [UInt8], room: Int = 8192) -> [UInt8] {
+        var (request, answer) = (request, [UInt8](repeating: 0xAA, count: room))
+        let count = request.withUnsafeMutableBytes { input in
+            answer.withUnsafeMutableBytes { output in
+                var question = iovec(iov_base: input.baseAddress, iov_len: input.count)
+                var target = iovec(iov_base: output.baseAddress, iov_len: output.count)
+                return worker.handle(&question, 1, &target, 1)
+            }
+        }
+        #expect(count <= room)
+        return Array(answer.prefix(count))
+    }
+    static func bytes<T: FixedWidthInteger>(_ value: T) -> [UInt8] { withUnsafeBytes(of: value.littleEndian) { Array($0) } }
+    static func request(_ operation: UInt32, _ node: UInt64, _ arguments: [UInt8]) -> [UInt8] {
+        bytes(UInt32(40 + arguments.count)) + bytes(operation) + bytes(UInt64(7)) + bytes(node) + bytes(UInt32(0)) + bytes(UInt32(0)) + bytes(UInt32(1)) + bytes(UInt32(0))
+            + arguments
+    }
+    /// What follows the answer's header, or the error.
+    func ask(_ operation: UInt32, _ node: UInt64, _ arguments: [UInt8] = [], room: Int = 8192) throws -> [UInt8] {
+        let answer = raw(Self.request(operation, node, arguments), room: room)
+        try #require(answer.count >= 16)
+        let error = answer[4..<8].reversed().reduce(0) { $0 << 8 | UInt32($1) }
+        if error != 0 { throw POSIXError(POSIXErrorCode(rawValue: -Int32(bitPattern: error)) ?? .EIO) }
+        return Array(answer.dropFirst(16))
+    }
+    static func name(_ text: String) -> [UInt8] { Array(text.utf8) + [0] }
+    func lookUp(_ name: String, in node: UInt64 = 1) throws -> UInt64 {
+        let id = try ask(1, node, Self.name(name))[..<8].reversed().reduce(0) { $0 << 8 | UInt64($1) }
+        if id == 0 { throw POSIXError(.ENOENT) }
+        return id
+    }
+    func open(_ node: UInt64, _ flags: Int32, directory: Bool = false) throws -> UInt64 {
+        try ask(directory ? 27 : 14, node, Self.bytes(flags) + [0, 0, 0, 0])[..<8].reversed().reduce(0) { $0 << 8 | UInt64($1) }
+    }
+    func attributes(_ node: UInt64) throws -> [UInt8] { try ask(3, node, [UInt8](repeating: 0, count: 16)) }
+}
+
+@Suite(.serialized) struct FileServerTests {
+    /// A directory with a share in it, and something beside the share that must stay as it is.
+    private final class Place {
+        let root: URL
+        var share: URL { root.appendingPathComponent("share") }
+        var secret: URL { root.appendingPathComponent("secret") }
+        init() throws {
+            root = FileManager.default.temporaryDirectory.appendingPathComponent("vz-share-\(UUID().uuidString)")
+            try FileManager.default.createDirectory(at: share, withIntermediateDirectories: true)
+            try Data("secret".utf8).write(to: secret)
+        }
+        deinit { try? FileManager.default.removeItem(at: root) }
+        func client(readOnly: Bool = false, mostOpen: Int? = nil) throws -> FakeClient {
+            try FakeClient(FileShare(.single(.init(path: share.path, isReadOnly: readOnly))), mostOpen: mostOpen)
+        }
+        func write(_ name: String, _ text: String) throws { try Data(text.utf8).write(to: share.appendingPathComponent(name)) }
+    }
+
+    @Test func namesThatLeadElsewhereAreRefused() throws {
+        let place = try Place()
+        let client = try place.client()
+        for name in ["..", ".", "", "a/b", "../secret", "/etc/passwd"] {
+            #expect(throws: POSIXError(.EINVAL), "\(name)") { try client.lookUp(name) }
+            #expect(throws: POSIXError(.EINVAL)) { try client.ask(9, 1, [0, 0, 0, 0, 0, 0, 0, 0] + FakeClient.name(name)) }
+            #expect(throws: POSIXError(.EINVAL)) { try client.ask(10, 1, FakeClient.name(name)) }
+            #expect(throws: POSIXError(.EINVAL)) { try client.ask(12, 1, FakeClient.bytes(UInt64(1)) + FakeClient.name("x") + FakeClient.name(name)) }
+        }
+        // A name without its end.
+        #expect(throws: POSIXError(.EINVAL)) { try client.ask(1, 1, Array("endless".utf8)) }
+        #expect(throws: POSIXError(.ENAMETOOLONG)) { try client.lookUp(String(repeating: "n", count: 256)) }
+    }
+    @Test func symbolicLinksAreTheGuestsToFollow() throws {
+        let place = try Place()
+        try FileManager.default.createSymbolicLink(at: place.share.appendingPathComponent("out"), withDestinationURL: place.root)
+        let client = try place.client()
+        let link = try client.lookUp("out")
+        #expect(throws: POSIXError.self) { try client.lookUp("secret", in: link) }
+        #expect(throws: POSIXError.self) { try client.open(link, O_RDONLY) }
+        #expect(throws: POSIXError.self) { try client.open(link, O_RDONLY, directory: true) }
+        // Creating over it does not write through it.
+        #expect(throws: POSIXError.self) { try client.ask(35, 1, FakeClient.bytes(O_RDWR | O_CREAT) + [0xA4, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0] + FakeClient.name("out")) }
+        // Nor do attributes.
+        let mode = FakeClient.bytes(UInt32(1)) + [UInt8](repeating: 0, count: 64) + FakeClient.bytes(UInt32(0o777)) + [UInt8](repeating: 0, count: 16)
+        #expect(throws: POSIXError(.EOPNOTSUPP)) { try client.ask(4, link, mode) }
+    }
+    @Test func devicesAndPipesAreNotOpened() throws {
+        let place = try Place()
+        #expect(mkfifo(place.share.appendingPathComponent("pipe").path, 0o644) == 0)
+        let client = try place.client()
+        #expect(throws: POSIXError(.ENXIO)) { try client.open(try client.lookUp("pipe"), O_RDONLY) }
+        for kind in [UInt32(0o020000), 0o060000] {
+            #expect(throws: POSIXError(.EPERM)) {
+                try client.ask(8, 1, FakeClient.bytes(kind | 0o666) + FakeClient.bytes(UInt32(0x103)) + [0, 0, 0, 0, 0, 0, 0, 0] + FakeClient.name("device"))
+            }
+        }
+    }
+    @Test func readOnlySharesStayAsTheyAre() throws {
+        let place = try Place()
+        try place.write("file", "text")
+        let client = try place.client(readOnly: true)
+        let file = try client.lookUp("file")
+        let zeroes = [UInt8](repeating: 0, count: 88)
+        let attempts: [(UInt32, UInt64, [UInt8])] = [
+            (4, file, FakeClient.bytes(UInt32(8)) + zeroes), (6, 1, FakeClient.name("l") + FakeClient.name("t")),
+            (8, 1, FakeClient.bytes(UInt32(0o100644)) + zeroes[..<12] + FakeClient.name("n")),
+            (9, 1, zeroes[..<8] + FakeClient.name("d")), (10, 1, FakeClient.name("file")), (11, 1, FakeClient.name("file")),
+            (12, 1, FakeClient.bytes(UInt64(1)) + FakeClient.name("file") + FakeClient.name("x")), (13, 1, FakeClient.bytes(file) + FakeClient.name("x")),
+            (14, file, FakeClient.bytes(O_RDWR) + zeroes[..<4]), (14, file, FakeClient.bytes(O_TRUNC) + zeroes[..<4]),
+            (35, 1, FakeClient.bytes(O_RDWR) + zeroes[..<12] + FakeClient.name("c")), (51, 1, FakeClient.bytes(O_RDWR) + zeroes[..<12] + FakeClient.name("c")),
+            (21, file, FakeClient.bytes(UInt32(1)) + zeroes[..<4] + FakeClient.name("user.a") + [1]), (24, file, FakeClient.name("user.a")),
+        ]
+        for (operation, node, arguments) in attempts { #expect(throws: POSIXError(.EROFS), "\(operation)") { try client.ask(operation, node, arguments) } }
+        // A descriptor that is open for reading is not written through.
+        let handle = try client.open(file, O_RDONLY)
+        #expect(throws: POSIXError(.EBADF)) { try client.ask(16, file, FakeClient.bytes(handle) + zeroes[..<8] + FakeClient.bytes(UInt32(1)) + zeroes[..<20] + [1]) }
+        #expect(throws: POSIXError(.EBADF)) { try client.ask(43, file, FakeClient.bytes(handle) + zeroes[..<8] + FakeClient.bytes(UInt64(100)) + zeroes[..<8]) }
+        #expect(try String(contentsOf: place.share.appendingPathComponent("file"), encoding: .utf8) == "text")
+        #expect(try FileManager.default.contentsOfDirectory(atPath: place.share.path) == ["file"])
+    }
+    @Test func severalSharesLieInARootOfTheirOwn() throws {
+        let (one, two) = (try Place(), try Place())
+        try one.write("in-one", "")
+        let client = try FakeClient(FileShare(.several(["one": .init(path: one.share.path, isReadOnly: false), "two": .init(path: two.share.path, isReadOnly: true)])))
+        let (first, second) = (try client.lookUp("one"), try client.lookUp("two"))
+        _ = try client.lookUp("in-one", in: first)
+        #expect(throws: POSIXError(.ENOENT)) { try client.lookUp("three") }
+        #expect(throws: POSIXError(.EROFS)) { try client.ask(9, 1, [0, 0, 0, 0, 0, 0, 0, 0] + FakeClient.name("new")) }
+        #expect(throws: POSIXError(.EROFS)) { try client.ask(9, second, [0, 0, 0, 0, 0, 0, 0, 0] + FakeClient.name("new")) }
+        let listing = try client.ask(28, 1, [UInt8](repeating: 0, count: 16) + FakeClient.bytes(UInt32(4096)) + [UInt8](repeating: 0, count: 20))
+        #expect(listing.count == 64)
+        // Another share while the guest has the old one.
+        try client.server.replace(FileShare(.single(.init(path: two.share.path, isReadOnly: false))))
+        #expect(throws: POSIXError(.ESTALE)) { try client.attributes(first) }
+        #expect(throws: FileShareError.self) { try client.server.replace(FileShare(.single(.init(path: "/nowhere", isReadOnly: false)))) }
+    }
+    @Test func filesAreFoundAgainWithFewDescriptors() throws {
+        let place = try Place()
+        for index in 0..<200 { try place.write("f\(index)", "\(index)") }
+        let client = try place.client(mostOpen: 16)
+        let nodes = try (0..<200).map { try client.lookUp("f\($0)") }
+        let open = try FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd").count
+        #expect(open < 120)
+        for node in nodes { #expect(try client.attributes(node).count == 104) }
+        // Moved by the guest: found under its new name. Replaced by the host: stale.
+        _ = try client.ask(12, 1, FakeClient.bytes(UInt64(1)) + FakeClient.name("f0") + FakeClient.name("moved"))
+        try FileManager.default.removeItem(at: place.share.appendingPathComponent("f1"))
+        for index in 2..<200 { _ = try client.attributes(nodes[index]) }
+        #expect(try client.attributes(nodes[0]).count == 104)
+        #expect(throws: POSIXError.self) { try client.attributes(nodes[1]) }
+        // Unlinked by the guest while it is known: still there.
+        _ = try client.ask(10, 1, FakeClient.name("f5"))
+        for index in 6..<200 { _ = try client.attributes(nodes[index]) }
+        #expect(try client.attributes(nodes[5]).count == 104)
+        // Forgotten: gone.
+        _ = client.raw(FakeClient.request(2, nodes[9], FakeClient.bytes(UInt64(1))))
+        #expect(throws: POSIXError(.ESTALE)) { try client.attributes(nodes[9]) }
+    }
+
+    /// Requests that are nearly right, and some that are not: nothing crashes, nothing outside the share changes.
+    @Test func garbageDoesNoHarm() throws {
+        let place = try Place()
+        try place.write("file", "text")
+        try FileManager.default.createDirectory(at: place.share.appendingPathComponent("dir"), withIntermediateDirectories: true)
+        try FileManager.default.createSymbolicLink(at: place.share.appendingPathComponent("out"), withDestinationURL: place.root)
+        let client = try place.client(mostOpen: 64)
+        var generator = Generator(state: ProcessInfo.processInfo.environment["VZ_SEED"].flatMap { UInt64($0) } ?? 42)
+        let names = ["file", "dir", "out", "new", "..", ".", "", "a/b", "../secret", "user.x", "file\0dir", "x\0../secret"]
+        let rounds = ProcessInfo.processInfo.environment["VZ_FUSE_FUZZ"].flatMap { Int($0) } ?? 60_000
+        for _ in 0..<rounds {
+            let operation = UInt32.random(in: 0...54, using: &generator)
+            // Not the one that waits for all of the host's disks.
+            if operation == 50 || operation == 20 || operation == 30 { continue }
+            var arguments: [UInt8] = []
+            for _ in 0..<Int.random(in: 0...12, using: &generator) {
+                switch Int.random(in: 0...4, using: &generator) {
+                case 0: arguments += FakeClient.bytes(UInt64.random(in: 0...40, using: &generator))
+                case 1: arguments += FakeClient.bytes(UInt32.random(in: 0...0x1000, using: &generator))
+                case 2: arguments += FakeClient.name(names.randomElement(using: &generator) ?? "")
+                case 3: arguments += FakeClient.bytes(UInt64.random(in: 0...UInt64.max, using: &generator) >> UInt64.random(in: 0...63, using: &generator))
+                default: arguments += [UInt8](repeating: 0, count: 8)
+                }
+            }
+            // What would make a file of any size.
+            if operation == 16 || operation == 43 || operation == 4 || operation == 47 { arguments = arguments.map { $0 & 0x3F } }
+            var request = FakeClient.request(operation, UInt64.random(in: 0...40, using: &generator), arguments)
+            if Int.random(in: 0..<10, using: &generator) == 0 { request.removeLast(Int.random(in: 0...request.count, using: &generator)) }
+            _ = client.raw(request, room: Int.random(in: 0...600, using: &generator))
+        }
+        #expect(try String(contentsOf: place.secret, encoding: .utf8) == "secret")
+        #expect(try FileManager.default.contentsOfDirectory(atPath: place.root.path).sorted() == ["secret", "share"])
+        _ = try client.ask(26, 1, FakeClient.bytes(UInt32(7)) + FakeClient.bytes(UInt32(38)) + [UInt8](repeating: 0, count: 8))
+        _ = try client.attributes(1)
+    }
+}
+
+private struct Generator: RandomNumberGenerator {
+    var state: UInt64
+    mutating func next() -> UInt64 {
+        state &+= 0x9E37_79B9_7F4A_7C15
+        var z = state
+        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
+        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
+        return z ^ (z >> 31)
+    }
+}
