@@ -11,6 +11,9 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
     private var commandPorts: CommandPorts?
     private var input: ConsoleInput?
     private var signals: [any DispatchSourceSignal] = []
+    #if os(Linux)
+        private var doors: [SocketDoor] = []
+    #endif
     private var isEnding = false
 
     init(_ options: Run) throws {
@@ -22,6 +25,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             try configuration.validate()
             machine = VZVirtualMachine(configuration: configuration)
             machine.delegate = self
+            try openSockets()
         } catch {
             removeScratch()
             throw error
@@ -60,8 +64,23 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             device.share = VZSingleDirectoryShare(directory: VZSharedDirectory(url: mount.host, readOnly: mount.isReadOnly))
             configuration.directorySharingDevices.append(device)
         }
+        if !options.vsock.isEmpty { configuration.socketDevices = [VZVirtioSocketDeviceConfiguration()] }
         if options.command.isEmpty { try addConsole(to: configuration) }
         return configuration
+    }
+    private func openSockets() throws {
+        #if os(Linux)
+            guard let device = machine.socketDevices.first as? VZVirtioSocketDevice else { return }
+            for socket in options.vsock {
+                guard socket.listens else {
+                    device.carryConnections(toPort: socket.port, toSocketAt: socket.path)
+                    continue
+                }
+                do { doors.append(try device.openDoor(at: socket.path, toPort: socket.port)) } catch {
+                    throw LibraryError("cannot listen at \(socket.path): \(error.localizedDescription)")
+                }
+            }
+        #endif
     }
     private func addNetwork(to configuration: VZVirtualMachineConfiguration) throws {
         let attachment = VZNATNetworkDeviceAttachment()
@@ -198,6 +217,9 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         isEnding = true
         Terminal.restore()
         removeScratch()
+        #if os(Linux)
+            doors = []
+        #endif
         if let message { Terminal.say(message) }
         exit(status)
     }
