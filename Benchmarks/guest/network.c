@@ -1,4 +1,4 @@
-// usage: network ADDRESS PORT MEBIBYTES CONNECTS
+// usage: network ADDRESS|vsock PORT MEBIBYTES CONNECTS
 // Sends to a server on the host and receives from it, then connects, asks and hears an answer many times. Prints lines
 // "NAME COUNT NANOSECONDS": count is bytes, or connections.
 #include <arpa/inet.h>
@@ -7,10 +7,14 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <linux/vm_sockets.h>
 #include <time.h>
 #include <unistd.h>
 
-static struct sockaddr_in server;
+static union {
+  struct sockaddr_in network;
+  struct sockaddr_vm vsock;
+} server;
 static char buffer[1 << 18];
 
 static long now(void) {
@@ -23,10 +27,10 @@ static void fail(const char *what) {
   exit(1);
 }
 static int ask(char what, unsigned long count) {
-  int fd = socket(AF_INET, SOCK_STREAM, 0);
+  int fd = socket(server.network.sin_family, SOCK_STREAM, 0);
   int one = 1;
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
-  if (connect(fd, (struct sockaddr *)&server, sizeof server) != 0) fail("connect");
+  if (connect(fd, (struct sockaddr *)&server, server.network.sin_family == AF_VSOCK ? sizeof server.vsock : sizeof server.network) != 0) fail("connect");
   char request[9] = {what};
   memcpy(request + 1, &count, 8);
   if (write(fd, request, 9) != 9) fail("write");
@@ -41,9 +45,13 @@ static void readAll(int fd, unsigned long count) {
 }
 int main(int argc, char **argv) {
   if (argc < 5) return 2;
-  server.sin_family = AF_INET;
-  server.sin_port = htons(atoi(argv[2]));
-  inet_pton(AF_INET, argv[1], &server.sin_addr);
+  if (strcmp(argv[1], "vsock") == 0) {
+    server.vsock = (struct sockaddr_vm){.svm_family = AF_VSOCK, .svm_cid = 2, .svm_port = atoi(argv[2])};
+  } else {
+    server.network.sin_family = AF_INET;
+    server.network.sin_port = htons(atoi(argv[2]));
+    inet_pton(AF_INET, argv[1], &server.network.sin_addr);
+  }
   unsigned long bytes = strtoul(argv[3], 0, 10) << 20;
   int connects = atoi(argv[4]);
   memset(buffer, 'x', sizeof buffer);

@@ -36,9 +36,10 @@ struct Run: ParsableCommand {
         help: ArgumentHelp(
             "A directory of the host, shared with the guest; by default at /mnt/NAME. May be repeated. Without an image, mount it by its tag, share0 and up.",
             valueName: "host[:guest][:ro]")) var mount: [MountedDirectory] = []
-    @Option(help: ArgumentHelp(
-        "A port of the guest's vsock device: connections of the guest to it go to a Unix socket of the host, or with :listen the other way. May be repeated.",
-        valueName: "port:path[:listen]")) var vsock: [SocketPath] = []
+    @Option(
+        help: ArgumentHelp(
+            "A port of the guest's vsock device: connections of the guest to it go to a Unix socket of the host, or with :listen the other way. May be repeated.",
+            valueName: "port:path[:listen]")) var vsock: [SocketPath] = []
     @Option(help: "Where the console is: stdio, pty or a file to write to.") var console: String = "stdio"
     @Argument(parsing: .postTerminator, help: "A command for the guest.") var command: [String] = []
 

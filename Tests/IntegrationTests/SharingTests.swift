@@ -4,8 +4,10 @@ import Virtualization
 
 /// Directories of the host in a guest with Linux's own virtiofs.
 @Suite(.serialized) struct SharingTests {
+    /// On a disk's file system: /tmp may be one without extended attributes.
     private func directory() throws -> URL {
-        let url = try TestAssets.scratch()
+        let url = TestAssets.directory.deletingLastPathComponent().appendingPathComponent("share-\(UUID().uuidString)")
+        try FileManager.default.createDirectory(at: url, withIntermediateDirectories: true)
         chmod(url.path, 0o755)
         return url
     }
@@ -19,12 +21,11 @@ import Virtualization
     }
 
     @Test func filesBehaveAsPOSIXSays() throws {
-        let shared = try directory()
-        let other = try directory()
+        let (shared, other) = (try directory(), try directory())
+        defer { for url in [shared, other] { try? FileManager.default.removeItem(at: url) } }
         let guest = try TestGuest(
             """
             mkdir /one /more; mount -t virtiofs one /one; mount -t virtiofs more /more
-            mount -t tmpfs tmp /tmp; mkdir /tmp/native; posix /tmp/native | sed s/^/native-/
             posix /one; posix /more/second | sed s/^/more-/; ls /more
             """, cpus: 2
         ) {
@@ -44,6 +45,7 @@ import Virtualization
 
     @Test func hostsChangesAreSeenAndGuestsChangesAre() throws {
         let shared = try directory()
+        defer { try? FileManager.default.removeItem(at: shared) }
         let file = shared.appendingPathComponent("file")
         try Data("first".utf8).write(to: file)
         let guest = try TestGuest(
@@ -68,6 +70,7 @@ import Virtualization
 
     @Test func readOnlyMeansSoAndSharesCanBeReplaced() throws {
         let (first, second) = (try directory(), try directory())
+        defer { for url in [first, second] { try? FileManager.default.removeItem(at: url) } }
         try Data("of the first".utf8).write(to: first.appendingPathComponent("a"))
         try Data("of the second".utf8).write(to: second.appendingPathComponent("b"))
         let guest = try TestGuest(
@@ -91,7 +94,9 @@ import Virtualization
     }
 
     @Test func configurationsThatCannotWorkAreRefused() throws {
-        let file = try directory().appendingPathComponent("file")
+        let place = try directory()
+        defer { try? FileManager.default.removeItem(at: place) }
+        let file = place.appendingPathComponent("file")
         try Data().write(to: file)
         for (devices, word) in [
             ([device("", nil)], "tag is empty"), ([device(String(repeating: "t", count: 36), nil)], "longer"),
