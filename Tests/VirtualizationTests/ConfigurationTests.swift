@@ -44,11 +44,14 @@ struct ConfigurationTests {
                 $0.consoleDevices = [device]
             } != nil)
     }
-    @Test func devicesToComeSaySo() {
+    @Test func networkSocketAndSharingDevicesAreValid() {
         let nat = VZVirtioNetworkDeviceConfiguration()
         nat.attachment = VZNATNetworkDeviceAttachment()
-        #expect(reason { $0.networkDevices = [nat] }?.contains("not supported yet") == true)
-        #expect(reason { $0.directorySharingDevices = [VZVirtioFileSystemDeviceConfiguration(tag: "t")] }?.contains("not supported yet") == true)
+        #expect(reason { $0.networkDevices = [nat] } == nil)
+        #expect(reason { $0.directorySharingDevices = [VZVirtioFileSystemDeviceConfiguration(tag: "t")] } == nil)
+        #expect(reason { $0.socketDevices = [VZVirtioSocketDeviceConfiguration()] } == nil)
+        let two = [VZVirtioSocketDeviceConfiguration(), VZVirtioSocketDeviceConfiguration()]
+        #expect(reason { $0.socketDevices = two }?.contains("maximum") == true)
     }
     @Test func labelIsChecked() {
         #expect(reason { $0.label = "" } != nil)
