@@ -142,7 +142,12 @@ extension FileServer {
         try check(setxattr(descriptor.path, Self.ownerAttribute, &pair, 8, 0))
     }
     /// What the guest has just made belongs to who made it; the group of a directory with the set-group-ID bit stays.
-    func own(_ made: Descriptor, _ request: FuseRequest, in directory: Descriptor) {
+    /// - Parameter mode: what the guest asked for. Where this thread could have no umask of its own, the process's has taken
+    ///   some of it away.
+    func own(_ made: Descriptor, _ request: FuseRequest, in directory: Descriptor, mode: UInt32?) {
+        defer {
+            if let mode, let now = try? NodeTable.status(made).st_mode, now & 0o777 != mode & 0o777 { _ = chmod(made.path, now & 0o7000 | mode) }
+        }
         let keepsGroup = (try? NodeTable.status(directory)).map { $0.st_mode & 0o2000 != 0 } ?? false
         let group: UInt32 = keepsGroup ? .max : request.group
         if isRoot {

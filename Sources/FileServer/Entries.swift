@@ -4,9 +4,11 @@ import Glibc
 /// Making, naming and removing files.
 extension FileServer {
     /// Opens what was just made and tells the guest of it.
-    private func enterMade(_ request: FuseRequest, _ parent: Node, _ directory: Descriptor, _ name: [CChar], _ reply: FuseReply) throws(FuseError) -> Outcome {
+    private func enterMade(
+        _ request: FuseRequest, _ parent: Node, _ directory: Descriptor, _ name: [CChar], mode: UInt32? = nil, _ reply: FuseReply
+    ) throws(FuseError) -> Outcome {
         let made = try NodeTable.open(directory, name)
-        own(made, request, in: directory)
+        own(made, request, in: directory, mode: mode)
         try enter(made, parent, name, reply)
         return .reply
     }
@@ -20,8 +22,9 @@ extension FileServer {
         try request.require(8)
         let (parent, directory) = try writable(request.node)
         let name = try request.name(8).name
-        try check(mkdirat(directory.fd, name, request.argument(0, as: UInt32.self) & 0o7777))
-        return try enterMade(request, parent, directory, name, reply)
+        let mode = request.argument(0, as: UInt32.self) & 0o7777
+        try check(mkdirat(directory.fd, name, mode))
+        return try enterMade(request, parent, directory, name, mode: mode, reply)
     }
     /// Regular files, pipes and sockets. Devices of the host are nothing for a guest to make.
     func makeNode(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
@@ -31,7 +34,7 @@ extension FileServer {
         let mode: UInt32 = request.argument(0)
         guard [FileKind.regular, FileKind.pipe, FileKind.socket].contains(mode & FileKind.mask) else { throw FuseError(EPERM) }
         try check(mknodat(directory.fd, name, mode, 0))
-        return try enterMade(request, parent, directory, name, reply)
+        return try enterMade(request, parent, directory, name, mode: mode & 0o7777, reply)
     }
     func link(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
         try request.require(8)
@@ -95,7 +98,7 @@ extension FileServer {
         guard !isWriting || !node.share.isReadOnly else { throw FuseError(EROFS) }
         let wanted = directory ? O_RDONLY | O_DIRECTORY : flags & Self.passedFlags
         let file = OpenFile(try reopen(descriptor, wanted), isWritable: isWriting)
-        putOpen(file, reply)
+        try putOpen(file, reply)
         return .reply
     }
     private func reopen(_ descriptor: Descriptor, _ flags: Int32) throws(FuseError) -> Descriptor {
@@ -105,8 +108,8 @@ extension FileServer {
         guard fd >= 0 else { throw FuseError(errno) }
         return Descriptor(fd)
     }
-    private func putOpen(_ file: OpenFile, _ reply: FuseReply) {
-        reply.put(handles.insert(file))
+    private func putOpen(_ file: OpenFile, _ reply: FuseReply) throws(FuseError) {
+        reply.put(try handles.insert(file))
         reply.put(Fuse.keepCache)
         reply.put(UInt32(0))
     }
@@ -121,7 +124,7 @@ extension FileServer {
         let handle: Descriptor
         do throws(FuseError) {
             handle = try NodeTable.open(directory, name, flags: base | O_CREAT | O_EXCL, mode: mode)
-            own(handle, request, in: directory)
+            own(handle, request, in: directory, mode: mode)
         } catch {
             guard error.code == EEXIST, flags & O_EXCL == 0 else { throw error }
             let found = try NodeTable.open(directory, name)
@@ -135,7 +138,7 @@ extension FileServer {
         let fd = clinux_open(handle.path, O_PATH | O_CLOEXEC, 0)
         guard fd >= 0 else { throw FuseError(errno) }
         try enter(Descriptor(fd), parent, name, reply)
-        putOpen(OpenFile(handle, isWritable: flags & O_ACCMODE != O_RDONLY), reply)
+        try putOpen(OpenFile(handle, isWritable: flags & O_ACCMODE != O_RDONLY), reply)
         return .reply
     }
     func makeTemporary(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
@@ -147,7 +150,7 @@ extension FileServer {
             directory.fd, ".", UInt64(UInt32(bitPattern: access | Self.temporary | O_CLOEXEC)), UInt64(request.argument(4, as: UInt32.self) & 0o7777))
         guard fd >= 0 else { throw FuseError(errno) }
         let handle = Descriptor(fd)
-        own(handle, request, in: directory)
+        own(handle, request, in: directory, mode: request.argument(4, as: UInt32.self) & 0o7777)
         let result = try enterOpen(handle, access, parent, [0], reply)
         return result
     }

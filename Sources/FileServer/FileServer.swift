@@ -38,7 +38,7 @@ package final class FileServer: Sendable {
     static let validSeconds: UInt64 = 1
 
     let nodes: NodeTable
-    let handles = HandleTable()
+    let handles: HandleTable
     let isRoot = geteuid() == 0
     let owner = (user: geteuid(), group: getegid())
     private struct State {
@@ -48,11 +48,12 @@ package final class FileServer: Sendable {
     }
     private let state = Mutex(State())
 
-    /// - Parameter mostOpen: how many descriptors it may hold for files that the guest knows; nil: half of what the process has.
+    /// - Parameter mostOpen: how many descriptors it may hold for files that the guest knows; nil: a quarter of what the process has.
     package init(_ share: FileShare, mostOpen: Int? = nil) throws {
         var limit = rlimit()
         getrlimit(__rlimit_resource_t(RLIMIT_NOFILE.rawValue), &limit)
-        nodes = NodeTable(mostOpen: mostOpen ?? Int(min(limit.rlim_cur / 2, 16384)))
+        nodes = NodeTable(mostOpen: mostOpen ?? Int(min(limit.rlim_cur / 4, 16384)))
+        handles = HandleTable(mostOpen: Int(min(limit.rlim_cur / 4, 65536)))
         try replace(share)
     }
 

@@ -17,14 +17,22 @@ final class HandleTable: Sendable {
         var next: UInt64 = 1
     }
     private let state = Mutex(State())
+    private let mostOpen: Int
 
-    func insert(_ file: OpenFile) -> UInt64 {
-        state.withLock { state in
+    /// - Parameter mostOpen: how many descriptors it may hold.
+    init(mostOpen: Int) { self.mostOpen = mostOpen }
+
+    /// Throws ENFILE when the guest has too much open.
+    func insert(_ file: OpenFile) throws(FuseError) -> UInt64 {
+        let number = state.withLock { state -> UInt64? in
+            guard state.files.count < mostOpen else { return nil }
             let number = state.next
             state.next += 1
             state.files[number] = file
             return number
         }
+        guard let number else { throw FuseError(ENFILE) }
+        return number
     }
     func file(_ number: UInt64) throws(FuseError) -> OpenFile {
         guard let file = state.withLock({ $0.files[number] }) else { throw FuseError(EBADF) }

@@ -107,6 +107,11 @@ final class NodeTable: Sendable {
         for (index, old) in state.opened.enumerated() {
             if index < state.opened.count / 2, !old.isPinned, old !== node { old.descriptor = nil } else if old.descriptor != nil { kept.append(old) }
         }
+        // A guest that keeps so many files without names loses the oldest of them.
+        while kept.count > mostOpen {
+            kept[0].descriptor = nil
+            kept.removeFirst()
+        }
         state.opened = kept
         state.openCount = kept.count
     }

@@ -124,6 +124,7 @@ final class Stack {
         frames = []
         framesHead = 0
         isGuestKnown = false
+        ringBytes = 0
     }
 
     // MARK: time

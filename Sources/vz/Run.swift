@@ -29,7 +29,7 @@ struct Run: ParsableCommand {
     @Option(help: "Memory, such as 512MiB or 2GiB.") var memory: MemorySize = MemorySize(bytes: 1 << 30)
     @Option(help: "auto, kvm or software.") var engine: String = "auto"
     @Option(help: ArgumentHelp("Instructions that the guest is shown: host, x86-64-v1, x86-64-v2 or x86-64-v3.", valueName: "level")) var cpu: String = "host"
-    @Option(help: ArgumentHelp("The guest's network: nat (behind the host, no privileges needed) or none.", valueName: "kind")) var net: String = "nat"
+    @Option(help: ArgumentHelp("The guest's network: nat (behind the host, no privileges needed), bridged=BRIDGE or none.", valueName: "kind")) var net: String = "nat"
     @Option(help: ArgumentHelp("A port of the host that leads to one of the guest; /udp for UDP. May be repeated.", valueName: "[addr:]host:guest")) var publish: [PublishedPort] =
         []
     @Option(
@@ -48,8 +48,8 @@ struct Run: ParsableCommand {
         if image != nil, kernel != nil { throw ValidationError("give either an image or --kernel, not both") }
         if image == nil, !command.isEmpty { throw ValidationError("a COMMAND needs an image: other guests have nothing to run it with") }
         if initrd != nil, kernel == nil { throw ValidationError("--initrd goes with --kernel") }
-        if !["nat", "none"].contains(net) { throw ValidationError("--net takes nat or none") }
-        if net == "none", !publish.isEmpty { throw ValidationError("--publish needs a network: leave out --net none") }
+        if net != "nat", net != "none", !net.hasPrefix("bridged=") { throw ValidationError("--net takes nat, bridged=BRIDGE or none") }
+        if net != "nat", !publish.isEmpty { throw ValidationError("--publish goes with --net nat") }
         if MachineEngine(rawValue: engine) == nil { throw ValidationError("--engine takes auto, kvm or software") }
         if ProcessorLevel(rawValue: cpu) == nil { throw ValidationError("--cpu takes host, x86-64-v1, x86-64-v2 or x86-64-v3") }
     }

@@ -58,7 +58,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             let path = readOnly ? String(text.dropLast(3)) : text
             configuration.storageDevices.append(try Self.blockDevice(URL(fileURLWithPath: path), readOnly: readOnly))
         }
-        if options.net == "nat" { try addNetwork(to: configuration) }
+        if options.net != "none" { configuration.networkDevices = [try makeNetwork()] }
         for (index, mount) in options.mount.enumerated() {
             let device = VZVirtioFileSystemDeviceConfiguration(tag: "share\(index)")
             device.share = VZSingleDirectoryShare(directory: VZSharedDirectory(url: mount.host, readOnly: mount.isReadOnly))
@@ -82,7 +82,18 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             }
         #endif
     }
-    private func addNetwork(to configuration: VZVirtualMachineConfiguration) throws {
+    private func makeNetwork() throws -> VZVirtioNetworkDeviceConfiguration {
+        let device = VZVirtioNetworkDeviceConfiguration()
+        if options.net.hasPrefix("bridged=") {
+            let name = options.net.dropFirst("bridged=".count)
+            let interfaces = VZBridgedNetworkInterface.networkInterfaces
+            guard let interface = interfaces.first(where: { $0.identifier == name }) else {
+                let known = interfaces.map(\.identifier).joined(separator: ", ")
+                throw LibraryError("there is no bridge \(name) on this host; " + (known.isEmpty ? "it has none" : "it has \(known)"))
+            }
+            device.attachment = VZBridgedNetworkDeviceAttachment(interface: interface)
+            return device
+        }
         let attachment = VZNATNetworkDeviceAttachment()
         #if os(Linux)
             for port in options.publish {
@@ -90,9 +101,8 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
                     PortForward(port.isDatagram ? .udp : .tcp, hostAddress: port.address, hostPort: port.hostPort, guestPort: port.guestPort))
             }
         #endif
-        let device = VZVirtioNetworkDeviceConfiguration()
         device.attachment = attachment
-        configuration.networkDevices = [device]
+        return device
     }
     private static func blockDevice(_ url: URL, readOnly: Bool) throws -> VZVirtioBlockDeviceConfiguration {
         VZVirtioBlockDeviceConfiguration(

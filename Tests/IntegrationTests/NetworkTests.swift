@@ -127,4 +127,44 @@ import Virtualization
         guest.queue.sync { guest.machine.networkDevices[0].attachment = VZFileHandleNetworkDeviceAttachment(fileHandle: .standardInput) }
         #expect(guest.waitForDisconnection(2)?.contains("socket") == true)
     }
+
+    // MARK: bridge
+
+    private static func ip(_ arguments: String) -> Bool {
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/bin/busybox")
+        process.arguments = ["ip"] + arguments.split(separator: " ").map(String.init)
+        process.standardError = FileHandle.nullDevice
+        process.standardOutput = FileHandle.nullDevice
+        guard (try? process.run()) != nil else { return false }
+        process.waitUntilExit()
+        return process.terminationStatus == 0
+    }
+    /// Making a bridge and a tap device takes privileges, and a kernel that has them (the lab's has not).
+    private static let canBridge: Bool = {
+        defer { _ = ip("link del vzprobe") }
+        return access("/dev/net/tun", R_OK | W_OK) == 0 && ip("link add vzprobe type bridge")
+    }()
+    @Test(.enabled(if: canBridge, "this host lets nobody make bridges here")) func guestOnABridgeIsAMachineOfItsOwn() throws {
+        let bridge = "vzt\(getpid() % 100_000)"
+        try #require(Self.ip("link add \(bridge) type bridge") && Self.ip("addr add 10.99.77.1/24 dev \(bridge)") && Self.ip("link set \(bridge) up"))
+        defer { _ = Self.ip("link del \(bridge)") }
+        let interface = try #require(VZBridgedNetworkInterface.networkInterfaces.first { $0.identifier == bridge })
+        let server = try HostPeer(serving: "10.99.77.1")
+        let guest = try TestGuest(
+            """
+            ifconfig eth0 10.99.77.2 netmask 255.255.255.0 up; sleep 1
+            ping -c 2 10.99.77.1 | grep received; p=10.99.77.1:\(server.port)
+            peer send $p 10000000; peer receive $p 10000000; peer echo $p 5000000
+            """
+        ) {
+            let device = VZVirtioNetworkDeviceConfiguration()
+            device.attachment = VZBridgedNetworkDeviceAttachment(interface: interface)
+            $0.configuration.networkDevices = [device]
+        }
+        defer { guest.finish() }
+        try guest.start()
+        #expect(guest.waitForStop())
+        for line in ["2 packets received", "peer send ok", "peer receive ok", "peer echo ok"] { #expect(guest.transcript.contains(line), "\(guest.transcript)") }
+    }
 }

@@ -25,7 +25,7 @@ package final class NetworkDevice: VirtioDevice {
         static let control = controlQueue | receiveModes | announce | setAddress
     }
     /// virtio_net_hdr with num_buffers. § 5.1.6.
-    static let headerSize = 12
+    static let headerSize = PacketHeader.size
     /// Ethernet header with a VLAN tag, and the largest IP packet.
     static let largestFrame = 18 + 65535
     static let queueSize = 256
@@ -204,13 +204,19 @@ package final class NetworkDevice: VirtioDevice {
         pieces.clear()
         pieces.append(chain.readable, skip: Self.headerSize)
         let size = pieces.total
-        guard size > 0, size <= Self.largestFrame, let offload = NetworkHeader.read(chain, frame: size) else { return true }
+        guard size > 0, size <= Self.largestFrame, let offload = Self.header(chain, size) else { return true }
         let result =
             offload.isNone || backend.handlesOffloads
             ? send(pieces.base, pieces.count, offload, backend)
             : finisher.finish(pieces.base, pieces.count, offload) { send($0, $1, FrameOffload(), backend) }
         if case .failed(let reason) = result { lose(backend, reason) }
         return result != .wouldBlock
+    }
+    private static func header(_ chain: DescriptorChain, _ size: Int) -> FrameOffload? {
+        withUnsafeTemporaryAllocation(byteCount: headerSize, alignment: 8) { bytes in
+            guard let base = bytes.baseAddress, chain.read(at: 0, into: base, count: headerSize) else { return nil }
+            return PacketHeader.read(base, frame: size)
+        }
     }
     /// A receiver that is slow gets a tenth of a second, then frames are lost. `wouldBlock`: the device is to stop.
     private func send(_ pieces: UnsafePointer<iovec>, _ count: Int, _ offload: FrameOffload, _ backend: any NetworkBackend) -> FrameResult {

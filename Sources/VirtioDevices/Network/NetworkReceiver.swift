@@ -113,7 +113,7 @@ final class NetworkReceiver: Sendable {
                 left -= min(left, chains[used].writableCount)
                 used += 1
             }
-            NetworkHeader.write(offload, buffers: used, to: header)
+            PacketHeader.write(offload, buffers: used, to: header)
             writeHeader(used)
             left = count + NetworkDevice.headerSize
             for index in 0..<used {

@@ -14,6 +14,7 @@ final class VsockTable {
     private let host: VsockHost
     let epoll: Int32
     private var connections: [VsockKey: VsockConnection] = [:]
+    /// These, and those whose guest has gone while the host has not read everything.
     private var byID: [UInt64: VsockConnection] = [:]
     private var nextID: UInt64 = 1
     private var nextPort: UInt32 = 1 << 30
@@ -46,7 +47,7 @@ final class VsockTable {
     // MARK: connections
 
     private func insert(_ key: VsockKey, fd: Int32, _ phase: VsockConnection.Phase) -> VsockConnection {
-        let isFull = UInt64(connections.count) * UInt64(VsockConnection.bufferSize) > Self.bufferBudget
+        let isFull = UInt64(byID.count) * UInt64(VsockConnection.bufferSize) > Self.bufferBudget
         let room = isFull ? VsockConnection.smallBufferSize : VsockConnection.bufferSize
         let connection = VsockConnection(key, id: nextID, fd: fd, phase: phase, room: room)
         nextID += 1
@@ -101,7 +102,7 @@ final class VsockTable {
 
     /// Asks the guest for a connection; `fd` is the device's end. Returns the host's port, or nil when there are too many.
     func request(_ port: UInt32, fd: Int32, now: UInt64, _ completion: ((Bool) -> Void)?) -> UInt32? {
-        guard connections.count < Self.mostConnections else { return nil }
+        guard byID.count < Self.mostConnections else { return nil }
         repeat { nextPort = nextPort == .max ? 1 << 30 : nextPort + 1 } while connections[VsockKey(host: nextPort, guest: port)] != nil
         let connection = insert(VsockKey(host: nextPort, guest: port), fd: fd, .requested)
         connection.completion = completion
@@ -167,7 +168,7 @@ final class VsockTable {
     }
     private func offer(_ packet: VsockPacket, _ key: VsockKey) {
         if let old = connections[key] { return reset(old) }
-        guard connections.count < Self.mostConnections else { return refuse(packet) }
+        guard byID.count < Self.mostConnections else { return refuse(packet) }
         switch host.whoListens(packet.targetPort) {
         case .nobody: refuse(packet)
         case .socket(let path):
