@@ -142,7 +142,10 @@ final class TestGuest: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {
         try #require(done.wait(timeout: .now() + 60) == .success, "the completion handler did not come")
         if let result { throw result }
     }
-    func start() throws { try perform { done in self.machine.start { done($0.failure) } } }
+    func start() throws {
+        lock.withLock { failure = nil }
+        try perform { done in self.machine.start { done($0.failure) } }
+    }
     func stop() throws { try perform { done in self.machine.stop { done($0) } } }
     func pause() throws { try perform { done in self.machine.pause { done($0.failure) } } }
     func resume() throws { try perform { done in self.machine.resume { done($0.failure) } } }

@@ -80,8 +80,8 @@ final class VsockConnection {
         guestForwarded = packet.forwarded
         if credit > 0 { hasAskedForCredit = false }
     }
-    /// Whether the guest should hear of room again.
-    var mustShowCredit: Bool { phase == .open && forwarded != shownForwarded && received &- shownForwarded >= room / 2 }
+    /// Whether the guest should hear of room again. Linux never has more than 256 KiB on its way, however much room there is.
+    var mustShowCredit: Bool { phase == .open && forwarded != shownForwarded && received &- shownForwarded >= min(room / 2, 64 << 10) }
     /// True once for each time that the guest's room has run out.
     func takeCreditQuestion() -> Bool {
         defer { hasAskedForCredit = true }
