@@ -199,6 +199,10 @@ static void echo(unsigned long count) {
 int main(int argc, char **argv) {
   setvbuf(stdout, 0, _IOLBF, 0);
   if (argc < 3) return 2;
+  // A thread of libdispatch starts programs with all signals blocked.
+  sigset_t none;
+  sigemptyset(&none);
+  sigprocmask(SIG_SETMASK, &none, 0);
   signal(SIGPIPE, SIG_IGN);
   parse(argv[2]);
   if (strcmp(argv[1], "serve") == 0) serve();

@@ -19,11 +19,14 @@ final class HostPeer {
         process.executableURL = Self.program
         process.arguments = [datagrams ? "reflect" : "serve", "\(address):0"]
         process.standardOutput = output
+        // Whatever becomes of it, it holds nothing open that somebody waits for.
+        process.standardError = FileHandle.nullDevice
+        process.standardInput = FileHandle.nullDevice
         try process.run()
         let line = String(decoding: output.fileHandleForReading.availableData, as: UTF8.self)
         port = try #require(line.split(whereSeparator: \.isWhitespace).last.flatMap { Int($0) }, "the server did not start: \(line)")
     }
-    deinit { if process.isRunning { process.terminate() } }
+    deinit { if process.isRunning { kill(process.processIdentifier, SIGKILL) } }
 
     /// Runs a client; what it printed.
     static func run(_ arguments: String...) throws -> String {
