@@ -37,7 +37,7 @@ extension FileServer {
         reply.put(UInt32(truncatingIfNeeded: status.st_nlink))
         reply.put(owner.user)
         reply.put(owner.group)
-        reply.put(UInt32(truncatingIfNeeded: status.st_rdev & 0xFF | (status.st_rdev & ~0xFF)))
+        reply.put(UInt32(truncatingIfNeeded: status.st_rdev))
         reply.put(UInt32(truncatingIfNeeded: status.st_blksize))
         reply.put(UInt32(0))
     }

@@ -8,7 +8,7 @@ extension FileServer {
         try request.require(24)
         let file = try handles.file(request.argument(0))
         let size = min(Int(request.argument(16, as: UInt32.self)), max(0, answer.room - Fuse.replyHeader))
-        let parts = answer.pieces.slice(answer.count, from: Fuse.replyHeader, limit: size, to: worker.parts)
+        let parts = answer.pieces.slice(from: Fuse.replyHeader, limit: size, to: worker.parts, capacity: Worker.partCapacity)
         let count = preadv(file.descriptor.fd, worker.parts, Int32(parts), Int(truncatingIfNeeded: request.argument(8, as: Int64.self)))
         guard count >= 0 else { throw FuseError(errno) }
         return .inPlace(count)
@@ -20,7 +20,7 @@ extension FileServer {
         let size = Int(request.argument(16, as: UInt32.self))
         guard file.isWritable else { throw FuseError(EBADF) }
         guard size <= request.total - Fuse.requestHeader - 40 else { throw FuseError(EINVAL) }
-        let parts = request.pieces.slice(request.pieceCount, from: Fuse.requestHeader + 40, limit: size, to: worker.parts)
+        let parts = request.pieces.slice(from: Fuse.requestHeader + 40, limit: size, to: worker.parts, capacity: Worker.partCapacity)
         let count = pwritev(file.descriptor.fd, worker.parts, Int32(parts), Int(truncatingIfNeeded: request.argument(8, as: Int64.self)))
         guard count >= 0 else { throw FuseError(errno) }
         worker.reply.put(UInt32(truncatingIfNeeded: count))

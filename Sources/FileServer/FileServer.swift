@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import LinuxSystem
 import Synchronization
 
 /// What a file server shows: one directory as its root, or several under names.
@@ -93,7 +94,8 @@ package final class FileServer: Sendable {
         let server: FileServer
         let reply = FuseReply()
         private let request = UnsafeMutableRawPointer.allocate(byteCount: requestCapacity + 1, alignment: 16)
-        let parts = UnsafeMutablePointer<iovec>.allocate(capacity: 1024)
+        static let partCapacity = 1024  // IOV_MAX
+        let parts = UnsafeMutablePointer<iovec>.allocate(capacity: partCapacity)
 
         /// - Important: on the thread that uses it: files are made with the modes that the guest says, whatever this process's
         ///   umask is.
@@ -108,26 +110,19 @@ package final class FileServer: Sendable {
 
         /// Answers one request. Returns the bytes written to `answer`; 0 for requests that have no answer.
         package func handle(_ question: UnsafePointer<iovec>, _ questions: Int, _ answer: UnsafePointer<iovec>, _ answers: Int) -> Int {
-            let pieces = UnsafeBufferPointer(start: question, count: questions)
-            let total = pieces.reduce(0) { $0 + $1.iov_len }
-            var count = 0
-            for piece in pieces where count < Self.requestCapacity {
-                guard let base = piece.iov_base else { continue }
-                let step = min(piece.iov_len, Self.requestCapacity - count)
-                memcpy(request + count, base, step)
-                count += step
-            }
+            let (question, answer) = (MemoryPieces(pieces: question, count: questions), MemoryPieces(pieces: answer, count: answers))
+            let count = question.copy(from: 0, limit: Self.requestCapacity, to: request)
             guard count >= Fuse.requestHeader else { return 0 }
-            let fuse = FuseRequest(bytes: request, count: count, pieces: question, pieceCount: questions, total: total)
-            let room = UnsafeBufferPointer(start: answer, count: answers).reduce(0) { $0 + $1.iov_len }
+            let fuse = FuseRequest(bytes: request, count: count, pieces: question, total: question.total)
+            let room = answer.total
             reply.clear()
             let outcome: Outcome
-            do throws(FuseError) { outcome = try server.perform(fuse, self, Answer(pieces: answer, count: answers, room: room)) } catch {
+            do throws(FuseError) { outcome = try server.perform(fuse, self, Answer(pieces: answer, room: room)) } catch {
                 outcome = .error(error.code)
             }
-            return finish(outcome, fuse.unique, answer, answers, room)
+            return finish(outcome, fuse.unique, answer, room)
         }
-        private func finish(_ outcome: Outcome, _ unique: UInt64, _ answer: UnsafePointer<iovec>, _ answers: Int, _ room: Int) -> Int {
+        private func finish(_ outcome: Outcome, _ unique: UInt64, _ answer: MemoryPieces, _ room: Int) -> Int {
             var (code, count, isInPlace) = (0 as Int32, 0, false)
             switch outcome {
             case .none: return 0
@@ -138,22 +133,9 @@ package final class FileServer: Sendable {
             guard room >= Fuse.replyHeader else { return 0 }
             if !isInPlace, count > room - Fuse.replyHeader { (code, count) = (ERANGE, 0) }
             var header = (UInt32(truncatingIfNeeded: Fuse.replyHeader + count).littleEndian, (-code).littleEndian, unique.littleEndian)
-            withUnsafeBytes(of: &header) { if let base = $0.baseAddress { Self.scatter(base, Fuse.replyHeader, answer, answers, at: 0) } }
-            if !isInPlace { Self.scatter(reply.start, count, answer, answers, at: Fuse.replyHeader) }
+            withUnsafeBytes(of: &header) { if let base = $0.baseAddress { answer.write(base, Fuse.replyHeader, at: 0) } }
+            if !isInPlace { answer.write(reply.start, count, at: Fuse.replyHeader) }
             return Fuse.replyHeader + count
-        }
-        private static func scatter(_ bytes: UnsafeRawPointer, _ size: Int, _ pieces: UnsafePointer<iovec>, _ count: Int, at offset: Int) {
-            var (skip, done) = (offset, 0)
-            for piece in UnsafeBufferPointer(start: pieces, count: count) where done < size {
-                guard let base = piece.iov_base else { continue }
-                if skip >= piece.iov_len {
-                    skip -= piece.iov_len
-                    continue
-                }
-                let step = min(piece.iov_len - skip, size - done)
-                memcpy(base + skip, bytes + done, step)
-                (done, skip) = (done + step, 0)
-            }
         }
     }
     enum Outcome {
@@ -166,26 +148,7 @@ package final class FileServer: Sendable {
     }
     /// Where the answer goes in guest memory.
     struct Answer {
-        let pieces: UnsafePointer<iovec>
-        let count: Int
+        let pieces: MemoryPieces
         let room: Int
-    }
-}
-
-extension UnsafePointer<iovec> {
-    /// The pieces of `limit` bytes from `offset`, written to `target` (room for 1024); says how many.
-    func slice(_ count: Int, from offset: Int, limit: Int, to target: UnsafeMutablePointer<iovec>) -> Int {
-        var (skip, left, made) = (offset, limit, 0)
-        for piece in UnsafeBufferPointer(start: self, count: count) where left > 0 && made < 1024 {
-            guard let base = piece.iov_base else { continue }
-            if skip >= piece.iov_len {
-                skip -= piece.iov_len
-                continue
-            }
-            let step = min(piece.iov_len - skip, left)
-            target[made] = iovec(iov_base: base + skip, iov_len: step)
-            (made, left, skip) = (made + 1, left - step, 0)
-        }
-        return made
     }
 }

@@ -1,12 +1,12 @@
 import Glibc
+import LinuxSystem
 
 /// A request in our own memory, but for the data of a write.
 struct FuseRequest {
     let bytes: UnsafeRawPointer
     let count: Int
     /// The whole request where it lies in guest memory, and its size.
-    let pieces: UnsafePointer<iovec>
-    let pieceCount: Int
+    let pieces: MemoryPieces
     let total: Int
 
     var operation: UInt32 { load(4) }

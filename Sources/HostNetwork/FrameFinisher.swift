@@ -1,4 +1,5 @@
 import Glibc
+import LinuxSystem
 
 /// Finishes frames for a backend that takes only what a wire would: fills in checksums and cuts TCP segments.
 package final class FrameFinisher {
@@ -20,12 +21,10 @@ package final class FrameFinisher {
     package func finish(
         _ pieces: UnsafePointer<iovec>, _ count: Int, _ offload: FrameOffload, _ send: (UnsafePointer<iovec>, Int) -> FrameResult
     ) -> FrameResult {
-        var size = 0
-        for piece in UnsafeBufferPointer(start: pieces, count: count) {
-            guard let base = piece.iov_base, piece.iov_len <= Self.capacity - size else { return .lost }
-            memcpy(frame + size, base, piece.iov_len)
-            size += piece.iov_len
-        }
+        let whole = MemoryPieces(pieces: pieces, count: count)
+        let size = whole.total
+        guard size <= Self.capacity else { return .lost }
+        whole.copy(from: 0, limit: size, to: frame)
         if offload.segmentation != .none { return cut(size, offload, send) }
         let field = offload.checksumStart + offload.checksumOffset
         guard offload.needsChecksum, field + 2 <= size else { return .lost }

@@ -1,4 +1,5 @@
 import Glibc
+import LinuxSystem
 
 /// The router's DHCP server: each port has one address. RFC 2131.
 extension Stack {
@@ -12,7 +13,7 @@ extension Stack {
     }
     private static let leaseSeconds: UInt32 = 86400
 
-    func inputDHCP(_ packet: ParsedPacket, _ frame: FramePieces) {
+    func inputDHCP(_ packet: ParsedPacket, _ frame: MemoryPieces) {
         let count = packet.count - 8
         guard (240...1500).contains(count) else { return }
         let bytes = [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in

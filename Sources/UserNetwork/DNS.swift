@@ -1,9 +1,10 @@
 import Glibc
+import LinuxSystem
 
 /// The router's name server: names of the network's own it answers itself, all else it passes to the host's name servers.
 extension Stack {
     /// True when the question was for a name of ours, and is answered.
-    func answerName(_ packet: ParsedPacket, _ frame: FramePieces, _ source: SocketAddress) -> Bool {
+    func answerName(_ packet: ParsedPacket, _ frame: MemoryPieces, _ source: SocketAddress) -> Bool {
         let count = packet.count - 8
         guard (17...512).contains(count) else { return false }
         let question = [UInt8](unsafeUninitializedCapacity: count) { buffer, initialized in

@@ -1,6 +1,7 @@
 import CLinux
 import Glibc
 import HostNetwork
+import LinuxSystem
 
 struct EchoKey: Hashable {
     let isV4: Bool
@@ -35,7 +36,7 @@ final class EchoFlow: Endpoint {
         stack.parts[0] = iovec(iov_base: stack.datagram, iov_len: count)
         _ = HostSocket.send(fd, stack.parts, 1, to: SocketAddress(target, 0), family: key.isV4 ? AF_INET : AF_INET6)
     }
-    override func produce(_ room: FramePieces, _ stack: Stack) -> Int? {
+    override func produce(_ room: MemoryPieces, _ stack: Stack) -> Int? {
         while let (count, from) = HostSocket.receive(fd, stack.datagram, 65536) {
             var (start, count) = (0, count)
             // A raw socket gives the IPv4 header, too, and everybody's messages.
@@ -60,7 +61,7 @@ final class EchoFlow: Endpoint {
 }
 
 extension Stack {
-    func inputEcho(_ packet: ParsedPacket, _ frame: FramePieces) {
+    func inputEcho(_ packet: ParsedPacket, _ frame: MemoryPieces) {
         let isV4 = packet.source.isV4
         guard packet.headerCount >= 8, packet.header.byte(0) == (isV4 ? 8 : 128), packet.header.byte(1) == 0, packet.count <= 65000 else { return }
         let identifier = packet.header.big16(4)
@@ -86,7 +87,7 @@ extension Stack {
         }
         echoes[key]?.send(self, packet.count, to: target.address)
     }
-    func sendEchoReply(_ source: IPAddress, _ target: IPAddress, _ count: Int, _ room: FramePieces?) -> Int? {
+    func sendEchoReply(_ source: IPAddress, _ target: IPAddress, _ count: Int, _ room: MemoryPieces?) -> Int? {
         let transport = target.isV4 ? ParsedPacket.Transport.icmp : ParsedPacket.Transport.icmp6
         datagram.storeBig16(0, 2)
         var sum = target.isV4 ? InternetChecksum() : PacketWriter.pseudoSum(source, target, transport, count)

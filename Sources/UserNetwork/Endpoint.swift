@@ -1,5 +1,6 @@
 import Glibc
 import HostNetwork
+import LinuxSystem
 
 /// Something of the host's that the stack waits for: a socket with what the guest does through it. All under the stack's lock.
 class Endpoint {
@@ -17,7 +18,7 @@ class Endpoint {
     /// epoll says so.
     func happened(_ events: UInt32, _ stack: Stack) { stack.makeReady(self) }
     /// The next frame for the guest: its size, or nil when there is none now.
-    func produce(_ room: FramePieces, _ stack: Stack) -> Int? { nil }
+    func produce(_ room: MemoryPieces, _ stack: Stack) -> Int? { nil }
     /// The deadline has passed. Sets another one, or ends.
     func expired(_ now: UInt64, _ stack: Stack) {}
     /// Whether it goes with the guest's driver.

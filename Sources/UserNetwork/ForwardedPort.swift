@@ -16,15 +16,19 @@ package struct ForwardedPort: Hashable, Sendable, CustomStringConvertible {
     package var description: String { "\(host)/\(transport)" }
 }
 
-/// Connections to a forwarded port.
-final class TCPListener: Endpoint {
+/// Where the host listens for a forwarded port. It outlives the guest's driver.
+class ForwardListener: Endpoint {
     let forward: ForwardedPort
     init(_ forward: ForwardedPort, id: UInt64, fd: Int32) {
         self.forward = forward
         super.init(id: id, fd: fd)
     }
-    override var endsWithGuest: Bool { false }
-    override func produce(_ room: FramePieces, _ stack: Stack) -> Int? {
+    final override var endsWithGuest: Bool { false }
+}
+
+/// Connections to a forwarded port.
+final class TCPListener: ForwardListener {
+    override func produce(_ room: MemoryPieces, _ stack: Stack) -> Int? {
         while true {
             var address = sockaddr_in6()
             var length = UInt32(MemoryLayout<sockaddr_in6>.size)
@@ -46,19 +50,13 @@ final class TCPListener: Endpoint {
 }
 
 /// Datagrams to a forwarded port. Each sender is shown to the guest as a port of the router's.
-final class UDPListener: Endpoint {
+final class UDPListener: ForwardListener {
     private static let mostPeers = 1024
-    let forward: ForwardedPort
     private var aliases: [SocketAddress: UInt16] = [:]
     private var peers: [UInt16: SocketAddress] = [:]
     private var order: [UInt16] = []
 
-    init(_ forward: ForwardedPort, id: UInt64, fd: Int32) {
-        self.forward = forward
-        super.init(id: id, fd: fd)
-    }
-    override var endsWithGuest: Bool { false }
-    override func produce(_ room: FramePieces, _ stack: Stack) -> Int? {
+    override func produce(_ room: MemoryPieces, _ stack: Stack) -> Int? {
         while let (count, from) = HostSocket.receive(fd, stack.datagram + 8, 65507) {
             guard stack.isGuestKnown else { continue }
             let source = SocketAddress(Stack.Addresses.router4, alias(from, stack))
@@ -76,7 +74,7 @@ final class UDPListener: Endpoint {
         return alias
     }
     /// Sends the guest's answer to whom `alias` stands for; false when it stands for nobody.
-    func answer(_ alias: UInt16, _ packet: ParsedPacket, _ frame: FramePieces, _ stack: Stack) -> Bool {
+    func answer(_ alias: UInt16, _ packet: ParsedPacket, _ frame: MemoryPieces, _ stack: Stack) -> Bool {
         guard let peer = peers[alias] else { return false }
         let parts = frame.slice(from: packet.offset + 8, limit: packet.count - 8, to: stack.parts, capacity: Stack.partCapacity)
         _ = HostSocket.send(fd, stack.parts, parts, to: peer, family: forward.host.address.isV4 ? AF_INET : AF_INET6)
@@ -92,12 +90,13 @@ extension Stack {
             let reason = String(cString: strerror(errno))
             throw NetworkError("cannot publish \(forward): \(reason.lowercased())")
         }
-        insert(forward.transport == .tcp ? TCPListener(forward, id: takeID(), fd: fd) : UDPListener(forward, id: takeID(), fd: fd))
+        let listener = forward.transport == .tcp ? TCPListener(forward, id: takeID(), fd: fd) : UDPListener(forward, id: takeID(), fd: fd)
+        listeners.append(listener)
+        insert(listener)
     }
     func remove(_ forward: ForwardedPort) {
-        for endpoint in listeners where (endpoint as? TCPListener)?.forward == forward || (endpoint as? UDPListener)?.forward == forward {
-            erase(endpoint)
-        }
+        for listener in listeners where listener.forward == forward { erase(listener) }
+        listeners.removeAll { $0.forward == forward }
     }
     /// Ports by which the guest knows who came through a forward.
     func takeAlias() -> UInt16 {
@@ -119,7 +118,7 @@ extension Stack {
         HostSocket.abort(fd)
     }
     /// The guest's answer to a datagram that came through a forward.
-    func answerForward(_ packet: ParsedPacket, _ frame: FramePieces, _ source: SocketAddress, _ target: SocketAddress) -> Bool {
+    func answerForward(_ packet: ParsedPacket, _ frame: MemoryPieces, _ source: SocketAddress, _ target: SocketAddress) -> Bool {
         guard target.port >= 40000 else { return false }
         for case let listener as UDPListener in listeners where listener.forward.guestPort == source.port {
             if listener.answer(target.port, packet, frame, self) { return true }

@@ -1,6 +1,7 @@
 import CLinux
 import Glibc
 import HostNetwork
+import LinuxSystem
 
 /// Neighbour and router discovery (RFC 4861), and echo.
 extension Stack {
@@ -10,7 +11,7 @@ extension Stack {
         static let neighbourSolicitation: UInt8 = 135
     }
 
-    func inputICMP6(_ packet: ParsedPacket, _ frame: FramePieces) {
+    func inputICMP6(_ packet: ParsedPacket, _ frame: MemoryPieces) {
         guard packet.headerCount >= 8 else { return }
         switch packet.header.byte(0) {
         case Kind.echo: inputEcho(packet, frame)

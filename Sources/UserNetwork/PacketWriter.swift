@@ -1,5 +1,6 @@
 import Glibc
 import HostNetwork
+import LinuxSystem
 
 /// Headers of a packet for the guest.
 final class PacketWriter {
@@ -72,7 +73,7 @@ extension Stack {
     /// A datagram from `self.datagram` (transport header first, its checksum already right) for the guest: straight into `room`
     /// when that is given and one frame is enough, else queued, in fragments if need be. Returns the size when it is in `room`.
     @discardableResult
-    func sendDatagram(_ source: IPAddress, _ target: IPAddress, _ transport: UInt8, _ count: Int, room: FramePieces? = nil, hopLimit: UInt8 = 64) -> Int? {
+    func sendDatagram(_ source: IPAddress, _ target: IPAddress, _ transport: UInt8, _ count: Int, room: MemoryPieces? = nil, hopLimit: UInt8 = 64) -> Int? {
         let most = 1500 - (source.isV4 ? 20 : 40)
         if count <= most {
             let start = writer.begin(to: hardware, source, target, transport: transport, count: count, identification: 0, hopLimit: hopLimit)

@@ -1,4 +1,5 @@
 import Glibc
+import LinuxSystem
 
 /// Puts together what the guest sent in IPv4 fragments. RFC 791 § 3.2. A few datagrams at a time; the oldest one gives way.
 struct Reassembler {
@@ -19,7 +20,7 @@ struct Reassembler {
     private var partials: [Partial] = []
 
     /// The whole datagram when this fragment was the last one missing.
-    mutating func add(_ packet: ParsedPacket, _ frame: FramePieces) -> [UInt8]? {
+    mutating func add(_ packet: ParsedPacket, _ frame: MemoryPieces) -> [UInt8]? {
         guard let fragment = packet.fragment else { return nil }
         let key = Key(source: packet.source, target: packet.target, identification: fragment.identification, transport: packet.transport)
         let range = fragment.offset..<fragment.offset + packet.count

@@ -31,6 +31,8 @@ final class Stack {
     var connections: [TCPKey: TCPConnection] = [:]
     var flows: [SocketAddress: UDPFlow] = [:]
     var echoes: [EchoKey: EchoFlow] = [:]
+    /// Endpoints of forwarded ports.
+    var listeners: [ForwardListener] = []
     var reassembler = Reassembler()
     /// Bytes that connections hold in their rings.
     var ringBytes = 0
@@ -91,7 +93,6 @@ final class Stack {
         endpoint.end()
     }
     func isAlive(_ endpoint: Endpoint) -> Bool { endpoints[endpoint.id] != nil }
-    var listeners: [Endpoint] { endpoints.values.filter { !$0.endsWithGuest } }
 
     func makeReady(_ endpoint: Endpoint) {
         guard !endpoint.isReady else { return }
@@ -168,7 +169,7 @@ final class Stack {
         isSleeping = false
         return true
     }
-    func output(_ room: FramePieces, _ accepted: AcceptedOffloads) -> (FrameResult, FrameOffload) {
+    func output(_ room: MemoryPieces, _ accepted: AcceptedOffloads) -> (FrameResult, FrameOffload) {
         self.accepted = accepted
         isSleeping = false
         while true {

@@ -1,10 +1,11 @@
 import Glibc
 import HostNetwork
+import LinuxSystem
 
 /// Frames from the guest: what they are and where they go.
 extension Stack {
     /// Takes a frame. Returns its target address when other guests may want it.
-    func input(_ frame: FramePieces, _ size: Int) -> UInt64? {
+    func input(_ frame: MemoryPieces, _ size: Int) -> UInt64? {
         let available = frame.copy(from: 0, limit: 14 + ParsedPacket.headerCapacity, to: headers)
         let bytes = UnsafeRawPointer(headers)
         guard available >= 14 else { return nil }
@@ -26,18 +27,18 @@ extension Stack {
         return target == Addresses.routerHardware ? nil : target
     }
 
-    private func input(_ packet: ParsedPacket, _ frame: FramePieces) {
+    private func input(_ packet: ParsedPacket, _ frame: MemoryPieces) {
         guard packet.fragment != nil else { return dispatch(packet, frame) }
         guard let whole = reassembler.add(packet, frame) else { return }
         whole.withUnsafeBytes { raw in
             guard let base = raw.baseAddress else { return }
             var piece = iovec(iov_base: UnsafeMutableRawPointer(mutating: base), iov_len: raw.count)
             withUnsafePointer(to: &piece) { pieces in
-                dispatch(ParsedPacket(packet, reassembled: base, count: raw.count), FramePieces(pieces: pieces, count: 1))
+                dispatch(ParsedPacket(packet, reassembled: base, count: raw.count), MemoryPieces(pieces: pieces, count: 1))
             }
         }
     }
-    private func dispatch(_ packet: ParsedPacket, _ frame: FramePieces) {
+    private func dispatch(_ packet: ParsedPacket, _ frame: MemoryPieces) {
         if packet.source == guest { isGuestKnown = true }
         switch packet.transport {
         case ParsedPacket.Transport.tcp: inputTCP(packet, frame)

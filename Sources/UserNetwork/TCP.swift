@@ -1,6 +1,7 @@
 import CLinux
 import Glibc
 import HostNetwork
+import LinuxSystem
 
 /// What a segment from the guest says.
 struct TCPSegment {
@@ -50,7 +51,7 @@ struct TCPSegment {
 extension Stack {
     private static let mostConnections = 8192
 
-    func inputTCP(_ packet: ParsedPacket, _ frame: FramePieces) {
+    func inputTCP(_ packet: ParsedPacket, _ frame: MemoryPieces) {
         guard let segment = TCPSegment(packet) else { return }
         let key = TCPKey(
             guest: SocketAddress(packet.source, packet.header.big16(0)), remote: SocketAddress(packet.target, packet.header.big16(2)))

@@ -203,7 +203,7 @@ final class TCPConnection: Endpoint {
 
     // MARK: from the guest
 
-    func input(_ segment: TCPSegment, _ frame: FramePieces, _ stack: Stack) {
+    func input(_ segment: TCPSegment, _ frame: MemoryPieces, _ stack: Stack) {
         if segment.has(Flag.reset) {
             guard phase == .connecting || phase == .synSent || segment.sequence - expected >= 0 else { return }
             isAborted = true
@@ -287,7 +287,7 @@ final class TCPConnection: Endpoint {
         next = unacknowledged
         finSent = false
     }
-    private func accept(_ segment: TCPSegment, _ frame: FramePieces, _ stack: Stack) {
+    private func accept(_ segment: TCPSegment, _ frame: MemoryPieces, _ stack: Stack) {
         mustAcknowledge = true
         let skip = expected - segment.sequence
         // A gap, or nothing new: the acknowledgement says what is expected.
@@ -304,7 +304,7 @@ final class TCPConnection: Endpoint {
         }
     }
     /// Straight to the socket, the rest into the ring. Returns how much found a place; nil when the host's side is gone.
-    private func take(_ frame: FramePieces, _ offset: Int, _ count: Int, _ stack: Stack) -> Int? {
+    private func take(_ frame: MemoryPieces, _ offset: Int, _ count: Int, _ stack: Stack) -> Int? {
         var done = 0
         if incoming.count == 0, isWritable, phase == .open {
             let parts = frame.slice(from: offset, limit: count, to: stack.parts, capacity: Stack.partCapacity)
@@ -332,7 +332,7 @@ final class TCPConnection: Endpoint {
 
     // MARK: to the guest
 
-    override func produce(_ room: FramePieces, _ stack: Stack) -> Int? {
+    override func produce(_ room: MemoryPieces, _ stack: Stack) -> Int? {
         switch phase {
         case .connecting: return nil
         case .synReceived, .synSent:
@@ -353,7 +353,7 @@ final class TCPConnection: Endpoint {
         if isOver { finish(stack) }
         return size
     }
-    private func sendSynchronize(_ room: FramePieces, _ stack: Stack) -> Int? {
+    private func sendSynchronize(_ room: MemoryPieces, _ stack: Stack) -> Int? {
         let flags = phase == .synSent ? Flag.syn : Flag.syn | Flag.acknowledge
         let size = sendHeader(flags, room, stack)
         sent(1, stack)
@@ -365,7 +365,7 @@ final class TCPConnection: Endpoint {
         if next - highest > 0 { highest = next }
         if deadline == 0 { stack.setDeadline(self, stack.now() + timeout) }
     }
-    private func sendData(_ room: FramePieces, _ stack: Stack) -> Int? {
+    private func sendData(_ room: MemoryPieces, _ stack: Stack) -> Int? {
         guard !finSent else { return nil }
         let inFlight = next - unacknowledged
         let unsent = outgoing.count - inFlight
@@ -389,7 +389,7 @@ final class TCPConnection: Endpoint {
         return size
     }
     /// One packet of this connection, with `count` bytes of `outgoing` from `offset`.
-    private func sendHeader(_ flags: UInt8, _ room: FramePieces, _ stack: Stack, from offset: Int = 0, count: Int = 0) -> Int {
+    private func sendHeader(_ flags: UInt8, _ room: MemoryPieces, _ stack: Stack, from offset: Int = 0, count: Int = 0) -> Int {
         let parts = outgoing.pieces(from: offset, size: count, stack.parts)
         let window = self.window
         let start = stack.writeTCP(self, flags, window: window, stack.parts, parts, count)

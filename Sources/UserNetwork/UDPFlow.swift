@@ -1,6 +1,7 @@
 import CLinux
 import Glibc
 import HostNetwork
+import LinuxSystem
 
 /// One UDP port of the guest's: a socket of the host's that speaks with whomever the guest speaks with.
 final class UDPFlow: Endpoint {
@@ -21,7 +22,7 @@ final class UDPFlow: Endpoint {
     }
 
     /// - Parameter server: set when the packet was for the router's name server.
-    func send(_ packet: ParsedPacket, _ frame: FramePieces, to target: SocketAddress, server: IPAddress?, _ stack: Stack) {
+    func send(_ packet: ParsedPacket, _ frame: MemoryPieces, to target: SocketAddress, server: IPAddress?, _ stack: Stack) {
         if let server { self.server = server } else { asksOnly = false }
         stack.setDeadline(self, stack.now() + (asksOnly ? Self.lookupLifetime : Self.lifetime))
         let parts = frame.slice(from: packet.offset + 8, limit: packet.count - 8, to: stack.parts, capacity: Stack.partCapacity)
@@ -29,7 +30,7 @@ final class UDPFlow: Endpoint {
             stack.sendUnreachable(packet, port: false)
         }
     }
-    override func produce(_ room: FramePieces, _ stack: Stack) -> Int? {
+    override func produce(_ room: MemoryPieces, _ stack: Stack) -> Int? {
         while let (count, from) = HostSocket.receive(fd, stack.datagram + 8, 65507) {
             var source = stack.guestView(from)
             if let server, from.port == stack.options.nameServerPort, from.address == server {
@@ -51,7 +52,7 @@ final class UDPFlow: Endpoint {
 extension Stack {
     private static let mostFlows = 2048
 
-    func inputUDP(_ packet: ParsedPacket, _ frame: FramePieces) {
+    func inputUDP(_ packet: ParsedPacket, _ frame: MemoryPieces) {
         guard packet.headerCount >= 8, packet.count >= 8, Int(packet.header.big16(4)) <= packet.count else { return }
         let source = SocketAddress(packet.source, packet.header.big16(0))
         let target = SocketAddress(packet.target, packet.header.big16(2))
@@ -80,7 +81,7 @@ extension Stack {
         return flow
     }
     /// `count` bytes of payload lie in `datagram` behind room for the header.
-    func sendUDP(_ source: SocketAddress, _ target: SocketAddress, _ count: Int, _ room: FramePieces?) -> Int? {
+    func sendUDP(_ source: SocketAddress, _ target: SocketAddress, _ count: Int, _ room: MemoryPieces?) -> Int? {
         datagram.storeBig16(source.port, 0)
         datagram.storeBig16(target.port, 2)
         datagram.storeBig16(UInt16(truncatingIfNeeded: count + 8), 4)

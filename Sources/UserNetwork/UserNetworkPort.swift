@@ -51,7 +51,7 @@ package final class UserNetworkPort: NetworkBackend {
     package func remove(_ forward: ForwardedPort) { locked { $0.remove(forward) } }
 
     package func send(_ pieces: UnsafePointer<iovec>, _ count: Int, _ offload: FrameOffload) -> FrameResult {
-        let frame = FramePieces(pieces: pieces, count: count)
+        let frame = MemoryPieces(pieces: pieces, count: count)
         let size = frame.total
         let (target, mustWake) = locked { stack in (stack.input(frame, size), stack.takeWake()) }
         if mustWake { wake.signal() }
@@ -61,18 +61,18 @@ package final class UserNetworkPort: NetworkBackend {
     package func receive(
         _ pieces: UnsafeMutablePointer<iovec>, _ count: Int, _ accepted: AcceptedOffloads, _ offload: inout FrameOffload
     ) -> FrameResult {
-        let room = FramePieces(pieces: pieces, count: count)
+        let room = MemoryPieces(pieces: pieces, count: count)
         let (result, made) = locked { $0.output(room, accepted) }
         offload = made
         return result
     }
 
     /// To other guests of the network, as it would go over a wire.
-    private func pass(_ frame: FramePieces, _ offload: FrameOffload, to target: UInt64) {
+    private func pass(_ frame: MemoryPieces, _ offload: FrameOffload, to target: UInt64) {
         let neighbours = network.neighbours(of: self, for: target)
         guard !neighbours.isEmpty else { return }
         func deliver(_ pieces: UnsafePointer<iovec>, _ count: Int) -> FrameResult {
-            let frame = FramePieces(pieces: pieces, count: count)
+            let frame = MemoryPieces(pieces: pieces, count: count)
             let size = frame.total
             guard size <= 18 + 65535 else { return .lost }
             let bytes = [UInt8](unsafeUninitializedCapacity: size) { buffer, initialized in

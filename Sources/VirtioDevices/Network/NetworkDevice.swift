@@ -71,7 +71,13 @@ package final class NetworkDevice: VirtioDevice {
         Feature.mac | Feature.mtu | Feature.status | Feature.mergeableBuffers | Feature.offloads | Feature.control
     }
     package var queueSizes: [UInt16] { [UInt16(Self.queueSize), UInt16(Self.queueSize), 64] }
-    package func queueEvent(_ index: Int) -> EventFD? { [receiveEvent, sendEvent, controlEvent][min(max(index, 0), 2)] }
+    package func queueEvent(_ index: Int) -> EventFD? {
+        switch index {
+        case 0: receiveEvent
+        case 1: sendEvent
+        default: controlEvent
+        }
+    }
     package func configRead(_ offset: Int, size: Int) -> UInt64 {
         let status = state.withLock { ($0.backend != nil ? 1 : 0) | ($0.wantsAnnouncement ? 2 : 0) } as UInt8
         let mtu = maximumTransmissionUnit

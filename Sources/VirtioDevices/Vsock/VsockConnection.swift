@@ -107,25 +107,14 @@ final class VsockConnection {
         }
         guard done < count else { return .done }
         buffer.allocate(Int(room))
-        var skip = done
-        for piece in UnsafeBufferPointer(start: pieces.base, count: pieces.count) {
-            guard let base = piece.iov_base else { continue }
-            if skip >= piece.iov_len {
-                skip -= piece.iov_len
-                continue
-            }
-            append(base + skip, piece.iov_len - skip, parts)
-            skip = 0
-        }
+        append(MemoryPieces(pieces: pieces.base, count: pieces.count), from: done, parts)
         return flush(parts) ? .done : .gone
     }
     /// There is room: the credit was checked.
-    private func append(_ bytes: UnsafeRawPointer, _ count: Int, _ parts: UnsafeMutablePointer<iovec>) {
+    private func append(_ data: MemoryPieces, from offset: Int, _ parts: UnsafeMutablePointer<iovec>) {
         var done = 0
-        for index in 0..<buffer.freePieces(parts) where done < count {
-            let step = min(parts[index].iov_len, count - done)
-            if let base = parts[index].iov_base { memcpy(base, bytes + done, step) }
-            done += step
+        for index in 0..<buffer.freePieces(parts) {
+            if let base = parts[index].iov_base { done += data.copy(from: offset + done, limit: parts[index].iov_len, to: base) }
         }
         buffer.appended(done)
     }

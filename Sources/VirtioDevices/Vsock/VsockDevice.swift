@@ -1,4 +1,5 @@
 import Glibc
+import HostNetwork
 import LinuxSystem
 import Synchronization
 
@@ -48,7 +49,13 @@ package final class VsockDevice: VirtioDevice {
     package var pciClass: UInt32 { 0x028000 }
     package var features: UInt64 { 1 }  // streams
     package var queueSizes: [UInt16] { [Self.queueSize, Self.queueSize, 16] }
-    package func queueEvent(_ index: Int) -> EventFD? { [receiveEvent, sendEvent, eventEvent][min(max(index, 0), 2)] }
+    package func queueEvent(_ index: Int) -> EventFD? {
+        switch index {
+        case 0: receiveEvent
+        case 1: sendEvent
+        default: eventEvent
+        }
+    }
     package func configRead(_ offset: Int, size: Int) -> UInt64 { configField([3, 0, 0, 0, 0, 0, 0, 0], offset, size) }
 
     /// Runs `body` on the table, then tells whoever waits what came of it.

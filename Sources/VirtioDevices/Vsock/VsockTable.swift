@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import HostNetwork
 import LinuxSystem
 
 /// All streams of a device, and the epoll descriptor that watches their sockets. One thread at a time.
@@ -16,6 +17,8 @@ final class VsockTable {
     private var connections: [VsockKey: VsockConnection] = [:]
     /// These, and those whose guest has gone while the host has not read everything.
     private var byID: [UInt64: VsockConnection] = [:]
+    /// How many have a deadline.
+    private var waiting = 0
     private var nextID: UInt64 = 1
     private var nextPort: UInt32 = 1 << 30
     private var replies: [VsockPacket] = []
@@ -63,6 +66,7 @@ final class VsockTable {
         finish(connection, false)
     }
     private func finish(_ connection: VsockConnection, _ succeeded: Bool) {
+        if connection.deadline != 0 { waiting -= 1 }
         connection.deadline = 0
         guard let completion = connection.completion else { return }
         connection.completion = nil
@@ -107,11 +111,12 @@ final class VsockTable {
         let connection = insert(VsockKey(host: nextPort, guest: port), fd: fd, .requested)
         connection.completion = completion
         connection.deadline = now + Self.connectTimeout
+        waiting += 1
         reply(connection.packet(Operation.request))
         return nextPort
     }
     /// When the next connection has waited long enough; 0: none waits.
-    var deadline: UInt64 { byID.values.reduce(0) { $1.deadline != 0 && ($0 == 0 || $1.deadline < $0) ? $1.deadline : $0 } }
+    var deadline: UInt64 { waiting == 0 ? 0 : byID.values.reduce(0) { $1.deadline != 0 && ($0 == 0 || $1.deadline < $0) ? $1.deadline : $0 } }
     func expire(_ now: UInt64) {
         for connection in byID.values where connection.deadline != 0 && connection.deadline <= now { reset(connection) }
     }

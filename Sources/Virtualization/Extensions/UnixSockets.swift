@@ -1,4 +1,5 @@
 import Foundation
+import HostNetwork
 import VirtioDevices
 
 extension VZVirtioSocketDevice {
@@ -11,7 +12,8 @@ extension VZVirtioSocketDevice {
     ///
     /// - Throws: `POSIXError` such as `.EADDRINUSE` when somebody listens at the path.
     public func openDoor(at path: String, toPort port: UInt32) throws -> SocketDoor {
-        do { return SocketDoor(try VsockDoor(path: path, port: port, host: host)) } catch {
+        let host: VsockHost = host
+        do { return SocketDoor(try UnixDoor(path: path) { host.connect(port, socket: $0) }) } catch {
             throw POSIXError(POSIXErrorCode(rawValue: error.errno) ?? .EIO, userInfo: [NSFilePathErrorKey: path])
         }
     }
@@ -19,6 +21,6 @@ extension VZVirtioSocketDevice {
 
 /// Beyond Apple's API: a Unix socket that leads to a port of the guest, as long as this object lives. Any thread.
 public final class SocketDoor: Sendable {
-    private let door: VsockDoor
-    init(_ door: VsockDoor) { self.door = door }
+    private let door: UnixDoor
+    init(_ door: UnixDoor) { self.door = door }
 }

@@ -2,11 +2,11 @@ import CLinux
 import Glibc
 
 /// Stream sockets within the host. The device's ends never block.
-enum UnixSocket {
+package enum UnixSocket {
     private static let flags = Int32(SOCK_STREAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue)
 
     /// A pair: the device's end, and the application's, which blocks as sockets do.
-    static func pair() -> (device: Int32, application: Int32)? {
+    package static func pair() -> (device: Int32, application: Int32)? {
         var ends: [Int32] = [-1, -1]
         guard socketpair(AF_UNIX, flags, 0, &ends) == 0 else { return nil }
         _ = clinux_fcntl_setfl(ends[0], O_NONBLOCK)
@@ -26,7 +26,7 @@ enum UnixSocket {
     private static let addressSize = UInt32(MemoryLayout<sockaddr_un>.size)
 
     /// Connects to a listening socket at `path`; -1 when there is none.
-    static func connect(_ path: String) -> Int32 {
+    package static func connect(_ path: String) -> Int32 {
         guard var address = address(path) else { return -1 }
         let fd = socket(AF_UNIX, flags, 0)
         guard fd >= 0 else { return -1 }
@@ -35,7 +35,7 @@ enum UnixSocket {
         return fd
     }
     /// A listening socket at `path`, for this user alone; -1 and errno when that cannot be.
-    static func listen(_ path: String) -> Int32 {
+    package static func listen(_ path: String) -> Int32 {
         guard var address = address(path) else { return -1 }
         let probe = connect(path)
         if probe >= 0 {
