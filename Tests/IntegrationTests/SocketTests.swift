@@ -1,4 +1,5 @@
 import Foundation
+import HostNetwork
 import Testing
 import Virtualization
 
@@ -187,6 +188,54 @@ import Virtualization
         guest.send("end")
         #expect(guest.waitForStop())
         #expect(throws: POSIXError(.ECONNRESET)) { try connect(guest, 7000) }
+    }
+
+    private func blocking(_ fd: Int32) throws -> Int32 {
+        try #require(fd >= 0)
+        #expect(fcntl(fd, F_SETFL, 0) == 0)
+        return fd
+    }
+
+    /// Programs of the host reach the guest, and are reached by it, at Unix sockets.
+    @Test func unixSocketsLeadToTheGuestAndFromIt() throws {
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent("vz-doors-\(UUID().uuidString)")
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(at: folder) }
+        let (door, service) = (folder.path + "/door", folder.path + "/service")
+        let listening = try blocking(UnixSocket.listen(service))
+        defer { close(listening) }
+        let guest = try guest("peer serve vsock:4294967295:7000 & peer ask vsock:2:1002 40; echo SERVES; read line", [], Server())
+        defer { guest.finish() }
+        let device = try #require(guest.queue.sync { guest.machine.socketDevices.first as? VZVirtioSocketDevice })
+        var opened: SocketDoor? = try guest.queue.sync {
+            device.carryConnections(toPort: 1002, toSocketAt: service)
+            return try device.openDoor(at: door, toPort: 7000)
+        }
+        #expect(throws: (any Error).self) { _ = try guest.queue.sync { try device.openDoor(at: door, toPort: 7001) } }
+        Thread {
+            while true {
+                let fd = accept4(listening, .init(), nil, 0)
+                if fd < 0 { return }
+                Thread { Stream(fd).serve() }.start()
+            }
+        }.start()
+        try guest.start()
+        try #require(guest.waitFor("SERVES"))
+        #expect(guest.transcript.contains("peer ask ok"))
+        let count = 5_000_000
+        for _ in 0..<3 {
+            let stream = Stream(try blocking(UnixSocket.connect(door)))
+            stream.writeAll(Stream.request("R", count))
+            #expect(stream.take(count))
+            close(stream.fd)
+        }
+        withExtendedLifetime(opened) {}
+        opened = nil
+        #expect(access(door, F_OK) != 0)
+        #expect(UnixSocket.connect(door) == -1)
+        guest.send("end")
+        #expect(guest.waitForStop())
+        shutdown(listening, Int32(SHUT_RDWR))
     }
 
     @Test func listenersOutliveAReboot() throws {
