@@ -41,7 +41,7 @@ let package = Package(
                 "FileServer", "SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "HostNetwork", "Hypervisor", "GuestMemory",
                 "LinuxSystem",
             ]),
-        room("Virtualization", ["Monitor", "VirtioDevices", "FileServer", "DiskStorage", "HostNetwork", "UserNetwork", "Hypervisor"]),
+        room("Virtualization", ["Monitor", "VirtioDevices", "FileServer", "DiskStorage", "HostNetwork", "UserNetwork", "Hypervisor", "LinuxSystem"]),
         room("MachineLibrary", ["Virtualization"]),
         .executableTarget(
             name: "vz", dependencies: ["MachineLibrary", "Virtualization", .product(name: "ArgumentParser", package: "swift-argument-parser")],
@@ -56,6 +56,7 @@ let package = Package(
             swiftSettings: settings),
         .testTarget(
             name: "UserNetworkTests", dependencies: ["UserNetwork", "HostNetwork", "CLinux"], cSettings: linux, swiftSettings: settings),
+        .testTarget(name: "DiskStorageTests", dependencies: ["DiskStorage"], swiftSettings: settings),
         .testTarget(name: "FileServerTests", dependencies: ["FileServer"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "PlatformDevicesTests", dependencies: ["PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),

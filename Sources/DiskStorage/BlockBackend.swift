@@ -1,10 +1,22 @@
 import Glibc
 
-/// Where a disk's bytes come from. Called on queue workers, several at a time; returns 0 or an errno.
-package protocol BlockBackend: AnyObject, Sendable {
-    /// A multiple of 512.
+/// A disk's bytes: reached by calls that wait (`BlockBackend`) or through channels (`ChannelBackend`).
+package protocol BlockStorage: AnyObject, Sendable {
+    /// A multiple of the block size.
     var byteCount: UInt64 { get }
     var isReadOnly: Bool { get }
+    /// Smallest piece that can be read or written, in bytes: a power of two from 512 to 4096.
+    var blockSize: Int { get }
+    /// A machine with the disk is powered on: throws, in a sentence, what keeps it from being used. May wait.
+    func prepare() throws
+}
+extension BlockStorage {
+    package var blockSize: Int { 512 }
+    package func prepare() throws {}
+}
+
+/// A disk whose calls wait until they are done. Called on queue workers, several at a time; they return 0 or an errno.
+package protocol BlockBackend: BlockStorage {
     /// `vectors` may be changed by the call.
     func read(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32
     func write(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32

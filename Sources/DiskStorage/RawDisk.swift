@@ -15,7 +15,7 @@ package struct DiskError: Error, CustomStringConvertible, Equatable, Sendable {
     }
 }
 
-/// A raw image file as a disk. Any thread.
+/// A raw image file, or a block device of the host's, as a disk. Any thread.
 package final class RawDisk: BlockBackend {
     package enum Caching: Sendable { case cached, uncached }
     /// What a guest flush does.
@@ -23,6 +23,7 @@ package final class RawDisk: BlockBackend {
 
     package let byteCount: UInt64
     package let isReadOnly: Bool
+    package let blockSize: Int
     private let fileDescriptor: Int32
     /// The same file with O_DIRECT, for aligned requests in uncached mode; -1 without.
     private let directDescriptor: Int32
@@ -44,7 +45,31 @@ package final class RawDisk: BlockBackend {
             throw error
         }
         fileDescriptor = fd
+        blockSize = 512
         directDescriptor = caching == .uncached ? open(path, flags | O_DIRECT) : -1
+    }
+    /// A block device that is open as `descriptor`, which is duplicated.
+    package init(blockDevice descriptor: Int32, readOnly: Bool, synchronization: Synchronization = .full) throws(DiskError) {
+        isReadOnly = readOnly
+        self.synchronization = synchronization
+        var info = stat()
+        guard fstat(descriptor, &info) == 0 else { throw DiskError(.system, "the file handle is not open", errno: Glibc.errno) }
+        guard clinux_is_blk(info.st_mode) != 0 else { throw DiskError(.notADisk, "the file handle does not refer to a block device") }
+        let access = clinux_fcntl_getfl(descriptor) & O_ACCMODE
+        guard readOnly ? access != O_WRONLY : access == O_RDWR else {
+            throw DiskError(.notADisk, "the file handle of the block device is not open for \(readOnly ? "reading" : "reading and writing")")
+        }
+        var size: UInt64 = 0
+        guard clinux_ioctl_pointer(descriptor, 0x8008_1272, &size) == 0, size >= 512 else {  // BLKGETSIZE64
+            throw DiskError(.notADisk, "the block device has no size")
+        }
+        byteCount = size & ~511
+        fileDescriptor = fcntl(descriptor, F_DUPFD_CLOEXEC, 3)
+        guard fileDescriptor >= 0 else { throw DiskError(.system, "cannot duplicate the file handle", errno: Glibc.errno) }
+        directDescriptor = -1
+        var block: Int32 = 512
+        _ = clinux_ioctl_pointer(descriptor, 0x1268, &block)  // BLKSSZGET
+        blockSize = min(max(Int(block), 512), 4096)
     }
     private static func check(_ path: String, _ fd: Int32) throws(DiskError) -> UInt64 {
         var info = stat()
@@ -67,14 +92,14 @@ package final class RawDisk: BlockBackend {
         if clinux_lock(fileDescriptor, isReadOnly ? Int32(F_RDLCK) : Int32(F_WRLCK)) == 0 { return }
         let code = Glibc.errno
         guard code == EAGAIN || code == EACCES else { return }  // a file system without locks
-        throw DiskError(.inUse, "the disk image \(path) is in use by another virtual machine\(Self.holder(path))", errno: code)
+        throw DiskError(.inUse, "the disk image \(path) is in use by another virtual machine\(holder)", errno: code)
     }
     package func unlock() { _ = clinux_lock(fileDescriptor, Int32(F_UNLCK)) }
 
-    /// ", held by process 123 (vz)" when /proc tells.
-    private static func holder(_ path: String) -> String {
+    /// ", held by process 123" when /proc tells.
+    private var holder: String {
         var info = stat()
-        guard stat(path, &info) == 0, let directory = opendir("/proc") else { return "" }
+        guard fstat(fileDescriptor, &info) == 0, let directory = opendir("/proc") else { return "" }
         defer { closedir(directory) }
         while let entry = readdir(directory) {
             let name = withUnsafePointer(to: &entry.pointee.d_name) { $0.withMemoryRebound(to: CChar.self, capacity: 256) { String(cString: $0) } }

@@ -13,7 +13,7 @@ package enum FrameResult: Equatable, Sendable {
 }
 
 /// The host's side of a network device: Ethernet frames go in and come out.
-/// One thread sends and another receives at the same time.
+/// One thread sends and another receives at the same time, on each lane.
 package protocol NetworkBackend: AnyObject, Sendable {
     /// Largest frame without its Ethernet header, in bytes, that goes in one piece.
     var maximumTransmissionUnit: Int { get }
@@ -24,14 +24,22 @@ package protocol NetworkBackend: AnyObject, Sendable {
     func send(_ pieces: UnsafePointer<iovec>, _ count: Int, _ offload: FrameOffload) -> FrameResult
     /// - Parameter offload: what the frame still needs; nothing that is not in `accepted`.
     func receive(_ pieces: UnsafeMutablePointer<iovec>, _ count: Int, _ accepted: AcceptedOffloads, _ offload: inout FrameOffload) -> FrameResult
-    /// A device with this address (six bytes) uses the backend from now on.
-    func attached(_ address: [UInt8])
+    /// A device with this address (six bytes) and up to so many queue pairs uses the backend from now on.
+    func attached(_ address: [UInt8], queuePairs: Int)
+    /// Ways in and out that do not wait for each other, for one queue pair each; at least the backend itself.
+    var laneCount: Int { get }
+    func lane(_ index: Int) -> any NetworkBackend
+    /// The driver uses this many queue pairs: no frame is to come out of lanes beyond them.
+    func use(lanes: Int)
     /// The guest's driver has let go of the device: what it had going is over.
     func driverLeft()
 }
 extension NetworkBackend {
     package var handlesOffloads: Bool { false }
-    package func attached(_ address: [UInt8]) {}
+    package func attached(_ address: [UInt8], queuePairs: Int) {}
+    package var laneCount: Int { 1 }
+    package func lane(_ index: Int) -> any NetworkBackend { self }
+    package func use(lanes: Int) {}
     package func driverLeft() {}
 }
 

@@ -3,11 +3,11 @@ import Glibc
 import LinuxSystem
 import Synchronization
 
-/// A tap device of our own on a bridge of the host. Needs CAP_NET_ADMIN. The device goes with the object.
+/// A tap device of our own on a bridge of the host, with a queue for each of the guest's queue pairs. Needs CAP_NET_ADMIN. The
+/// device goes with the object.
 package final class TapDevice: NetworkBackend {
     private enum Call {
         static let setInterface: UInt = 0x4004_54CA  // TUNSETIFF
-        static let setOffload: UInt = 0x4004_54D0  // TUNSETOFFLOAD
         static let setHeaderSize: UInt = 0x4004_54D8  // TUNSETVNETHDRSZ
         static let addToBridge: UInt = 0x89A2  // SIOCBRADDIF
         static let getFlags: UInt = 0x8913
@@ -21,32 +21,14 @@ package final class TapDevice: NetworkBackend {
             withUnsafeMutableBytes(of: &self.name) { $0.copyBytes(from: name.utf8.prefix(15)) }
         }
     }
-    package let descriptor: Int32
+    package var descriptor: Int32 { first.descriptor }
     package let maximumTransmissionUnit: Int
     package let handlesOffloads = true
     private let bridge: String
-    /// What the kernel was told that the guest takes; one thread receives.
-    private let accepted = Atomic<UInt8>(0xFF)
-    /// Only used by the sending thread, and by the receiving thread.
-    private nonisolated(unsafe) let sending = Parts()
-    private nonisolated(unsafe) let receiving = Parts()
-
-    private final class Parts {
-        static let capacity = 1024
-        let parts = UnsafeMutablePointer<iovec>.allocate(capacity: capacity)
-        let header = UnsafeMutableRawPointer.allocate(byteCount: PacketHeader.size, alignment: 8)
-        deinit {
-            parts.deallocate()
-            header.deallocate()
-        }
-        /// The header's piece, and behind it as many of these as fit.
-        func fill(_ pieces: UnsafePointer<iovec>, _ count: Int) -> Int {
-            parts[0] = iovec(iov_base: header, iov_len: PacketHeader.size)
-            let count = min(count, Self.capacity - 1)
-            (parts + 1).update(from: pieces, count: count)
-            return count + 1
-        }
-    }
+    private let name: String
+    private let first: TapQueue
+    /// Grows in `attached`, which comes before any thread uses the backend.
+    private nonisolated(unsafe) var queues: [TapQueue]
 
     /// Bridges of the host.
     package static var bridges: [String] {
@@ -65,23 +47,40 @@ package final class TapDevice: NetworkBackend {
     package init(bridge: String) throws {
         guard Self.isBridge(bridge) else { throw NetworkError("\(bridge) is no bridge of this host") }
         self.bridge = bridge
-        let fd = clinux_open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK, 0)
-        guard fd >= 0 else { throw Self.problem("cannot open /dev/net/tun", bridge) }
-        var request = InterfaceRequest("vz%d")
-        request.value.0 = 0x5002  // IFF_TAP, IFF_NO_PI, IFF_VNET_HDR
-        var size = Int32(PacketHeader.size)
-        guard clinux_ioctl_pointer(fd, Call.setInterface, &request) == 0, clinux_ioctl_pointer(fd, Call.setHeaderSize, &size) == 0 else {
-            defer { close(fd) }
-            throw Self.problem("cannot make a tap device", bridge)
-        }
-        do { try Self.join(withUnsafeBytes(of: request.name) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) }, bridge) } catch {
-            close(fd)
-            throw error
-        }
-        descriptor = fd
+        let (queue, name) = try Self.makeQueue("vz%d", bridge)
+        self.name = name
+        try Self.join(name, bridge)
+        queues = [queue]
+        first = queue
         maximumTransmissionUnit = Self.maximumTransmissionUnit(bridge)
     }
-    deinit { close(descriptor) }
+    /// A queue of the tap device `name`, or of a new one, and the device's name.
+    private static func makeQueue(_ name: String, _ bridge: String) throws -> (TapQueue, String) {
+        let fd = clinux_open("/dev/net/tun", O_RDWR | O_CLOEXEC | O_NONBLOCK, 0)
+        guard fd >= 0 else { throw Self.problem("cannot open /dev/net/tun", bridge) }
+        let queue = TapQueue(fd, bridge: bridge)
+        var request = InterfaceRequest(name)
+        request.value.0 = 0x5102  // IFF_TAP, IFF_NO_PI, IFF_VNET_HDR, IFF_MULTI_QUEUE
+        var size = Int32(PacketHeader.size)
+        guard clinux_ioctl_pointer(fd, Call.setInterface, &request) == 0, clinux_ioctl_pointer(fd, Call.setHeaderSize, &size) == 0 else {
+            throw Self.problem("cannot make a tap device", bridge)
+        }
+        return (queue, withUnsafeBytes(of: request.name) { String(decoding: $0.prefix { $0 != 0 }, as: UTF8.self) })
+    }
+
+    package func attached(_ address: [UInt8], queuePairs: Int) {
+        // A host that grants no more queues has fewer lanes.
+        while queues.count < queuePairs, let (queue, _) = try? Self.makeQueue(name, bridge) {
+            queue.setAttached(false)
+            queues.append(queue)
+        }
+    }
+    package var laneCount: Int { queues.count }
+    package func lane(_ index: Int) -> any NetworkBackend { queues.indices.contains(index) ? queues[index] : first }
+    package func use(lanes: Int) {
+        for (index, queue) in queues.enumerated() where index > 0 { queue.setAttached(index < lanes) }
+    }
+    package func driverLeft() { use(lanes: 1) }
 
     private static func join(_ name: String, _ bridge: String) throws {
         let control = socket(AF_INET, Int32(SOCK_DGRAM.rawValue) | Int32(SOCK_CLOEXEC.rawValue), 0)
@@ -110,29 +109,8 @@ package final class TapDevice: NetworkBackend {
         return min(max(atol(bytes), 68), 65535)
     }
 
-    package func send(_ pieces: UnsafePointer<iovec>, _ count: Int, _ offload: FrameOffload) -> FrameResult {
-        PacketHeader.write(offload, buffers: 0, to: sending.header)
-        return result(writev(descriptor, sending.parts, Int32(sending.fill(pieces, count))))
-    }
+    package func send(_ pieces: UnsafePointer<iovec>, _ count: Int, _ offload: FrameOffload) -> FrameResult { first.send(pieces, count, offload) }
     package func receive(
         _ pieces: UnsafeMutablePointer<iovec>, _ count: Int, _ accepted: AcceptedOffloads, _ offload: inout FrameOffload
-    ) -> FrameResult {
-        // TUN_F_CSUM, TUN_F_TSO4, TUN_F_TSO6 are our own bits.
-        if self.accepted.exchange(accepted.rawValue, ordering: .relaxed) != accepted.rawValue {
-            _ = clinux_ioctl(descriptor, Call.setOffload, UInt(accepted.rawValue))
-        }
-        let result = result(readv(descriptor, receiving.parts, Int32(receiving.fill(pieces, count))))
-        guard case .done(let size) = result else { return result }
-        guard let made = PacketHeader.read(receiving.header, frame: size) else { return .lost }
-        offload = made
-        return result
-    }
-    private func result(_ count: Int) -> FrameResult {
-        if count >= 0 { return .done(max(0, count - PacketHeader.size)) }
-        switch errno {
-        case EAGAIN, EINTR: return .wouldBlock
-        case ENOBUFS, ENOMEM, EINVAL, EIO, EMSGSIZE: return .lost
-        case let code: return .failed("the bridge \(bridge): \(String(cString: strerror(code)).lowercased())")
-        }
-    }
+    ) -> FrameResult { first.receive(pieces, count, accepted, &offload) }
 }

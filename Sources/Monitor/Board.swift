@@ -51,7 +51,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         _ networkFailed: @escaping @Sendable (Int, any NetworkBackend, String) -> Void
     ) throws {
         for disk in description.disks {
-            try add(BlockDevice(backend: disk.backend, identifier: disk.identifier, queueCount: min(description.cpuCount, 4)))
+            try add(BlockDevice(storage: disk.storage, identifier: disk.identifier, queueCount: min(description.cpuCount, 4)))
         }
         for (index, console) in description.consoles.enumerated() {
             let device = ConsoleDevice(ports: console.ports, maximumPorts: console.maximumPorts, multiPort: console.isMultiPort, loop: loop) {
@@ -61,7 +61,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
             try add(device)
         }
         for (index, network) in description.networks.enumerated() {
-            let device = try NetworkDevice(address: network.address, backend: network.backend) { networkFailed(index, $0, $1) }
+            let device = try NetworkDevice(address: network.address, backend: network.backend, pairs: min(description.cpuCount, 4)) { networkFailed(index, $0, $1) }
             networks.append(device)
             try add(device)
         }

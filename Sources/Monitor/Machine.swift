@@ -119,6 +119,11 @@ package final class Machine: Sendable {
         }
         board?.balloon.setTarget(pages: pages)
     }
+    /// What the guest says of its memory; see `BalloonDevice.readStatistics`.
+    package func readMemoryStatistics(_ done: @escaping @Sendable (GuestMemoryStatistics?) -> Void) {
+        guard let board = shared.withLock({ $0.board }) else { return done(nil) }
+        board.balloon.readStatistics(done)
+    }
     package func connectNetwork(_ network: Int, _ backend: (any NetworkBackend)?) {
         let board = shared.withLock { shared in
             if network < shared.description.networks.count { shared.description.networks[network].backend = backend }
@@ -157,6 +162,7 @@ package final class Machine: Sendable {
         var started = false
         var ending = Ending.reset
         do {
+            for disk in shared.withLock({ $0.description.disks }) { try disk.storage.prepare() }
             while case .reset = ending {
                 let loop = try EventLoop(name: "vz-events")
                 defer { loop.stop() }

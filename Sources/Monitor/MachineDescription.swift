@@ -7,10 +7,10 @@ import VirtioDevices
 /// What a machine is made of: everything `Machine` needs, and nothing of Apple's types.
 package struct MachineDescription: Sendable {
     package struct Disk: Sendable {
-        package var backend: any BlockBackend
+        package var storage: any BlockStorage
         package var identifier: String
-        package init(backend: any BlockBackend, identifier: String) {
-            self.backend = backend
+        package init(storage: any BlockStorage, identifier: String) {
+            self.storage = storage
             self.identifier = identifier
         }
     }

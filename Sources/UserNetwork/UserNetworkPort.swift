@@ -39,7 +39,7 @@ package final class UserNetworkPort: NetworkBackend {
     /// The address that the guest is given.
     package var guestAddress: IPAddress { IPAddress(192, 168, 64, number) }
 
-    package func attached(_ address: [UInt8]) {
+    package func attached(_ address: [UInt8], queuePairs: Int) {
         let value = address.prefix(6).reduce(0 as UInt64) { $0 << 8 | UInt64($1) }
         self.address.store(value, ordering: .relaxed)
         locked { $0.hardware = value }

@@ -24,9 +24,13 @@ struct Run: ParsableCommand {
     @Option(help: ArgumentHelp("A Linux kernel (bzImage or ELF).", valueName: "file")) var kernel: String?
     @Option(help: ArgumentHelp("An initial RAM disk for the kernel.", valueName: "file")) var initrd: String?
     @Option(help: ArgumentHelp("Kernel arguments; with an image, added to its own.", valueName: "text")) var cmdline: String?
-    @Option(help: ArgumentHelp("A raw disk image; :ro for read-only. May be repeated.", valueName: "file[:ro]")) var disk: [String] = []
+    @Option(
+        help: ArgumentHelp(
+            "A raw disk image, a block device, or an NBD server's export (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH). ro: read-only; sync=none: the guest's flushes are ignored; cache=uncached: around the host's cache. May be repeated.",
+            valueName: "disk[,ro][,sync=full|none][,cache=cached|uncached]")) var disk: [DiskOption] = []
     @Option(help: "Number of processors.") var cpus: Int = 1
     @Option(help: "Memory, such as 512MiB or 2GiB.") var memory: MemorySize = MemorySize(bytes: 1 << 30)
+    @Option(help: ArgumentHelp("Memory that the guest keeps when the host is short of it; without this it keeps all.", valueName: "size")) var memoryMin: MemorySize?
     @Option(help: "auto, kvm or software.") var engine: String = "auto"
     @Option(help: ArgumentHelp("Instructions that the guest is shown: host, x86-64-v1, x86-64-v2 or x86-64-v3.", valueName: "level")) var cpu: String = "host"
     @Option(help: ArgumentHelp("The guest's network: nat (behind the host, no privileges needed), bridged=BRIDGE or none.", valueName: "kind")) var net: String = "nat"

@@ -25,6 +25,9 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             try configuration.validate()
             machine = VZVirtualMachine(configuration: configuration)
             machine.delegate = self
+            #if os(Linux)
+                (machine.memoryBalloonDevices.first as? VZVirtioTraditionalMemoryBalloonDevice)?.automaticMinimumMemorySize = options.memoryMin?.bytes
+            #endif
             try openSockets()
         } catch {
             removeScratch()
@@ -47,17 +50,14 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         configuration.cpuCount = options.cpus
         configuration.memorySize = options.memory.bytes
         configuration.entropyDevices = [VZVirtioEntropyDeviceConfiguration()]
+        if options.memoryMin != nil { configuration.memoryBalloonDevices = [VZVirtioTraditionalMemoryBalloonDeviceConfiguration()] }
         #if os(Linux)
             configuration.engine = MachineEngine(rawValue: options.engine) ?? .automatic
             configuration.processorLevel = ProcessorLevel(rawValue: options.cpu) ?? .host
             if ProcessInfo.processInfo.environment["VZ_SERIAL"] == "stderr" { configuration.legacySerialOutput = .standardError }
         #endif
         if let name = options.image { try addImage(name, to: configuration) } else { try addKernel(to: configuration) }
-        for text in options.disk {
-            let readOnly = text.hasSuffix(":ro")
-            let path = readOnly ? String(text.dropLast(3)) : text
-            configuration.storageDevices.append(try Self.blockDevice(URL(fileURLWithPath: path), readOnly: readOnly))
-        }
+        for disk in options.disk { configuration.storageDevices.append(VZVirtioBlockDeviceConfiguration(attachment: try disk.attachment())) }
         if options.net != "none" { configuration.networkDevices = [try makeNetwork()] }
         for (index, mount) in options.mount.enumerated() {
             let device = VZVirtioFileSystemDeviceConfiguration(tag: "share\(index)")

@@ -71,4 +71,49 @@ import Virtualization
         #expect(try balloon { $0.targetVirtualMachineMemorySize } == 512 << 20)
         #expect(eventually(90) { free() > before - 32 })
     }
+
+    @Test func guestTellsOfItsMemoryAndGivesWhenTheHostIsShort() throws {
+        let guest = try TestGuest("echo UP; read line", memory: 1 << 30) {
+            $0.configuration.memoryBalloonDevices = [VZVirtioTraditionalMemoryBalloonDeviceConfiguration()]
+        }
+        defer { guest.finish() }
+        nonisolated(unsafe) let balloon = try #require(guest.queue.sync { guest.machine.memoryBalloonDevices.first as? VZVirtioTraditionalMemoryBalloonDevice })
+        func use() -> GuestMemoryUse? {
+            let done = DispatchSemaphore(value: 0)
+            nonisolated(unsafe) var result: GuestMemoryUse?
+            guest.queue.async {
+                balloon.readMemoryUse {
+                    result = $0
+                    done.signal()
+                }
+            }
+            return done.wait(timeout: .now() + 30) == .success ? result : nil
+        }
+        #expect(use() == nil)
+        try guest.start()
+        try #require(guest.waitFor("UP"))
+        let before = try #require(use())
+        let (total, available) = (try #require(before.total), try #require(before.available))
+        #expect((900 << 20...1 << 30).contains(total))
+        #expect(available > 800 << 20 && available <= total)
+        #expect(try #require(before.free) <= total)
+        // The host is short of memory: half of what can be spared, then half of the rest, but never below the minimum.
+        guest.queue.sync {
+            balloon.automaticMinimumMemorySize = 400 << 20
+            #expect(balloon.automaticMinimumMemorySize == 400 << 20)
+            balloon.hostChanged(.short)
+        }
+        #expect(eventually(60) { use()?.available.map { $0 < available - (300 << 20) } == true })
+        for _ in 0..<5 { guest.queue.sync { balloon.hostChanged(.short) } }
+        usleep(1_000_000)
+        #expect(eventually(60) { use()?.available.map { $0 < available - (400 << 20) } == true })
+        #expect(try #require(use()?.available) > available - (625 << 20))
+        #expect(guest.queue.sync { balloon.targetVirtualMachineMemorySize } == 1 << 30)
+        // Calm: it comes back.
+        guest.queue.sync { for _ in 0..<8 { balloon.hostChanged(.calm) } }
+        #expect(eventually(60) { use()?.available.map { $0 > available - (64 << 20) } == true })
+        guest.send("end")
+        #expect(guest.waitForStop())
+        #expect(use() == nil)
+    }
 }

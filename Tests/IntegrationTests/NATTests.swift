@@ -67,6 +67,22 @@ import Virtualization
         for line in ["send ok", "receive ok", "echo ok", "send ok6", "receive ok6", "echo ok6"] { #expect(text.contains("peer " + line), "\(text)") }
     }
 
+    @Test func severalProcessorsHaveQueuesOfTheirOwn() throws {
+        let server = try HostPeer(serving: "127.0.0.1")
+        let guest = try TestGuest(
+            Self.configure + """
+                ls /sys/class/net/eth0/queues | tr '\\n' ' '; p=192.168.64.1:\(server.port)
+                for i in 1 2 3 4 5 6; do peer send $p 10000000 & peer receive $p 10000000 & done; wait; echo ALL
+                """, cpus: 3
+        ) { $0.configuration.networkDevices = [try card()] }
+        defer { guest.finish() }
+        try guest.start()
+        #expect(guest.waitForStop(seconds: 240))
+        #expect(guest.transcript.contains("rx-0 rx-1 rx-2 tx-0 tx-1 tx-2"))
+        #expect(guest.transcript.components(separatedBy: "peer send ok").count == 7, "\(guest.transcript)")
+        #expect(guest.transcript.components(separatedBy: "peer receive ok").count == 7)
+    }
+
     @Test func guestWithoutOffloadsIsServedToo() throws {
         let server = try HostPeer(serving: "127.0.0.1")
         let text = try run(

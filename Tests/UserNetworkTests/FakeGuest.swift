@@ -12,7 +12,7 @@ final class FakeGuest {
 
     init(_ options: UserNetwork.Options = UserNetwork.Options()) throws {
         port = try UserNetwork(options).makePort()
-        port.attached(Self.hardware)
+        port.attached(Self.hardware, queuePairs: 1)
     }
     func send(_ frame: [UInt8]) {
         var frame = frame

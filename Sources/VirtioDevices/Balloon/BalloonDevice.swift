@@ -3,7 +3,7 @@ import GuestMemory
 import LinuxSystem
 import Synchronization
 
-/// A memory balloon with free-page reporting. VIRTIO 1.2 § 5.5. What the guest gives goes back to the host at once: its pages
+/// A memory balloon with statistics and free-page reporting. VIRTIO 1.2 § 5.5. What the guest gives goes back to the host at once: its pages
 /// are punched out of the memory file, and read as zeroes when the guest takes them again.
 ///
 /// Reported pages come by and by, as Linux sees fit (about a quarter of a GiB every two seconds). Free page hinting would name
@@ -11,6 +11,7 @@ import Synchronization
 /// device, which must therefore not empty them.
 package final class BalloonDevice: VirtioDevice {
     private enum Feature {
+        static let statistics: UInt64 = 1 << 1
         static let deflateOnOOM: UInt64 = 1 << 2
         static let reporting: UInt64 = 1 << 5
     }
@@ -18,10 +19,17 @@ package final class BalloonDevice: VirtioDevice {
     private static let queueSize: UInt16 = 128
     /// Page numbers that one chain may hold; Linux sends 256.
     private static let maximumPages = 4096
+    /// Entries of a buffer of statistics that are looked at; the specification names ten.
+    private static let maximumStatistics = 32
+    /// What a queue carries. Linux numbers only the queues whose features were negotiated.
+    private enum Role { case inflate, deflate, statistics, report }
 
     private struct State {
         var target: UInt32 = 0
         var actual: UInt32 = 0
+        var statistics: GuestMemoryStatistics?
+        /// Those who wait for fresh statistics.
+        var waiting: [@Sendable (GuestMemoryStatistics?) -> Void] = []
         var activation: VirtioActivation?
         var thread: HostThread?
     }
@@ -37,9 +45,8 @@ package final class BalloonDevice: VirtioDevice {
 
     package var deviceType: UInt16 { 5 }
     package var pciClass: UInt32 { 0x00FF00 }
-    package var features: UInt64 { Feature.deflateOnOOM | Feature.reporting }
-    /// Inflate, deflate, and the reporting queue: Linux numbers only the queues whose features were negotiated.
-    package var queueSizes: [UInt16] { [Self.queueSize, Self.queueSize, Self.queueSize] }
+    package var features: UInt64 { Feature.statistics | Feature.deflateOnOOM | Feature.reporting }
+    package var queueSizes: [UInt16] { [Self.queueSize, Self.queueSize, Self.queueSize, Self.queueSize] }
     package func queueEvent(_ index: Int) -> EventFD? { event }
     package func configRead(_ offset: Int, size: Int) -> UInt64 {
         let (target, actual) = state.withLock { ($0.target, $0.actual) }
@@ -62,6 +69,19 @@ package final class BalloonDevice: VirtioDevice {
     /// How many it says it gave.
     package var actualPages: UInt32 { state.withLock { $0.actual } }
 
+    /// What the guest says of its memory, asked anew; nil when no driver that tells is there. `done` comes on a thread of the
+    /// device's, or at once; a guest that never answers is never heard.
+    package func readStatistics(_ done: @escaping @Sendable (GuestMemoryStatistics?) -> Void) {
+        let asks = state.withLock { state in
+            guard let activation = state.activation, state.thread != nil, activation.features & Feature.statistics != 0 else { return false }
+            // A guest that does not answer makes nobody hold more than this.
+            guard state.waiting.count < 64 else { return false }
+            state.waiting.append(done)
+            return true
+        }
+        if asks { event.signal() } else { done(nil) }
+    }
+
     package func activate(_ activation: VirtioActivation) {
         stopping.store(false, ordering: .releasing)
         let made = try? HostThread(name: "vz-balloon") { [unowned self] in serve(activation) }
@@ -74,32 +94,43 @@ package final class BalloonDevice: VirtioDevice {
     package func reset() {
         stopping.store(true, ordering: .releasing)
         event.signal()
-        let thread = state.withLock { state in
-            defer { (state.thread, state.activation, state.actual) = (nil, nil, 0) }
-            return state.thread
+        let old = state.withLock { state in
+            defer { state = State(target: state.target) }
+            return state
         }
-        thread?.join()
+        old.thread?.join()
+        for done in old.waiting { done(nil) }
     }
 
     // MARK: worker
 
+    private static func roles(_ features: UInt64) -> [Role] {
+        var roles: [Role] = [.inflate, .deflate]
+        if features & Feature.statistics != 0 { roles.append(.statistics) }
+        if features & Feature.reporting != 0 { roles.append(.report) }
+        return roles
+    }
     private func serve(_ activation: VirtioActivation) {
         let chain = DescriptorChain(capacity: Int(Self.queueSize))
+        let report = StatisticsBuffer()
         var pages: [UInt32] = []
         pages.reserveCapacity(Self.maximumPages)
-        let queues = activation.queues
+        let queues = zip(Self.roles(activation.features), activation.queues).compactMap { role, queue in queue.map { (role, $0) } }
         while !stopping.load(ordering: .acquiring) {
             do throws(QueueError) {
                 var more = false
-                for (index, queue) in queues.enumerated() {
-                    guard let queue else { continue }
-                    while !stopping.load(ordering: .acquiring), try queue.pop(chain) {
-                        switch index {
-                        case 0: inflate(chain, &pages)
-                        case 2: report(chain)
-                        default: break  // pages that are taken back come by themselves
+                for (role, queue) in queues {
+                    if role == .statistics {
+                        try serveStatistics(queue, report)
+                    } else {
+                        while !stopping.load(ordering: .acquiring), try queue.pop(chain) {
+                            switch role {
+                            case .inflate: inflate(chain, &pages)
+                            case .report: self.report(chain)
+                            default: break  // pages that are taken back come by themselves
+                            }
+                            queue.complete(chain, written: 0)
                         }
-                        queue.complete(chain, written: 0)
                     }
                     queue.notify()
                     if queue.enableNotifications() { more = true }
@@ -110,6 +141,40 @@ package final class BalloonDevice: VirtioDevice {
                 return
             }
         }
+    }
+
+    /// The driver's one buffer of statistics, which the device keeps until it wants them afresh. § 5.5.6.3.
+    private final class StatisticsBuffer {
+        let chain = DescriptorChain(capacity: 4)
+        var isHeld = false
+        /// Whether it was given back for fresh numbers.
+        var isAsked = false
+    }
+    private func serveStatistics(_ queue: Virtqueue, _ buffer: StatisticsBuffer) throws(QueueError) {
+        while !buffer.isHeld, !stopping.load(ordering: .acquiring), try queue.pop(buffer.chain) {
+            buffer.isHeld = true
+            let statistics = Self.statistics(buffer.chain)
+            let waiting = state.withLock { state in
+                state.statistics = statistics
+                // The numbers that a driver gives with its first buffer are fresh, too.
+                defer { state.waiting = [] }
+                return state.waiting
+            }
+            buffer.isAsked = false
+            for done in waiting { done(statistics) }
+        }
+        guard buffer.isHeld, !buffer.isAsked, state.withLock({ !$0.waiting.isEmpty }) else { return }
+        (buffer.isHeld, buffer.isAsked) = (false, true)
+        queue.complete(buffer.chain, written: 0)
+    }
+    /// Pairs of a tag (16 bits) and a value (64 bits), packed.
+    private static func statistics(_ chain: DescriptorChain) -> GuestMemoryStatistics {
+        var statistics = GuestMemoryStatistics()
+        for index in 0..<min(chain.readableCount / 10, maximumStatistics) {
+            guard let tag: UInt16 = chain.load(at: index * 10), let value: UInt64 = chain.load(at: index * 10 + 2) else { break }
+            statistics.values[tag] = value
+        }
+        return statistics
     }
     /// Page numbers, 32 bits each, in the order in which the guest's allocator gave them: mostly runs, often downward.
     private func inflate(_ chain: DescriptorChain, _ pages: inout [UInt32]) {

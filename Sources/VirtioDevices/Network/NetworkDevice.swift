@@ -3,7 +3,7 @@ import HostNetwork
 import LinuxSystem
 import Synchronization
 
-/// An Ethernet card. VIRTIO 1.2 § 5.1. One thread sends, another receives.
+/// An Ethernet card. VIRTIO 1.2 § 5.1. For each queue pair, one thread sends and another receives.
 package final class NetworkDevice: VirtioDevice {
     enum Feature {
         static let checksum: UInt64 = 1 << 0
@@ -19,6 +19,7 @@ package final class NetworkDevice: VirtioDevice {
         static let controlQueue: UInt64 = 1 << 17
         static let receiveModes: UInt64 = 1 << 18
         static let announce: UInt64 = 1 << 21
+        static let multiQueue: UInt64 = 1 << 22
         static let setAddress: UInt64 = 1 << 23
 
         static let offloads = checksum | guestChecksum | guestTSO4 | guestTSO6 | hostTSO4 | hostTSO6
@@ -33,17 +34,21 @@ package final class NetworkDevice: VirtioDevice {
     private struct State {
         var backend: (any NetworkBackend)?
         var activation: VirtioActivation?
-        var sender: QueueWorker?
-        var receiver: NetworkReceiver?
+        var senders: [QueueWorker] = []
+        var receivers: [NetworkReceiver] = []
         var control: QueueWorker?
+        /// Queue pairs that the driver uses.
+        var activePairs = 1
         /// The driver is to tell its neighbours where it is. § 5.1.6.5.4.
         var wantsAnnouncement = false
     }
     private let address: [UInt8]
     private let state: Mutex<State>
-    private let sendEvent: EventFD
-    private let receiveEvent: EventFD
-    private let controlEvent: EventFD
+    /// By queue.
+    private let queueEvents: [EventFD]
+    private let pairs: Int
+    /// Where several queue pairs share a lane, one sends at a time.
+    private let sending = Mutex(())
     private let stopping = Atomic<Bool>(false)
     private let maximumTransmissionUnit: UInt16
     /// A backend failed, with the reason; the cable is out.
@@ -52,47 +57,45 @@ package final class NetworkDevice: VirtioDevice {
     /// - Parameters:
     ///   - address: six bytes.
     ///   - backend: nil for a card whose cable is out.
+    ///   - pairs: queue pairs that a driver may use.
     package init(
-        address: [UInt8], backend: (any NetworkBackend)?, failed: @escaping @Sendable (any NetworkBackend, String) -> Void = { _, _ in }
+        address: [UInt8], backend: (any NetworkBackend)?, pairs: Int = 1, failed: @escaping @Sendable (any NetworkBackend, String) -> Void = { _, _ in }
     ) throws(SystemError) {
         self.address = address
         self.failed = failed
         maximumTransmissionUnit = UInt16(clamping: backend?.maximumTransmissionUnit ?? 1500)
         state = Mutex(State(backend: backend))
-        sendEvent = try EventFD()
-        receiveEvent = try EventFD()
-        controlEvent = try EventFD()
-        backend?.attached(address)
+        self.pairs = pairs
+        var events: [EventFD] = []
+        for _ in 0...2 * pairs { events.append(try EventFD()) }
+        queueEvents = events
+        backend?.attached(address, queuePairs: pairs)
     }
 
     package var deviceType: UInt16 { 1 }
     package var pciClass: UInt32 { 0x020000 }
     package var features: UInt64 {
-        Feature.mac | Feature.mtu | Feature.status | Feature.mergeableBuffers | Feature.offloads | Feature.control
+        Feature.mac | Feature.mtu | Feature.status | Feature.mergeableBuffers | Feature.offloads | Feature.control | (pairs > 1 ? Feature.multiQueue : 0)
     }
-    package var queueSizes: [UInt16] { [UInt16(Self.queueSize), UInt16(Self.queueSize), 64] }
-    package func queueEvent(_ index: Int) -> EventFD? {
-        switch index {
-        case 0: receiveEvent
-        case 1: sendEvent
-        default: controlEvent
-        }
-    }
+    /// Receive and send queues by turns, and the control queue; third of all where the driver knows one pair only (§ 5.1.2).
+    package var queueSizes: [UInt16] { [UInt16](repeating: UInt16(Self.queueSize), count: 2 * pairs) + [64] }
+    package func queueEvent(_ index: Int) -> EventFD? { queueEvents[index] }
     package func configRead(_ offset: Int, size: Int) -> UInt64 {
         let status = state.withLock { ($0.backend != nil ? 1 : 0) | ($0.wantsAnnouncement ? 2 : 0) } as UInt8
         let mtu = maximumTransmissionUnit
-        return configField(address + [status, 0, 1, 0, UInt8(mtu & 0xFF), UInt8(mtu >> 8)], offset, size)
+        return configField(address + [status, 0, UInt8(pairs), 0, UInt8(mtu & 0xFF), UInt8(mtu >> 8)], offset, size)
     }
 
     /// Another cable, or none: the guest sees the link go down and up.
     package func connect(_ backend: (any NetworkBackend)?) {
-        backend?.attached(address)
-        let (activation, receiver) = state.withLock { state in
+        backend?.attached(address, queuePairs: pairs)
+        let (activation, receivers) = state.withLock { state in
             state.backend = backend
+            backend?.use(lanes: state.activePairs)
             state.wantsAnnouncement = backend != nil && (state.activation?.features ?? 0) & Feature.announce != 0
-            return (state.activation, state.receiver)
+            return (state.activation, state.receivers)
         }
-        receiver?.wake()
+        for receiver in receivers { receiver.wake() }
         activation?.configurationChanged()
     }
     private func lose(_ backend: any NetworkBackend, _ reason: String) {
@@ -109,20 +112,34 @@ package final class NetworkDevice: VirtioDevice {
     package func activate(_ activation: VirtioActivation) {
         stopping.store(false, ordering: .releasing)
         state.withLock { $0.activation = activation }
-        guard let receive = activation.queues[0], let send = activation.queues[1] else { return }
+        let isMultiQueue = activation.features & Feature.multiQueue != 0
+        let pairs = isMultiQueue ? pairs : 1
         do throws(SystemError) {
-            let sender = try makeSender(send, activation)
-            state.withLock { $0.sender = sender }
-            let receiver = try NetworkReceiver(
-                queue: receive, event: receiveEvent, mergeable: activation.features & Feature.mergeableBuffers != 0,
-                accepted: Self.accepted(activation.features), backend: { [weak self] in self?.state.withLock { $0.backend } }, lost: { [weak self] in self?.lose($0, $1) },
-                needsReset: activation.needsReset)
-            state.withLock { $0.receiver = receiver }
-            if let control = activation.queues[2] {
-                let worker = try makeController(control, activation)
+            for pair in 0..<pairs { try startPair(pair, activation) }
+            if let control = activation.queues[2 * pairs] {
+                let worker = try makeController(control, queueEvents[2 * pairs], activation, pairs)
                 state.withLock { $0.control = worker }
             }
         } catch { activation.needsReset() }
+    }
+    /// A driver need not set up pairs that it does not use.
+    private func startPair(_ pair: Int, _ activation: VirtioActivation) throws(SystemError) {
+        guard let receive = activation.queues[2 * pair], let send = activation.queues[2 * pair + 1] else { return }
+        let sender = try makeSender(send, pair, activation)
+        state.withLock { $0.senders.append(sender) }
+        let receiver = try NetworkReceiver(
+            queue: receive, event: queueEvents[2 * pair], mergeable: activation.features & Feature.mergeableBuffers != 0,
+            accepted: Self.accepted(activation.features), backend: { [weak self] in self?.receivingLane(pair) },
+            lost: { [weak self] in self?.loseLane(pair, $0) }, needsReset: activation.needsReset)
+        state.withLock { $0.receivers.append(receiver) }
+    }
+    private func receivingLane(_ pair: Int) -> (any NetworkBackend)? {
+        let (backend, active) = state.withLock { ($0.backend, $0.activePairs) }
+        guard let backend, pair < active, pair < backend.laneCount else { return nil }
+        return backend.lane(pair)
+    }
+    private func loseLane(_ pair: Int, _ reason: String) {
+        if let backend = state.withLock({ $0.backend }) { lose(backend, reason) }
     }
     package func reset() {
         stopping.store(true, ordering: .releasing)
@@ -130,8 +147,8 @@ package final class NetworkDevice: VirtioDevice {
             defer { state = State(backend: state.backend) }
             return state
         }
-        old.sender?.stop()
-        old.receiver?.stop()
+        for sender in old.senders { sender.stop() }
+        for receiver in old.receivers { receiver.stop() }
         old.control?.stop()
         old.backend?.driverLeft()
     }
@@ -146,12 +163,14 @@ package final class NetworkDevice: VirtioDevice {
     // MARK: control
 
     /// § 5.1.6.5. Every frame goes to the guest, so that modes and address filters need nothing done.
-    private func makeController(_ queue: Virtqueue, _ activation: VirtioActivation) throws(SystemError) -> QueueWorker {
+    private func makeController(
+        _ queue: Virtqueue, _ event: EventFD, _ activation: VirtioActivation, _ pairs: Int
+    ) throws(SystemError) -> QueueWorker {
         nonisolated(unsafe) let chain = DescriptorChain(capacity: 8)  // only the worker touches it
-        return try QueueWorker(name: "vz-net-control", queue: queue, event: controlEvent) { [weak self] queue in
+        return try QueueWorker(name: "vz-net-control", queue: queue, event: event) { [weak self] queue in
             do throws(QueueError) {
                 while try queue.pop(chain) {
-                    var acknowledgement = self?.control(chain) == true ? 0 : 1 as UInt8
+                    var acknowledgement = self?.control(chain, pairs) == true ? 0 : 1 as UInt8
                     _ = chain.write(at: 0, from: &acknowledgement, count: 1)
                     queue.complete(chain, written: 1)
                 }
@@ -163,7 +182,7 @@ package final class NetworkDevice: VirtioDevice {
             }
         }
     }
-    private func control(_ chain: DescriptorChain) -> Bool {
+    private func control(_ chain: DescriptorChain, _ pairs: Int) -> Bool {
         switch chain.load(at: 0, as: UInt8.self) {
         case 0, 1: return true  // receive modes, address tables
         case 3:  // the announcement has been made
@@ -173,21 +192,30 @@ package final class NetworkDevice: VirtioDevice {
             }
             activation?.configurationChanged()
             return true
+        case 4:  // how many queue pairs the driver uses. § 5.1.6.5.6
+            guard chain.load(at: 1, as: UInt8.self) == 0, let count: UInt16 = chain.load(at: 2), (1...pairs).contains(Int(count)) else { return false }
+            let receivers = state.withLock { state in
+                state.activePairs = Int(count)
+                state.backend?.use(lanes: Int(count))
+                return state.receivers
+            }
+            for receiver in receivers { receiver.wake() }
+            return true
         default: return false
         }
     }
 
     // MARK: sending
 
-    private func makeSender(_ queue: Virtqueue, _ activation: VirtioActivation) throws(SystemError) -> QueueWorker {
+    private func makeSender(_ queue: Virtqueue, _ pair: Int, _ activation: VirtioActivation) throws(SystemError) -> QueueWorker {
         nonisolated(unsafe) let chain = DescriptorChain(capacity: Self.queueSize)  // only the worker touches these
         nonisolated(unsafe) let pieces = GuestPieces(capacity: Self.queueSize)
         nonisolated(unsafe) let finisher = FrameFinisher()
-        return try QueueWorker(name: "vz-net-send", queue: queue, event: sendEvent) { [weak self] queue in
+        return try QueueWorker(name: "vz-net-send", queue: queue, event: queueEvents[2 * pair + 1]) { [weak self] queue in
             do throws(QueueError) {
                 guard let backend = self?.state.withLock({ $0.backend }) else { return try Self.dropAll(queue, chain) }
                 while try queue.pop(chain) {
-                    guard let self, self.transmit(chain, pieces, finisher, backend) else { return false }
+                    guard let self, self.transmit(chain, pieces, finisher, backend, pair) else { return false }
                     queue.complete(chain, written: 0)
                     if !queue.hasAvailable { queue.notify() }
                 }
@@ -206,15 +234,19 @@ package final class NetworkDevice: VirtioDevice {
         return true
     }
     /// False when the device is to stop.
-    private func transmit(_ chain: DescriptorChain, _ pieces: GuestPieces, _ finisher: FrameFinisher, _ backend: any NetworkBackend) -> Bool {
+    private func transmit(_ chain: DescriptorChain, _ pieces: GuestPieces, _ finisher: FrameFinisher, _ backend: any NetworkBackend, _ pair: Int) -> Bool {
         pieces.clear()
         pieces.append(chain.readable, skip: Self.headerSize)
         let size = pieces.total
         guard size > 0, size <= Self.largestFrame, let offload = Self.header(chain, size) else { return true }
+        let lane = pair < backend.laneCount ? backend.lane(pair) : backend
+        let isShared = pairs > 1 && backend.laneCount < pairs
+        func give(_ pieces: UnsafePointer<iovec>, _ count: Int, _ offload: FrameOffload) -> FrameResult {
+            isShared ? sending.withLock { _ in send(pieces, count, offload, lane) } : send(pieces, count, offload, lane)
+        }
         let result =
             offload.isNone || backend.handlesOffloads
-            ? send(pieces.base, pieces.count, offload, backend)
-            : finisher.finish(pieces.base, pieces.count, offload) { send($0, $1, FrameOffload(), backend) }
+            ? give(pieces.base, pieces.count, offload) : finisher.finish(pieces.base, pieces.count, offload) { give($0, $1, FrameOffload()) }
         if case .failed(let reason) = result { lose(backend, reason) }
         return result != .wouldBlock
     }

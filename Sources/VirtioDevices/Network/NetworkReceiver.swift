@@ -12,10 +12,10 @@ final class NetworkReceiver: Sendable {
     /// - Parameters:
     ///   - event: signalled by the driver's kicks.
     ///   - backend: where frames come from now.
-    ///   - lost: the backend failed.
+    ///   - lost: the backend failed, for this reason.
     init(
         queue: Virtqueue, event: EventFD, mergeable: Bool, accepted: AcceptedOffloads, backend: @escaping @Sendable () -> (any NetworkBackend)?,
-        lost: @escaping @Sendable (any NetworkBackend, String) -> Void, needsReset: @escaping @Sendable () -> Void
+        lost: @escaping @Sendable (String) -> Void, needsReset: @escaping @Sendable () -> Void
     ) throws(SystemError) {
         let waking = try EventFD()
         self.waking = waking
@@ -30,7 +30,7 @@ final class NetworkReceiver: Sendable {
                     switch try work.pump(backend) {
                     case .needsBuffers: Self.wait(waking, event.fileDescriptor, drain: event)
                     case .needsFrames: Self.wait(waking, backend.descriptor, drain: nil)
-                    case .failed(let reason): lost(backend, reason)
+                    case .failed(let reason): lost(reason)
                     }
                 }
             } catch { needsReset() }

@@ -113,6 +113,8 @@ extension VZError.Code {
         case .notSupported: return "The operation is not supported."
         case .save: return "Failed to save the virtual machine state."
         case .restore: return "Failed to restore the virtual machine state."
+        case .networkBlockDeviceNegotiationFailed: return "Failed to connect to the network block device."
+        case .networkBlockDeviceDisconnected: return "The network block device was disconnected."
         default: return "Virtualization error \(rawValue)."
         }
     }

@@ -1,3 +1,4 @@
+import DiskStorage
 import FileServer
 import Foundation
 import Monitor
@@ -38,7 +39,7 @@ open class VZVirtualMachine: NSObject {
                     maximumPortCount: device.ports.maximumPortCount))
         }
         let memorySize = self.configuration.memorySize
-        balloons = self.configuration.memoryBalloonDevices.map { _ in VZVirtioTraditionalMemoryBalloonDevice(memorySize: memorySize) }
+        balloons = self.configuration.memoryBalloonDevices.map { _ in VZVirtioTraditionalMemoryBalloonDevice(memorySize: memorySize, queue: queue) }
         fileSystems = self.configuration.directorySharingDevices.compactMap { $0 as? VZVirtioFileSystemDeviceConfiguration }.map {
             VZVirtioFileSystemDevice(tag: $0.tag, share: $0.share)
         }
@@ -168,7 +169,7 @@ open class VZVirtualMachine: NSObject {
             try network.attachment?.validate()
             network.backend = try network.attachment?.makeBackend()
         }
-        var description = try configuration.machineDescription(descriptors, networks.map(\.backend))
+        var description = try configuration.machineDescription(descriptors, networks.map(\.backend), queue)
         description.balloonPages = balloons.first?.pages ?? 0
         description.sockets = sockets.first?.host
         for device in fileSystems {
@@ -188,7 +189,7 @@ open class VZVirtualMachine: NSObject {
         return machine
     }
     private func claimDisks() throws {
-        var claimed: [VZDiskImageStorageDeviceAttachment] = []
+        var claimed: [VZStorageDeviceAttachment] = []
         do {
             for attachment in configuration.diskAttachments {
                 try attachment.claim()
@@ -207,6 +208,7 @@ open class VZVirtualMachine: NSObject {
         tearDown()
         enter(.stopped)
         if error is VZError { return handler(.failure(error)) }
+        if let error = error as? NBDError { return handler(.failure(VZError(.networkBlockDeviceNegotiationFailed, error))) }
         handler(.failure(VZError(.internalError, reason: "The virtual machine failed to start. \(error).", underlying: error)))
     }
     private func tearDown() {
@@ -334,6 +336,9 @@ open class VZVirtualMachine: NSObject {
 
     private func connectBalloon(_ machine: Machine) {
         balloons.first?.changed = { [weak machine] in machine?.setBalloon(pages: $0) }
+        balloons.first?.readsStatistics = { [weak machine] done in
+            if let machine { machine.readMemoryStatistics(done) } else { done(nil) }
+        }
     }
     private func connectNetworks(_ machine: Machine) {
         for (index, network) in networks.enumerated() {

@@ -15,21 +15,21 @@ final class DescriptorSet {
 }
 
 extension VZVirtualMachineConfiguration {
-    var diskAttachments: [VZDiskImageStorageDeviceAttachment] {
-        storageDevices.compactMap { $0.attachment as? VZDiskImageStorageDeviceAttachment }
-    }
+    var diskAttachments: [VZStorageDeviceAttachment] { storageDevices.map(\.attachment) }
 
     /// What the Monitor makes of a valid configuration.
     /// - Parameter networkBackends: of the machine's network devices, whose attachments may be others than they began with.
-    func machineDescription(_ descriptors: DescriptorSet, _ networkBackends: [(any NetworkBackend)?]) throws -> MachineDescription {
+    /// - Parameter queue: the machine's.
+    func machineDescription(
+        _ descriptors: DescriptorSet, _ networkBackends: [(any NetworkBackend)?], _ queue: DispatchQueue
+    ) throws -> MachineDescription {
         guard let bootLoader = bootLoader as? VZLinuxBootLoader else { throw VZError.configuration("The boot loader is invalid.") }
         var description = MachineDescription(
             cpuCount: cpuCount, memorySize: memorySize, kernelPath: bootLoader.kernelURL.path,
             initialRamdiskPath: bootLoader.initialRamdiskURL?.path, commandLine: bootLoader.commandLine)
         description.entropyDeviceCount = entropyDevices.count
         for case let device as VZVirtioBlockDeviceConfiguration in storageDevices {
-            guard let attachment = device.attachment as? VZDiskImageStorageDeviceAttachment else { continue }
-            description.disks.append(.init(backend: attachment.disk, identifier: device.blockDeviceIdentifier))
+            description.disks.append(.init(storage: try device.attachment.makeStorage(queue), identifier: device.blockDeviceIdentifier))
         }
         for port in serialPorts {
             let endpoint = descriptors.keep(try port.attachment?.makeEndpoint() ?? (-1, -1))

@@ -67,9 +67,7 @@ extension VZVirtualMachineConfiguration {
             guard let device = device as? VZVirtioBlockDeviceConfiguration else {
                 throw VZError.configuration("A storage device of type \(type(of: device)) is not supported yet.")
             }
-            guard device.attachment is VZDiskImageStorageDeviceAttachment else {
-                throw VZError.configuration("A storage device attachment of type \(type(of: device.attachment)) is not supported yet.")
-            }
+            try device.attachment.validate()
             try VZVirtioBlockDeviceConfiguration.validateBlockDeviceIdentifier(device.blockDeviceIdentifier)
         }
     }

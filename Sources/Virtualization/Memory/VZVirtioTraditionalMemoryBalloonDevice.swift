@@ -1,14 +1,23 @@
 import Foundation
+import LinuxSystem
+import VirtioDevices
 
 /// The memory balloon of a machine: asks the guest to give memory back.
 open class VZVirtioTraditionalMemoryBalloonDevice: VZMemoryBalloonDevice {
     private let memorySize: UInt64
     private var target: UInt64
+    let queue: DispatchQueue
     /// Told of the pages of 4 KiB that the guest is to give.
     var changed: ((UInt32) -> Void)?
+    /// Asks the running machine for the guest's own numbers.
+    var readsStatistics: ((@escaping @Sendable (GuestMemoryStatistics?) -> Void) -> Void)?
+    /// Automatic ballooning (Extensions/AutomaticBallooning.swift).
+    var policy: BalloonPolicy?
+    var pressure: MemoryPressure?
 
-    init(memorySize: UInt64) {
+    init(memorySize: UInt64, queue: DispatchQueue) {
         self.memorySize = memorySize
+        self.queue = queue
         target = memorySize
         super.init()
     }
@@ -24,5 +33,9 @@ open class VZVirtioTraditionalMemoryBalloonDevice: VZMemoryBalloonDevice {
             changed?(pages)
         }
     }
-    var pages: UInt32 { UInt32(clamping: (memorySize - target) / 4096) }
+    /// The smaller of what was asked for and what the host's shortage leaves.
+    var pages: UInt32 { UInt32(clamping: (memorySize - min(target, policy?.limit ?? memorySize)) / 4096) }
+    func makePolicy(minimum: UInt64) -> BalloonPolicy {
+        BalloonPolicy(memorySize: memorySize, minimum: max(minimum, VZVirtualMachineConfiguration.minimumAllowedMemorySize))
+    }
 }

@@ -38,8 +38,10 @@ open class VZDiskImageStorageDeviceAttachment: VZStorageDeviceAttachment {
         super.init()
     }
 
+    override func validate() throws {}
+    override func makeStorage(_ queue: DispatchQueue) throws -> any BlockStorage { disk }
     /// Claims the image for a machine that starts.
-    func claim() throws {
+    override func claim() throws {
         users.lock()
         defer { users.unlock() }
         if userCount > 0, !isReadOnly {
@@ -52,7 +54,7 @@ open class VZDiskImageStorageDeviceAttachment: VZStorageDeviceAttachment {
         }
         userCount += 1
     }
-    func release() {
+    override func release() {
         users.lock()
         defer { users.unlock() }
         userCount -= 1

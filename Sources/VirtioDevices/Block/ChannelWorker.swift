@@ -1,0 +1,107 @@
+import DiskStorage
+import Glibc
+import LinuxSystem
+import Synchronization
+
+/// A thread that serves one block queue through a channel: requests go out as they come, and are given back as they end.
+final class ChannelWorker: Sendable {
+    private let stopping = Atomic<Bool>(false)
+    private let waking: EventFD
+    private let thread = Mutex<HostThread?>(nil)
+
+    /// - Parameter event: signalled by the driver's kicks.
+    init(
+        name: String, queue: Virtqueue, event: EventFD, backend: any ChannelBackend, identifier: [UInt8], needsReset: @escaping @Sendable () -> Void
+    ) throws(SystemError) {
+        let waking = try EventFD()
+        self.waking = waking
+        let made = try HostThread(name: name) { [unowned self] in
+            let work = Work(queue, backend, identifier, stop: waking.fileDescriptor)
+            do throws(QueueError) {
+                while !stopping.load(ordering: .acquiring) { try work.turn(event, waking) }
+            } catch { needsReset() }
+            work.close()
+        }
+        thread.withLock { $0 = made }
+    }
+    func stop() {
+        stopping.store(true, ordering: .releasing)
+        waking.signal()
+        thread.withLock { $0 }?.join()
+    }
+
+    /// What belongs to the thread.
+    private final class Work {
+        private static let capacity = Int(BlockDevice.queueSize)
+        private let queue: Virtqueue
+        private let backend: any ChannelBackend
+        private let channel: any BlockChannel
+        private let identifier: [UInt8]
+        /// By tag; allocated when first used.
+        private var chains: [DescriptorChain?] = [DescriptorChain?](repeating: nil, count: capacity)
+        private var free = Array(0..<capacity)
+        private let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: capacity)
+
+        init(_ queue: Virtqueue, _ backend: any ChannelBackend, _ identifier: [UInt8], stop: Int32) {
+            self.queue = queue
+            self.backend = backend
+            self.identifier = identifier
+            channel = backend.makeChannel(capacity: Self.capacity, stop: stop)
+        }
+        deinit { vectors.deallocate() }
+        func close() { channel.close() }
+
+        func turn(_ event: EventFD, _ waking: EventFD) throws(QueueError) {
+            var isMoving = try takeRequests()
+            channel.advance { tag, result in
+                give(tag, result == 0 ? BlockRequest.Status.ok : BlockRequest.Status.ioError)
+                isMoving = true
+            }
+            queue.notify()
+            if isMoving || queue.enableNotifications() && !free.isEmpty { return }
+            let (descriptor, events, milliseconds) = channel.wait
+            var entries = (
+                pollfd(fd: event.fileDescriptor, events: Int16(POLLIN), revents: 0), pollfd(fd: waking.fileDescriptor, events: Int16(POLLIN), revents: 0),
+                pollfd(fd: descriptor, events: events, revents: 0)
+            )
+            _ = withUnsafeMutableBytes(of: &entries) { poll($0.bindMemory(to: pollfd.self).baseAddress, 3, milliseconds) }
+            if entries.0.revents != 0 { event.drain() }
+        }
+        private func takeRequests() throws(QueueError) -> Bool {
+            var took = false
+            while let tag = free.last {
+                let chain = chains[tag] ?? DescriptorChain(capacity: Self.capacity)
+                chains[tag] = chain
+                guard try queue.pop(chain) else { break }
+                free.removeLast()
+                took = true
+                submit(tag, chain)
+            }
+            return took
+        }
+        private func submit(_ tag: Int, _ chain: DescriptorChain) {
+            // The last writable byte is the status; a chain without one can be told nothing.
+            guard chain.writableCount >= 1 else { return giveBack(tag, chain, written: 0) }
+            switch BlockRequest(chain, backend) {
+            case .transfer(let operation):
+                channel.submit(operation, vectors, BlockRequest.vectors(operation, chain, into: vectors), tag: tag)
+            case .ranges(let zero):
+                guard BlockRequest.rangeCount(chain, limit: 1) != nil else { return give(tag, BlockRequest.Status.ioError) }
+                switch BlockRequest.range(chain, 0, zero: zero, backend) {
+                case .success(let operation): channel.submit(operation, vectors, 0, tag: tag)
+                case .failure(let refusal): give(tag, refusal.status)
+                }
+            case .identify: giveBack(tag, chain, written: BlockRequest.identify(chain, identifier))
+            case .refused(let status): give(tag, status)
+            }
+        }
+        private func give(_ tag: Int, _ status: UInt8) {
+            guard let chain = chains[tag] else { return }
+            giveBack(tag, chain, written: BlockRequest.finish(chain, status))
+        }
+        private func giveBack(_ tag: Int, _ chain: DescriptorChain, written: Int) {
+            queue.complete(chain, written: written)
+            free.append(tag)
+        }
+    }
+}
