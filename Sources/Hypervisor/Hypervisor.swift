@@ -45,7 +45,7 @@ package struct SegmentState: Equatable, Sendable, Codable {
     }
 }
 
-/// The registers a boot processor starts with: what both engines can be given.
+/// The registers of a processor. A boot processor is given the first of them; the others have what a reset leaves.
 package struct VCPUState: Equatable, Sendable, Codable {
     /// RAX RCX RDX RBX RSP RBP RSI RDI R8 … R15.
     package var gpr = [UInt64](repeating: 0, count: 16)
@@ -63,6 +63,24 @@ package struct VCPUState: Equatable, Sendable, Codable {
     package var gdtLimit: UInt32 = 0
     package var idtBase: UInt64 = 0
     package var idtLimit: UInt32 = 0
+    package var cr2: UInt64 = 0
+    package var dr: [UInt64] = [0, 0, 0, 0, 0, 0, 0xFFFF_0FF0, 0x400]
+    package var star: UInt64 = 0
+    package var lstar: UInt64 = 0
+    package var cstar: UInt64 = 0
+    package var sfmask: UInt64 = 0
+    package var kernelGSBase: UInt64 = 0
+    package var sysenterCS: UInt64 = 0
+    package var sysenterESP: UInt64 = 0
+    package var sysenterEIP: UInt64 = 0
+    package var mxcsr: UInt32 = 0x1F80
+    package var x87Control: UInt16 = 0x37F
+    /// The x87 part of an FXSAVE image, whose control word is the one in effect, and the vector registers' lower and upper halves.
+    package var x87: [UInt8] = [0x7F, 0x03] + [UInt8](repeating: 0, count: 158)
+    package var xmm = [UInt8](repeating: 0, count: 256)
+    package var ymmHigh = [UInt8](repeating: 0, count: 256)
+    package var xcr0: UInt64 = 1
+    package var cpl: UInt8 = 0
     package init() {}
 }
 
@@ -90,6 +108,11 @@ package protocol HypervisorMachine: AnyObject, Sendable {
     /// bus instead.
     func bindNotify(address: UInt64, eventFileDescriptor: Int32) -> Bool
     func unbindNotify(address: UInt64, eventFileDescriptor: Int32)
+    /// Everything of the machine that the engine holds. Only while no processor runs.
+    func makeImage() throws -> MachineImage
+    /// Takes the place of the machine that the image was made of, on memory with its contents. Only before any processor runs.
+    /// The guest's clocks go on as if it had been asleep. Throws, in a sentence, what makes that impossible.
+    func restore(_ image: MachineImage) throws
 }
 
 /// One message-signalled interrupt that an eventfd raises. Any thread; `set` belongs to one at a time.
@@ -132,6 +155,10 @@ package protocol InterruptController: AnyObject, Sendable {
     func signal(_ message: MSIMessage)
     func setLine(_ gsi: UInt32, level: Bool)
     func stop()
+    /// By processor, and the I/O controller. Only while no processor runs.
+    func makeImages() -> ([LocalAPICImage], IOAPICImage)
+    /// - Parameter clockBase: of the controller's clock from now on.
+    func restore(_ local: [LocalAPICImage], _ io: IOAPICImage, clockBase: UInt64)
 }
 
 package enum InterruptEvent: Sendable {

@@ -60,4 +60,7 @@ final class KVMMachine: HypervisorMachine, @unchecked Sendable {  // descriptors
         event.flags = flags
         return (try? vm.exchange(KVMRequest.ioEventFD, &event, "bind a notification")) != nil
     }
+
+    func makeImage() throws -> MachineImage { throw EngineError("The KVM engine cannot save machines yet.") }
+    func restore(_ image: MachineImage) throws { throw EngineError("The KVM engine cannot restore machines yet.") }
 }

@@ -24,16 +24,21 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
     private let rtc = RealTimeClock()
     private let request: @Sendable (PlatformRequest) -> Void
     private let debugMark: (@Sendable (UInt8) -> Void)?
+    /// Where the devices' threads wait while the state is looked at.
+    let gate: DeviceGate
 
+    /// - Parameter saved: what the memory begins with.
     init(
-        _ description: MachineDescription, engine: any HypervisorEngine, loop: EventLoop,
+        _ description: MachineDescription, saved: SavedStateFile.Opened? = nil, engine: any HypervisorEngine, loop: EventLoop,
         request: @escaping @Sendable (PlatformRequest) -> Void, portChanged: @escaping @Sendable (Int, Int, Bool) -> Void,
         networkFailed: @escaping @Sendable (Int, any NetworkBackend, String) -> Void, debugMark: (@Sendable (UInt8) -> Void)?
     ) throws {
         self.loop = loop
         self.request = request
         self.debugMark = debugMark
-        memory = try GuestMemory(layout: MachineLayout.ramLayout(description.memorySize))
+        gate = try DeviceGate()
+        memory = try GuestMemory(
+            layout: MachineLayout.ramLayout(description.memorySize), contents: saved.map { ($0.fileDescriptor, $0.memoryOffset) })
         balloon = try BalloonDevice(memory: memory)
         machine = try engine.makeMachine(memory: memory, vcpuCount: description.cpuCount, baseline: description.processorBaseline, bus: self)
         let machine: any HypervisorMachine = machine
@@ -74,7 +79,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         try add(balloon)
     }
     private func add(_ device: any VirtioDevice) throws {
-        let transport = VirtioPCITransport(device: device, memory: memory, machine: machine)
+        let transport = VirtioPCITransport(device: device, memory: memory, machine: machine, gate: gate)
         guard pci.add(transport.function) != nil else { throw EngineError("the machine has more devices than the 31 that its PCI bus takes") }
         transports.append(transport)
     }
@@ -82,6 +87,30 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
     /// Quiets every device; the vCPUs have stopped before.
     func shutDown() { for transport in transports { transport.reset() } }
     func pressPowerButton() { acpi.pressPowerButton() }
+
+    // MARK: state
+
+    /// Everything but the memory. Only while no processor runs and the gate is closed.
+    func makeState(owner: [String: [UInt8]]) throws -> MachineState {
+        MachineState(
+            memorySize: memory.size, machine: try machine.makeImage(), pci: pci.image, devices: try transports.map { try $0.makeImage() }, uart: uart.image,
+            platformEvents: acpi.pendingEvents, rtcRegister: rtc.selected, owner: owner)
+    }
+    /// Takes the place of the machine that was saved. Before any processor runs, with the saved memory in place.
+    func restore(_ state: MachineState) throws {
+        guard state.devices.count == transports.count else {
+            throw SavedStateError(.mismatch, "the saved machine has \(state.devices.count) devices, this one has \(transports.count)")
+        }
+        for (transport, image) in zip(transports, state.devices) {
+            if let difference = transport.difference(to: image) { throw SavedStateError(.mismatch, difference) }
+        }
+        do { try machine.restore(state.machine) } catch let error as EngineError { throw SavedStateError(.mismatch, error.description) }
+        uart.restore(state.uart)
+        acpi.pendingEvents = state.platformEvents
+        rtc.selected = state.rtcRegister
+        guard pci.restore(state.pci) else { throw SavedStateError(.mismatch, "the saved machine has other devices") }
+        for (transport, image) in zip(transports, state.devices) { transport.restore(image) }
+    }
 
     // MARK: AccessBus
 

@@ -27,8 +27,22 @@ package final class Machine: Sendable {
         case stop(@Sendable () -> Void)
         case pause(@Sendable () -> Void)
         case resume(@Sendable () -> Void)
+        case save(SaveRequest)
         case platform(PlatformRequest)
         case exited(VCPUExit)
+    }
+    /// Where a paused machine is to be saved, and who is told.
+    private struct SaveRequest: Sendable {
+        let path: String
+        let owner: [String: [UInt8]]
+        let encode: @Sendable (MachineState) throws -> [UInt8]
+        let progress: @Sendable (Double) -> Void
+        let completion: @Sendable ((any Error)?) -> Void
+    }
+    /// What a machine begins with instead of a kernel.
+    private struct Saved: Sendable {
+        let file: SavedStateFile.Opened
+        let state: MachineState
     }
     private struct Shared {
         /// As the machine would be powered on now: with what was changed while it ran.
@@ -80,10 +94,15 @@ package final class Machine: Sendable {
     // MARK: commands
 
     /// Powers on: loads the kernel and starts the vCPUs. `completion` is called once, with nil when the guest runs.
-    package func start(_ completion: @escaping @Sendable ((any Error)?) -> Void) {
+    package func start(_ completion: @escaping @Sendable ((any Error)?) -> Void) { launch(nil, completion) }
+    /// Goes on where a saved machine was, paused. `completion` is called once, with nil when the machine can be resumed.
+    package func restore(_ file: SavedStateFile.Opened, _ state: MachineState, _ completion: @escaping @Sendable ((any Error)?) -> Void) {
+        launch(Saved(file: file, state: state), completion)
+    }
+    private func launch(_ saved: Saved?, _ completion: @escaping @Sendable ((any Error)?) -> Void) {
         do throws(SystemError) {
             shared.withLock { $0.isAlive = true }
-            _ = try HostThread(name: "vz-machine") { [self] in control(completion) }
+            _ = try HostThread(name: "vz-machine") { [self] in control(saved, completion) }
         } catch {
             shared.withLock { $0.isAlive = false }
             completion(error)
@@ -93,6 +112,15 @@ package final class Machine: Sendable {
     package func stop(_ completion: @escaping @Sendable () -> Void) { post(.stop(completion)) }
     package func pause(_ completion: @escaping @Sendable () -> Void) { post(.pause(completion)) }
     package func resume(_ completion: @escaping @Sendable () -> Void) { post(.resume(completion)) }
+    /// Saves the paused machine, which stays paused.
+    /// - Parameters:
+    ///   - owner: what the owner wants to find in the state again.
+    ///   - encode: makes the description's bytes.
+    ///   - progress: from 0 to 1, on the machine's thread.
+    package func save(
+        to path: String, owner: [String: [UInt8]], encode: @escaping @Sendable (MachineState) throws -> [UInt8],
+        progress: @escaping @Sendable (Double) -> Void, _ completion: @escaping @Sendable ((any Error)?) -> Void
+    ) { post(.save(SaveRequest(path: path, owner: owner, encode: encode, progress: progress, completion: completion))) }
     /// Presses the power button; false when the machine is not on.
     package func pressPowerButton() -> Bool {
         guard let board = shared.withLock({ $0.board }) else { return false }
@@ -148,8 +176,13 @@ package final class Machine: Sendable {
             wake.signal()
             return
         }
+        Self.answer(message)
+    }
+    /// To a machine that is off.
+    private static func answer(_ message: Message) {
         switch message {
         case .stop(let completion), .pause(let completion), .resume(let completion): completion()
+        case .save(let request): request.completion(SavedStateError(.system, "the machine has stopped"))
         case .platform, .exited: break
         }
     }
@@ -158,18 +191,20 @@ package final class Machine: Sendable {
 
     private enum Ending { case stopped(@Sendable () -> Void), poweredOff, reset, failed(String) }
 
-    private func control(_ completion: @escaping @Sendable ((any Error)?) -> Void) {
+    private func control(_ saved: Saved?, _ completion: @escaping @Sendable ((any Error)?) -> Void) {
         var started = false
+        var saved = saved
         var ending = Ending.reset
         do {
             for disk in shared.withLock({ $0.description.disks }) { try disk.storage.prepare() }
             while case .reset = ending {
                 let loop = try EventLoop(name: "vz-events")
                 defer { loop.stop() }
-                ending = try powerOn(loop) {
+                ending = try powerOn(loop, saved) {
                     if !started { completion(nil) }
                     started = true
                 }
+                saved = nil
             }
         } catch {
             finish()
@@ -183,12 +218,7 @@ package final class Machine: Sendable {
         case .failed(let reason): events(.failed(reason))
         case .reset: break
         }
-        for message in leftovers {
-            switch message {
-            case .stop(let completion), .pause(let completion), .resume(let completion): completion()
-            case .platform, .exited: break
-            }
-        }
+        for message in leftovers { Self.answer(message) }
     }
     @discardableResult private func finish() -> [Message] {
         shared.withLock { shared in
@@ -199,16 +229,23 @@ package final class Machine: Sendable {
         }
     }
 
-    private func powerOn(_ loop: EventLoop, _ running: () -> Void) throws -> Ending {
+    private func powerOn(_ loop: EventLoop, _ saved: Saved?, _ running: () -> Void) throws -> Ending {
         let description = shared.withLock { $0.description }
         let board = try Board(
-            description, engine: engine, loop: loop, request: { [weak self] in self?.post(.platform($0)) },
+            description, saved: saved?.file, engine: engine, loop: loop, request: { [weak self] in self?.post(.platform($0)) },
             portChanged: { [weak self] in self?.events(.portChanged(console: $0, port: $1, isOpen: $2)) },
             networkFailed: { [weak self] in self?.lostNetwork($0, $1, $2) }, debugMark: debugMark)
-        let state = try loadGuest(description, into: board)
         let vcpus = board.machine.vcpus
-        try vcpus[0].setState(state)
         let gate = try Gate()
+        if let saved {
+            gate.hold()
+            do { try board.restore(saved.state) } catch {
+                board.shutDown()
+                throw error
+            }
+        } else {
+            try vcpus[0].setState(try loadGuest(description, into: board))
+        }
         var threads: [HostThread] = []
         for vcpu in vcpus {
             threads.append(
@@ -216,7 +253,7 @@ package final class Machine: Sendable {
         }
         shared.withLock { $0.board = board }
         running()
-        let ending = serveMessages(vcpus, gate)
+        let ending = serveMessages(board, gate)
         shared.withLock { $0.board = nil }
         gate.end()
         for vcpu in vcpus { vcpu.cancel() }
@@ -282,7 +319,8 @@ package final class Machine: Sendable {
         }
     }
 
-    private func serveMessages(_ vcpus: [any VirtualCPU], _ gate: Gate) -> Ending {
+    private func serveMessages(_ board: Board, _ gate: Gate) -> Ending {
+        let vcpus = board.machine.vcpus
         while true {
             wake.wait()
             while let message = shared.withLock({ $0.messages.isEmpty ? nil : $0.messages.removeFirst() }) {
@@ -301,9 +339,32 @@ package final class Machine: Sendable {
                 case .resume(let completion):
                     gate.release()
                     completion()
+                case .save(let request):
+                    do {
+                        try save(board, gate, request)
+                        request.completion(nil)
+                    } catch { request.completion(error) }
                 }
             }
         }
+    }
+    private func save(_ board: Board, _ gate: Gate, _ request: SaveRequest) throws {
+        // Those of a machine that was just restored may be on their way to it.
+        for _ in 0..<1000 where gate.order == .hold && gate.heldCount < board.machine.vcpus.count { usleep(1000) }
+        guard gate.heldCount == board.machine.vcpus.count else { throw SavedStateError(.system, "the machine is not paused") }
+        // The event loop waits, and every thread of a device.
+        let (reached, go) = (try EventFD(), try EventFD())
+        board.loop.async {
+            reached.signal()
+            go.wait()
+        }
+        reached.wait()
+        defer { go.signal() }
+        guard board.gate.close(milliseconds: 10_000) else { throw SavedStateError(.system, "a device does not come to rest; a disk may not be answering") }
+        defer { board.gate.open() }
+        let state: MachineState
+        do { state = try board.makeState(owner: request.owner) } catch let error as SaveError { throw SavedStateError(.mismatch, error.description) }
+        try SavedStateFile.write(to: request.path, description: try request.encode(state), memory: board.memory, progress: request.progress)
     }
     private var hasUrgentMessage: Bool {
         shared.withLock { $0.messages.contains { if case .exited = $0 { return true } else { return false } } }

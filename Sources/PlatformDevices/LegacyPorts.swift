@@ -40,6 +40,11 @@ package final class ACPIPort: Sendable {
         if offset == 0, byte & 0x20 != 0, byte >> 2 & 7 == Self.softOffType { request(.powerOff) }
         if offset == 2, byte == Self.resetValue { request(.reset) }
     }
+    /// Events that the guest has not seen.
+    package var pendingEvents: UInt32 {
+        get { events.withLock { $0 } }
+        set { events.withLock { $0 = newValue } }
+    }
     package func pressPowerButton() {
         events.withLock { $0 |= Self.powerButtonEvent }
         setInterrupt(true)
@@ -50,6 +55,11 @@ package final class ACPIPort: Sendable {
 package final class RealTimeClock: Sendable {
     private let index = Mutex<UInt8>(0)
     package init() {}
+    /// The register that is read next.
+    package var selected: UInt8 {
+        get { index.withLock { $0 } }
+        set { index.withLock { $0 = newValue & 0x7F } }
+    }
 
     package func read(_ offset: UInt16) -> UInt8 {
         let register = index.withLock { $0 }

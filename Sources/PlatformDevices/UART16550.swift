@@ -2,7 +2,8 @@ import Synchronization
 
 /// A 16550A UART: what a kernel's early console and ttyS0 need. Output goes to a closure, byte by byte. Any thread.
 package final class UART16550: Sendable {
-    private struct State {
+    /// All that the guest can have set.
+    package struct Image: Equatable, Sendable, Codable {
         var interruptEnable: UInt8 = 0
         var lineControl: UInt8 = 0
         var modemControl: UInt8 = 0
@@ -12,7 +13,7 @@ package final class UART16550: Sendable {
         var transmitPending = false
         var input: [UInt8] = []
     }
-    private let state = Mutex(State())
+    private let state = Mutex(Image())
     private let setInterrupt: @Sendable (Bool) -> Void
     private let output: @Sendable (UInt8) -> Void
 
@@ -86,7 +87,9 @@ package final class UART16550: Sendable {
         if let sent { output(sent) }
         setInterrupt(level)
     }
-    private static func level(_ state: State) -> Bool {
+    private static func level(_ state: Image) -> Bool {
         (state.interruptEnable & 1 != 0 && !state.input.isEmpty) || (state.interruptEnable & 2 != 0 && state.transmitPending)
     }
+    package var image: Image { state.withLock { $0 } }
+    package func restore(_ image: Image) { state.withLock { $0 = image } }
 }

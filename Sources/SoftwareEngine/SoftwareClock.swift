@@ -1,17 +1,24 @@
 import GuestMemory
 import LinuxSystem
+import Synchronization
 
 /// The guest's time: a TSC of 1 GHz that is CLOCK_MONOTONIC since the machine was made, the same on every vCPU, and the KVM
 /// paravirtual clock that tells the guest so. Linux Documentation/virt/kvm/x86/msr.rst, cpuid.rst.
 final class SoftwareClock: Sendable {
     private let memory: GuestMemory
-    let base: UInt64
+    private let origin: Atomic<UInt64>
+    /// CLOCK_MONOTONIC at which the TSC is zero. Set before any processor runs.
+    var base: UInt64 {
+        get { origin.load(ordering: .relaxed) }
+        set { origin.store(newValue, ordering: .relaxed) }
+    }
 
     init(memory: GuestMemory, base: UInt64) {
         self.memory = memory
-        self.base = base
+        origin = Atomic(base)
     }
     var timeStampCounter: UInt64 { monotonicNanoseconds() &- base }
+    static let frequencyInKHz: UInt64 = 1_000_000
 
     /// `pvclock_wall_clock`: version, seconds, nanoseconds of the moment system time was zero.
     func writeWallClock(at address: UInt64) {
@@ -31,5 +38,11 @@ final class SoftwareClock: Sendable {
         try? memory.store(UInt8(1), at: address &+ 28)  // shift
         try? memory.store(UInt8(1), at: address &+ 29)  // PVCLOCK_TSC_STABLE_BIT
         try? memory.store(UInt32(2), at: address)
+    }
+
+    /// Tells the guest that it did not run for a while, so that its watchdogs do not bark (PVCLOCK_GUEST_STOPPED).
+    func noteStop(at address: UInt64) {
+        guard let flags: UInt8 = try? memory.load(address &+ 29) else { return }
+        try? memory.store(flags | 2, at: address &+ 29)
     }
 }

@@ -39,12 +39,16 @@ package struct SoftwareEngine: HypervisorEngine {
 final class SoftwareMachine: HypervisorMachine {
     private let processors: [SoftwareVCPU]
     private let interrupts: any InterruptController
+    private let clock: SoftwareClock
+    private let features: X86Features
 
     init(memory: GuestMemory, vcpuCount: Int, features: X86Features, bus: any AccessBus, interrupts: any InterruptController, clockBase: UInt64) {
         let physical = PhysicalMemory(regions: memory.regions.map { ($0.base, $0.size, $0.host) })
         memory.deviceWriteObserver = { address, count in physical.noteDeviceWrite(address, count) }
         self.interrupts = interrupts
+        self.features = features
         let clock = SoftwareClock(memory: memory, base: clockBase)
+        self.clock = clock
         processors = (0..<vcpuCount).map {
             SoftwareVCPU(index: $0, count: vcpuCount, features: features, physical: physical, bus: bus, interrupts: interrupts, clock: clock)
         }
@@ -57,4 +61,25 @@ final class SoftwareMachine: HypervisorMachine {
     func setLine(_ gsi: UInt32, level: Bool) { interrupts.setLine(gsi, level: level) }
     func bindNotify(address: UInt64, eventFileDescriptor: Int32) -> Bool { false }
     func unbindNotify(address: UInt64, eventFileDescriptor: Int32) {}
+
+    func makeImage() -> MachineImage {
+        let (local, io) = interrupts.makeImages()
+        return MachineImage(
+            engine: "software", features: features.names, processors: zip(processors, local).map { $0.makeImage($1) }, ioapic: io,
+            timeStampCounter: clock.timeStampCounter, timeStampFrequency: SoftwareClock.frequencyInKHz, savedAt: realtimeNanoseconds())
+    }
+    func restore(_ image: MachineImage) throws {
+        guard image.engine == "software" else { throw EngineError("The state is one of the \(image.engine) engine; this machine runs on the software engine.") }
+        let missing = Set(image.features).subtracting(features.names)
+        guard missing.isEmpty else { throw EngineError("The processor of this machine lacks \(missing.sorted().joined(separator: ", ")), which the saved one has.") }
+        guard image.processors.count == processors.count, image.timeStampFrequency == SoftwareClock.frequencyInKHz else {
+            throw EngineError("The processors of the state are not those of this machine.")
+        }
+        // As if the guest had been asleep.
+        let now = realtimeNanoseconds()
+        let slept = now > image.savedAt ? now - image.savedAt : 0
+        clock.base = monotonicNanoseconds() &- image.timeStampCounter &- slept
+        interrupts.restore(image.processors.map(\.apic), image.ioapic, clockBase: clock.base)
+        for (processor, saved) in zip(processors, image.processors) { processor.restore(saved) }
+    }
 }

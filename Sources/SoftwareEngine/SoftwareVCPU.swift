@@ -15,6 +15,8 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
     private let identity: ProcessorIdentity
     private var pat: UInt64 = 0x0007_0406_0007_0406
     private var halted = false
+    /// Where the paravirtual clock is, as the guest wrote it: bit 0 says whether it is on.
+    private var systemTime: UInt64 = 0
 
     private struct Signals {
         var cancelled = false
@@ -117,43 +119,29 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
 
     // MARK: state
 
-    func setState(_ value: VCPUState) {
-        var state = X86State()
-        state.gpr = value.gpr
-        state.rip = value.rip
-        state.rflags = value.rflags
-        state.cr0 = value.cr0
-        state.cr3 = value.cr3
-        state.cr4 = value.cr4
-        state.efer = value.efer
-        state.segments = value.segments.map { X86Segment(selector: $0.selector, base: $0.base, limit: $0.limit, attributes: $0.attributes) }
-        state.tr = X86Segment(selector: value.tr.selector, base: value.tr.base, limit: value.tr.limit, attributes: value.tr.attributes)
-        state.ldtr = X86Segment(selector: value.ldtr.selector, base: value.ldtr.base, limit: value.ldtr.limit, attributes: value.ldtr.attributes)
-        state.gdt = (value.gdtBase, value.gdtLimit)
-        state.idtBase = value.idtBase
-        state.idtLimit = value.idtLimit
-        state.x87[0] = 0x7F
-        state.x87[1] = 0x03
-        state.dr[6] = 0xFFFF_0FF0
-        state.dr[7] = 0x400
-        core.architecturalState = state
+    func setState(_ value: VCPUState) { core.architecturalState = X86State(value) }
+    func getState() -> VCPUState { VCPUState(core.architecturalState) }
+
+    /// Only while `run` is not.
+    func makeImage(_ apic: LocalAPICImage) -> ProcessorImage {
+        let waiting = signals.withLock { $0.waitingForStartup && $0.startupPage == nil }
+        return ProcessorImage(
+            state: getState(), apic: apic, activity: waiting ? .waitingForStartup : halted ? .halted : .running,
+            registers: ["pat": pat, "systemTime": systemTime])
     }
-    func getState() -> VCPUState {
-        let state = core.architecturalState
-        var value = VCPUState()
-        value.gpr = state.gpr
-        value.rip = state.rip
-        value.rflags = state.rflags
-        value.cr0 = state.cr0
-        value.cr3 = state.cr3
-        value.cr4 = state.cr4
-        value.efer = state.efer
-        value.segments = state.segments.map { SegmentState(selector: $0.selector, base: $0.base, limit: $0.limit, attributes: $0.attributes) }
-        value.gdtBase = state.gdt.base
-        value.gdtLimit = state.gdt.limit
-        value.idtBase = state.idtBase
-        value.idtLimit = state.idtLimit
-        return value
+    func restore(_ image: ProcessorImage) {
+        setState(image.state)
+        core.timeStampBase = clock.base
+        pat = image.registers["pat"] ?? pat
+        systemTime = image.registers["systemTime"] ?? 0
+        if systemTime & 1 != 0 { clock.noteStop(at: systemTime & ~1) }
+        halted = image.activity == .halted
+        signals.withLock {
+            $0.waitingForStartup = image.activity == .waitingForStartup
+            $0.startupPage = nil
+            $0.initialize = false
+            $0.interrupt = true
+        }
     }
 
     // MARK: doors of the core
@@ -191,7 +179,9 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
         case 0x277: pat = value
         case 0x8B, 0x1A0, 0x1D9, 0x79: break
         case 0x4B56_4D00, 0x11: clock.writeWallClock(at: value & ~3)
-        case 0x4B56_4D01, 0x12: if value & 1 != 0 { clock.writeSystemTime(at: value & ~1) }
+        case 0x4B56_4D01, 0x12:
+            systemTime = value
+            if value & 1 != 0 { clock.writeSystemTime(at: value & ~1) }
         default: return false
         }
         return true

@@ -8,15 +8,25 @@ final class QueueWorker: Sendable {
     private let thread = Mutex<HostThread?>(nil)
 
     /// - Parameter serve: returns false when the queue is broken; the worker then ends.
-    init(name: String, queue: Virtqueue, event: EventFD, serve: @escaping @Sendable (Virtqueue) -> Bool) throws(SystemError) {
+    init(
+        name: String, queue: Virtqueue, event: EventFD, gate: DeviceGate, serve: @escaping @Sendable (Virtqueue) -> Bool
+    ) throws(SystemError) {
         self.event = event
-        let made = try HostThread(name: name) { [unowned self] in
-            while !stopping.load(ordering: .acquiring) {
-                repeat { if !serve(queue) { return } } while queue.enableNotifications()
-                event.wait()
+        let member = try gate.join(wake: event)
+        do throws(SystemError) {
+            let made = try HostThread(name: name) { [unowned self] in
+                defer { member.leave() }
+                while !stopping.load(ordering: .acquiring) {
+                    member.checkpoint()
+                    repeat { if !serve(queue) { return } } while queue.enableNotifications()
+                    event.wait()
+                }
             }
+            thread.withLock { $0 = made }
+        } catch {
+            member.leave()
+            throw error
         }
-        thread.withLock { $0 = made }
     }
     func stop() {
         stopping.store(true, ordering: .releasing)

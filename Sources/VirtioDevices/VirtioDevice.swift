@@ -12,10 +12,27 @@ package enum VirtioFeature {
 package struct VirtioActivation: Sendable {
     package let queues: [Virtqueue?]
     package let features: UInt64
+    /// Where the device's threads wait while the machine's state is looked at.
+    package let gate: DeviceGate
+    /// What the device was when its state was saved; nil for a device that begins.
+    package let image: DeviceImage?
     /// Tells the driver that the configuration space changed.
     package let configurationChanged: @Sendable () -> Void
     /// The driver broke the rules: the device is dead until it is reset.
     package let needsReset: @Sendable () -> Void
+}
+
+/// What a device holds that is neither in its configuration nor in the guest's memory.
+package struct DeviceImage: Equatable, Sendable, Codable {
+    package var numbers: [String: UInt64] = [:]
+    package var lists: [String: [[UInt8]]] = [:]
+    package init() {}
+}
+
+/// Why a device cannot be saved, in a clause.
+package struct SaveError: Error, CustomStringConvertible, Sendable {
+    package let description: String
+    package init(_ description: String) { self.description = description }
 }
 
 /// A virtio device: it sees its configuration, its queues and a reset; neither transport nor interrupts nor engines.
@@ -36,12 +53,16 @@ package protocol VirtioDevice: AnyObject, Sendable {
     func activate(_ activation: VirtioActivation)
     /// Back to the state before activation; returns when no thread of the device touches guest memory any more.
     func reset()
+    /// What a restored device is given at its activation. Called while the gate is closed and no processor runs. Throws, in a
+    /// sentence, what keeps the device from being saved now.
+    func makeImage() throws -> DeviceImage
 }
 
 extension VirtioDevice {
     package func configWrite(_ offset: Int, _ value: UInt64, size: Int) {}
     package func queueEvent(_ index: Int) -> EventFD? { nil }
     package func queueNotified(_ index: Int) {}
+    package func makeImage() throws -> DeviceImage { DeviceImage() }
 }
 
 /// Reads a little-endian configuration structure as a driver does, in pieces.

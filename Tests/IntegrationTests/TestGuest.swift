@@ -148,6 +148,11 @@ final class TestGuest: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {
     }
     func stop() throws { try perform { done in self.machine.stop { done($0) } } }
     func pause() throws { try perform { done in self.machine.pause { done($0.failure) } } }
+    func save(to url: URL) throws { try perform { done in self.machine.saveMachineStateTo(url: url) { done($0) } } }
+    func restore(from url: URL) throws {
+        lock.withLock { failure = nil }
+        try perform { done in self.machine.restoreMachineStateFrom(url: url) { done($0) } }
+    }
     func resume() throws { try perform { done in self.machine.resume { done($0.failure) } } }
     var state: VZVirtualMachine.State { queue.sync { machine.state } }
 

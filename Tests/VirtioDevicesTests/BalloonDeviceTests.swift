@@ -8,7 +8,7 @@ import VirtioDevices
     private func balloon() throws -> (FakeDriver, BalloonDevice) {
         let memory = try GuestMemory(layout: [(0, 1 << 20)])
         let device = try BalloonDevice(memory: memory)
-        return (FakeDriver(device, memory: memory), device)
+        return (try FakeDriver(device, memory: memory), device)
     }
     private func fill(_ driver: FakeDriver, _ pages: ClosedRange<UInt64>) throws {
         for page in pages { try driver.memory.write([UInt8](repeating: 0xAA, count: 4096), at: page * 4096) }

@@ -18,7 +18,7 @@ import VirtioDevices
         defer { try? FileManager.default.removeItem(at: url) }
         try Data(repeating: 0x5A, count: 64 * 512).write(to: url)
         let disk = try RawDisk(path: url.path, readOnly: readOnly)
-        try body(FakeDriver(try BlockDevice(storage: disk, identifier: "id", queueCount: 1), memory: try GuestMemory(layout: [(0, 1 << 20)])), url)
+        try body(try FakeDriver(try BlockDevice(storage: disk, identifier: "id", queueCount: 1), memory: try GuestMemory(layout: [(0, 1 << 20)])), url)
     }
     /// Runs one request; returns the status byte.
     private func request(_ driver: FakeDriver, kind: UInt32, sector: UInt64, _ middle: [FakeDriver.Descriptor], used: UInt16) throws -> UInt8 {

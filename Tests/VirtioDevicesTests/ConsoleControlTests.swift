@@ -17,7 +17,7 @@ import VirtioDevices
         let device = ConsoleDevice(
             ports: [0: .init(name: nil, isConsole: true, endpoint: endpoint), 5: .init(name: "five", isConsole: false, endpoint: endpoint)], maximumPorts: 8, multiPort: true,
             loop: loop)
-        let driver = FakeDriver(device, memory: try GuestMemory(layout: [(0, 1 << 20)]))
+        let driver = try FakeDriver(device, memory: try GuestMemory(layout: [(0, 1 << 20)]))
         try body(driver)
         driver.transport.reset()
     }

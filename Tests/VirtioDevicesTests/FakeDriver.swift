@@ -21,6 +21,8 @@ final class FakeDriver {
         func setLine(_ gsi: UInt32, level: Bool) {}
         func bindNotify(address: UInt64, eventFileDescriptor: Int32) -> Bool { false }
         func unbindNotify(address: UInt64, eventFileDescriptor: Int32) {}
+        func makeImage() throws -> MachineImage { throw EngineError("There is nothing behind this machine.") }
+        func restore(_ image: MachineImage) throws { throw EngineError("There is nothing behind this machine.") }
     }
     struct Descriptor {
         var address: UInt64
@@ -35,13 +37,15 @@ final class FakeDriver {
     let memory: GuestMemory
     let machine = Machine()
     let transport: VirtioPCITransport
+    let gate: DeviceGate
     private var available: [UInt16] = Array(repeating: 0, count: 64)
     private let queueCount: Int
 
-    init(_ device: any VirtioDevice, memory: GuestMemory) {
+    init(_ device: any VirtioDevice, memory: GuestMemory) throws {
         self.memory = memory
+        gate = try DeviceGate()
         queueCount = device.queueSizes.count
-        transport = VirtioPCITransport(device: device, memory: memory, machine: machine)
+        transport = VirtioPCITransport(device: device, memory: memory, machine: machine, gate: gate)
         initialise()
     }
     deinit { transport.reset() }

@@ -7,7 +7,7 @@ import VirtioDevices
 /// Drivers that break the rules of VIRTIO 1.2 § 2.7 get a device that needs a reset, and works again after it.
 @Suite(.serialized) struct HostileDriverTests {
     private func entropy() throws -> FakeDriver {
-        FakeDriver(try EntropyDevice(), memory: try GuestMemory(layout: [(0, 1 << 20)]))
+        try FakeDriver(try EntropyDevice(), memory: try GuestMemory(layout: [(0, 1 << 20)]))
     }
     private func expectBroken(_ publish: (FakeDriver) -> Void) throws {
         let driver = try entropy()

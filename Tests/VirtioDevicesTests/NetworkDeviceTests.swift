@@ -20,7 +20,7 @@ import VirtioDevices
             close(ends[0])
             Self.failures = 0
             device = try NetworkDevice(address: [2, 0, 0, 0, 0, 1], backend: backend) { _, _ in Self.failures += 1 }
-            driver = FakeDriver(device, memory: try GuestMemory(layout: [(0, 1 << 20)]))
+            driver = try FakeDriver(device, memory: try GuestMemory(layout: [(0, 1 << 20)]))
         }
         deinit { close(peer) }
         func receive() -> [UInt8]? {

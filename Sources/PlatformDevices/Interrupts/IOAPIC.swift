@@ -1,6 +1,18 @@
+import Hypervisor
+
 /// The I/O APIC's registers: 24 redirection entries behind an index and a data window. Intel 82093AA.
 struct IOAPICState: Equatable, Sendable {
     static let pinCount = 24
+    init() {}
+    /// Entries that an image lacks are masked.
+    init(_ image: IOAPICImage) {
+        index = image.index & 0xFF
+        for (pin, entry) in image.entries.prefix(Self.pinCount).enumerated() { entries[pin] = entry }
+        asserted = image.asserted
+        pending = image.pending
+    }
+    var image: IOAPICImage { IOAPICImage(index: index, entries: entries, asserted: asserted, pending: pending) }
+
     private var index: UInt32 = 0
     /// Redirection entries, masked at reset.
     private(set) var entries = [UInt64](repeating: 1 << 16, count: pinCount)

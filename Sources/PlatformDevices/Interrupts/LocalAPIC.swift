@@ -62,6 +62,10 @@ struct VectorSet: Equatable, Sendable {
         }
         return nil
     }
+    mutating func setRegister(_ index: Int, _ value: UInt32) {
+        let shift = UInt64(index & 1) * 32
+        self[word: index / 2] = self[word: index / 2] & ~(0xFFFF_FFFF << shift) | UInt64(value) << shift
+    }
     /// The 32 bits that register `index` of the eight shows.
     func register(_ index: Int) -> UInt32 { UInt32(truncatingIfNeeded: self[word: index / 2] >> (UInt64(index & 1) * 32)) }
 }

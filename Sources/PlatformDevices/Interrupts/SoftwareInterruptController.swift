@@ -7,21 +7,21 @@ import Glibc
 ///
 /// The clock of timers and TSC deadlines is CLOCK_MONOTONIC in nanoseconds less `clockBase`: the guest's TSC runs at 1 GHz.
 package final class SoftwareInterruptController: InterruptController, @unchecked Sendable {  // state is under one lock
-    private struct State {
+    struct State {
         var local: [LocalAPICState]
         var io = IOAPICState()
         var notify: [(@Sendable (InterruptEvent) -> Void)?]
         var stopped = false
         var earliest: UInt64 = .max
     }
-    private let state: Mutex<State>
+    let state: Mutex<State>
     private static let shortestPeriod: UInt64 = 50_000
-    private let clockBase: UInt64
+    private let clockBase: Atomic<UInt64>
     private let timerWake: EventFD
     private var timerThread: HostThread?
 
     package init(cpuCount: Int, clockBase: UInt64) throws(SystemError) {
-        self.clockBase = clockBase
+        self.clockBase = Atomic(clockBase)
         state = Mutex(State(local: (0..<cpuCount).map { LocalAPICState(id: UInt32($0)) }, notify: Array(repeating: nil, count: cpuCount)))
         timerWake = try EventFD()
         timerThread = try HostThread(name: "vz-timer") { [unowned self] in runTimers() }
@@ -35,7 +35,7 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
         timerThread?.join()
     }
 
-    private var now: UInt64 { monotonicNanoseconds() &- clockBase }
+    private var now: UInt64 { monotonicNanoseconds() &- clockBase.load(ordering: .relaxed) }
 
     package func connect(_ cpu: Int, _ notify: @escaping @Sendable (InterruptEvent) -> Void) {
         state.withLock { $0.notify[cpu] = notify }
@@ -341,6 +341,38 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
                 &state, destination: UInt32(entry >> 56), logical: entry & 1 << 11 != 0, mode: UInt32(entry >> 8 & 7),
                 vector: UInt8(truncatingIfNeeded: entry), level: entry & 1 << 15 != 0, from: nil, &calls)
         }
+    }
+
+    // MARK: images
+
+    package func makeImages() -> ([LocalAPICImage], IOAPICImage) {
+        state.withLock { state in
+            let now = now
+            let local = state.local.map { local in
+                var plain = local
+                plain.x2 = false  // registers as in memory
+                let isCounting = local.timerMode < 2
+                return LocalAPICImage(
+                    registers: (0..<LocalAPICImage.registerCount).map { read(plain, UInt32($0) << 4) },
+                    base: 0xFEE0_0000 | (local.enabled ? 1 << 11 : 0) | (local.x2 ? 1 << 10 : 0) | (local.id == 0 ? 1 << 8 : 0), identifier: local.id,
+                    timeStampDeadline: isCounting ? 0 : local.deadline ?? 0,
+                    timerRemaining: isCounting ? local.deadline.map { $0 > now ? $0 - now : 0 } : nil)
+            }
+            return (local, state.io.image)
+        }
+    }
+    package func restore(_ local: [LocalAPICImage], _ io: IOAPICImage, clockBase: UInt64) {
+        self.clockBase.store(clockBase, ordering: .relaxed)
+        update { state, calls in
+            let now = now
+            for (cpu, image) in local.prefix(state.local.count).enumerated() {
+                state.local[cpu] = LocalAPICState(image, id: UInt32(cpu), now: now)
+                Self.poke(&state, cpu, &calls)
+            }
+            state.io = IOAPICState(io)
+            state.earliest = .max
+        }
+        timerWake.signal()
     }
 
     // MARK: timers

@@ -130,4 +130,23 @@ package final class MSIX: Sendable {
             return bits
         }
     }
+
+    // MARK: images
+
+    /// The table, word by word, and which vectors are pending.
+    package struct Image: Equatable, Sendable, Codable {
+        package var table: [UInt64]
+        package var pending: [Bool]
+    }
+    package var image: Image {
+        let words = (0..<count * 2).map { tableRead($0 * 8, size: 8) }
+        return Image(table: words, pending: state.withLock { $0.entries.map(\.pending) })
+    }
+    /// Before the guest runs, and before `setControl`.
+    package func restore(_ image: Image) {
+        for (index, word) in image.table.prefix(count * 2).enumerated() { tableWrite(index * 8, word, size: 8) }
+        state.withLock { state in
+            for (index, pending) in image.pending.prefix(state.entries.count).enumerated() { state.entries[index].pending = pending }
+        }
+    }
 }

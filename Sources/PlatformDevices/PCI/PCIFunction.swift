@@ -134,4 +134,18 @@ package final class PCIFunction: @unchecked Sendable {  // bytes under the lock;
         if let control { msix?.setControl(enabled: control & 0x80 != 0, masked: control & 0x40 != 0) }
         return offset < 0x18
     }
+
+    // MARK: images
+
+    package struct Image: Equatable, Sendable, Codable {
+        /// Configuration space: 256 bytes.
+        package var configuration: [UInt8]
+        package var msix: MSIX.Image?
+    }
+    package var image: Image { Image(configuration: space.withLock { $0.bytes }, msix: msix?.image) }
+    /// Whether an image is one of a function like this.
+    package func matches(_ image: Image) -> Bool {
+        image.configuration.count == 256
+            && space.withLock { space in (0..<256).allSatisfy { (space.bytes[$0] ^ image.configuration[$0]) & ~space.mask[$0] == 0 } }
+    }
 }

@@ -80,6 +80,39 @@ package final class PCIHost: Sendable {
         }
     }
 
+    // MARK: images
+
+    package struct Image: Equatable, Sendable, Codable {
+        package var address: UInt32
+        /// By slot.
+        package var functions: [String: PCIFunction.Image]
+    }
+    package var image: Image {
+        let (functions, address) = state.withLock { ($0.functions, $0.address) }
+        var images: [String: PCIFunction.Image] = [:]
+        for (slot, function) in functions.enumerated() { images[String(slot)] = function?.image }
+        return Image(address: address, functions: images)
+    }
+    /// Writes what the guest had written; false when the functions are others. Before the guest runs.
+    package func restore(_ image: Image) -> Bool {
+        let functions = state.withLock { state in
+            state.address = image.address
+            return state.functions
+        }
+        for (slot, function) in functions.enumerated() {
+            guard (function != nil) == (image.functions[String(slot)] != nil) else { return false }
+            guard let function, let saved = image.functions[String(slot)] else { continue }
+            guard function.matches(saved), (function.msix != nil) == (saved.msix != nil) else { return false }
+            if let table = saved.msix { function.msix?.restore(table) }
+            // From the end, so that the BAR is in its place before memory accesses are switched on.
+            for offset in stride(from: 252, through: 0, by: -4) {
+                let value = (0..<4).reduce(0 as UInt32) { $0 | UInt32(saved.configuration[offset + $1]) << UInt32(8 * $1) }
+                write(slot, offset, value, size: 4)
+            }
+        }
+        return true
+    }
+
     // MARK: BARs
 
     /// The function and offset behind a memory address.

@@ -84,8 +84,13 @@ package final class BalloonDevice: VirtioDevice {
 
     package func activate(_ activation: VirtioActivation) {
         stopping.store(false, ordering: .releasing)
-        let made = try? HostThread(name: "vz-balloon") { [unowned self] in serve(activation) }
+        let member = try? activation.gate.join(wake: event)
+        let made = try? HostThread(name: "vz-balloon") { [unowned self] in
+            defer { member?.leave() }
+            serve(activation, member)
+        }
         state.withLock { state in
+            state.actual = UInt32(clamping: activation.image?.numbers["actual"] ?? 0)
             state.activation = activation
             state.thread = made
         }
@@ -102,6 +107,12 @@ package final class BalloonDevice: VirtioDevice {
         for done in old.waiting { done(nil) }
     }
 
+    package func makeImage() -> DeviceImage {
+        var image = DeviceImage()
+        image.numbers["actual"] = UInt64(actualPages)
+        return image
+    }
+
     // MARK: worker
 
     private static func roles(_ features: UInt64) -> [Role] {
@@ -110,13 +121,14 @@ package final class BalloonDevice: VirtioDevice {
         if features & Feature.reporting != 0 { roles.append(.report) }
         return roles
     }
-    private func serve(_ activation: VirtioActivation) {
+    private func serve(_ activation: VirtioActivation, _ member: DeviceGate.Member?) {
         let chain = DescriptorChain(capacity: Int(Self.queueSize))
         let report = StatisticsBuffer()
         var pages: [UInt32] = []
         pages.reserveCapacity(Self.maximumPages)
         let queues = zip(Self.roles(activation.features), activation.queues).compactMap { role, queue in queue.map { (role, $0) } }
         while !stopping.load(ordering: .acquiring) {
+            member?.checkpoint()
             do throws(QueueError) {
                 var more = false
                 for (role, queue) in queues {

@@ -76,8 +76,8 @@ package final class BlockDevice: VirtioDevice {
                 if let backend = storage as? any BlockBackend { try serve(queue, backend, activation) }
                 if let backend = storage as? any ChannelBackend {
                     let worker = try ChannelWorker(
-                        name: "vz-block-\(queue.index)", queue: queue, event: events[queue.index], backend: backend, identifier: identifier,
-                        needsReset: activation.needsReset)
+                        name: "vz-block-\(queue.index)", queue: queue, event: events[queue.index], gate: activation.gate, backend: backend,
+                        identifier: identifier, needsReset: activation.needsReset)
                     state.withLock { $0.channels.append(worker) }
                 }
             }
@@ -87,7 +87,7 @@ package final class BlockDevice: VirtioDevice {
     private func serve(_ queue: Virtqueue, _ backend: any BlockBackend, _ activation: VirtioActivation) throws(SystemError) {
         let requests = BlockRequests(backend: backend, identifier: identifier, rangesPerRequest: Int(rangesPerRequest))
         nonisolated(unsafe) let owned = requests  // only the worker touches it
-        let worker = try QueueWorker(name: "vz-block-\(queue.index)", queue: queue, event: events[queue.index]) { queue in
+        let worker = try QueueWorker(name: "vz-block-\(queue.index)", queue: queue, event: events[queue.index], gate: activation.gate) { queue in
             do throws(QueueError) {
                 try owned.serve(queue)
                 return true

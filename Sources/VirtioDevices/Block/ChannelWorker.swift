@@ -11,14 +11,16 @@ final class ChannelWorker: Sendable {
 
     /// - Parameter event: signalled by the driver's kicks.
     init(
-        name: String, queue: Virtqueue, event: EventFD, backend: any ChannelBackend, identifier: [UInt8], needsReset: @escaping @Sendable () -> Void
+        name: String, queue: Virtqueue, event: EventFD, gate: DeviceGate, backend: any ChannelBackend, identifier: [UInt8], needsReset: @escaping @Sendable () -> Void
     ) throws(SystemError) {
         let waking = try EventFD()
         self.waking = waking
+        let member = try gate.join(wake: event)
         let made = try HostThread(name: name) { [unowned self] in
+            defer { member.leave() }
             let work = Work(queue, backend, identifier, stop: waking.fileDescriptor)
             do throws(QueueError) {
-                while !stopping.load(ordering: .acquiring) { try work.turn(event, waking) }
+                while !stopping.load(ordering: .acquiring) { try work.turn(event, waking, member) }
             } catch { needsReset() }
             work.close()
         }
@@ -51,14 +53,17 @@ final class ChannelWorker: Sendable {
         deinit { vectors.deallocate() }
         func close() { channel.close() }
 
-        func turn(_ event: EventFD, _ waking: EventFD) throws(QueueError) {
-            var isMoving = try takeRequests()
+        func turn(_ event: EventFD, _ waking: EventFD, _ member: DeviceGate.Member) throws(QueueError) {
+            // At a closed gate nothing is begun, and what is under way ends first.
+            if free.count == Self.capacity { member.checkpoint() }
+            var isMoving = member.isClosed ? false : try takeRequests()
             channel.advance { tag, result in
                 give(tag, result == 0 ? BlockRequest.Status.ok : BlockRequest.Status.ioError)
                 isMoving = true
             }
             queue.notify()
-            if isMoving || queue.enableNotifications() && !free.isEmpty { return }
+            if isMoving || !member.isClosed && queue.enableNotifications() && !free.isEmpty { return }
+            if member.isClosed, free.count == Self.capacity { return }
             let (descriptor, events, milliseconds) = channel.wait
             var entries = (
                 pollfd(fd: event.fileDescriptor, events: Int16(POLLIN), revents: 0), pollfd(fd: waking.fileDescriptor, events: Int16(POLLIN), revents: 0),

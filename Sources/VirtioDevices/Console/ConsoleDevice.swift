@@ -95,12 +95,20 @@ package final class ConsoleDevice: VirtioDevice {
                 $0.activation = activation
                 $0.queues = activation.queues
                 $0.multiPort = multiPort
-                $0.messages = []
+                $0.messages = activation.image?.lists["messages"] ?? []
+                if let image = activation.image {
+                    $0.columns = UInt16(clamping: image.numbers["columns"] ?? 0)
+                    $0.rows = UInt16(clamping: image.numbers["rows"] ?? 0)
+                }
             }
             for (number, port) in ports {
                 let receive = Self.receiveQueue(number)
                 guard receive + 1 < activation.queues.count, multiPort || number == 0 else { continue }
                 if !multiPort { port.isOpen = true }
+                if let image = activation.image {
+                    port.isOpen = image.numbers["open \(number)"] == 1
+                    port.skip = Int(clamping: image.numbers["sent \(number)"] ?? 0)
+                }
                 // The end of a one-way channel is an end of file for its reader in the guest.
                 if multiPort, let configured = configuration[number], !configured.isConsole, configured.endpoint.output < 0 {
                     port.inputFinished = { [weak self] in
@@ -110,6 +118,7 @@ package final class ConsoleDevice: VirtioDevice {
                 }
                 port.connect(receive: activation.queues[receive], transmit: activation.queues[receive + 1], needsReset: activation.needsReset)
             }
+            if multiPort, activation.image != nil { sendMessages() }
         }
     }
     package func reset() {
@@ -128,6 +137,20 @@ package final class ConsoleDevice: VirtioDevice {
             finished.signal()
         }
         finished.wait()
+    }
+
+    package func makeImage() -> DeviceImage {
+        var image = DeviceImage()
+        state.withLock { state in
+            image.numbers["columns"] = UInt64(state.columns)
+            image.numbers["rows"] = UInt64(state.rows)
+            image.lists["messages"] = state.messages
+        }
+        for (number, port) in ports {
+            image.numbers["open \(number)"] = port.isOpen ? 1 : 0
+            image.numbers["sent \(number)"] = UInt64(port.sentOfPending)
+        }
+        return image
     }
 
     /// Tells the guest the size of the terminal behind port 0.

@@ -29,6 +29,10 @@ final class ConsolePort: @unchecked Sendable {  // everything but init on the ev
     private let incoming = DescriptorChain(capacity: 64)
     private var sent = 0
     private var hasOutput = false
+    /// Bytes of the next chain that an earlier life has written already.
+    var skip = 0
+    /// Bytes that are written of the chain that is under way.
+    var sentOfPending: Int { hasOutput ? sent : 0 }
     private var buffer = [UInt8](repeating: 0, count: ConsolePort.chunk)
     private var watchesInput = false
     private var watchesOutput = false
@@ -134,7 +138,8 @@ final class ConsolePort: @unchecked Sendable {  // everything but init on the ev
                         break
                     }
                     hasOutput = true
-                    sent = 0
+                    sent = min(skip, chain.readableCount)
+                    skip = 0
                 }
                 guard writeSome() else { return }
                 if sent >= chain.readableCount {

@@ -24,7 +24,7 @@ package final class EntropyDevice: VirtioDevice {
         guard let queue = activation.queues[0] else { return }
         let chain = DescriptorChain(capacity: 64)
         nonisolated(unsafe) let owned = chain  // only the worker touches it
-        let made = try? QueueWorker(name: "vz-entropy", queue: queue, event: event) { queue in
+        let made = try? QueueWorker(name: "vz-entropy", queue: queue, event: event, gate: activation.gate) { queue in
             do throws(QueueError) {
                 while try queue.pop(owned) {
                     var written = 0

@@ -41,7 +41,7 @@ package final class FileSystemDevice: VirtioDevice {
         do throws(SystemError) {
             for (index, queue) in activation.queues.enumerated() {
                 guard let queue, index < events.count else { continue }
-                let worker = try makeWorker(queue, events[index], activation.needsReset)
+                let worker = try makeWorker(queue, events[index], activation)
                 workers.withLock { $0.append(worker) }
             }
         } catch { activation.needsReset() }
@@ -55,14 +55,19 @@ package final class FileSystemDevice: VirtioDevice {
         server.reset()
     }
 
-    private func makeWorker(_ queue: Virtqueue, _ event: EventFD, _ needsReset: @escaping @Sendable () -> Void) throws(SystemError) -> QueueWorker {
+    package func makeImage() throws -> DeviceImage {
+        if workers.withLock({ $0.isEmpty }) { return DeviceImage() }
+        throw SaveError("a machine whose guest uses a shared folder cannot be saved")
+    }
+
+    private func makeWorker(_ queue: Virtqueue, _ event: EventFD, _ activation: VirtioActivation) throws(SystemError) -> QueueWorker {
         let server = server
         // Only the worker touches these; the first of them is made on its thread.
         nonisolated(unsafe) var answering: FileServer.Worker?
         nonisolated(unsafe) let chain = DescriptorChain(capacity: Int(Self.queueSize))
         nonisolated(unsafe) let question = GuestPieces(capacity: 1024)
         nonisolated(unsafe) let answer = GuestPieces(capacity: 1024)
-        return try QueueWorker(name: "vz-fs", queue: queue, event: event) { queue in
+        return try QueueWorker(name: "vz-fs", queue: queue, event: event, gate: activation.gate) { queue in
             let worker = answering ?? FileServer.Worker(server)
             answering = worker
             do throws(QueueError) {
@@ -77,7 +82,7 @@ package final class FileSystemDevice: VirtioDevice {
                 }
                 return true
             } catch {
-                needsReset()
+                activation.needsReset()
                 return false
             }
         }

@@ -39,9 +39,12 @@ package final class NetworkDevice: VirtioDevice {
         var control: QueueWorker?
         /// Queue pairs that the driver uses.
         var activePairs = 1
+        var linkBounce = LinkBounce.none
         /// The driver is to tell its neighbours where it is. § 5.1.6.5.4.
         var wantsAnnouncement = false
     }
+    /// The link is down until the driver has seen that it is.
+    private enum LinkBounce { case none, down }
     private let address: [UInt8]
     private let state: Mutex<State>
     /// By queue.
@@ -81,7 +84,13 @@ package final class NetworkDevice: VirtioDevice {
     package var queueSizes: [UInt16] { [UInt16](repeating: UInt16(Self.queueSize), count: 2 * pairs) + [64] }
     package func queueEvent(_ index: Int) -> EventFD? { queueEvents[index] }
     package func configRead(_ offset: Int, size: Int) -> UInt64 {
-        let status = state.withLock { ($0.backend != nil ? 1 : 0) | ($0.wantsAnnouncement ? 2 : 0) } as UInt8
+        let (status, isSeen, activation) = state.withLock { state in
+            let isSeen = state.linkBounce == .down && offset <= 6 && offset + size > 6
+            let isUp = state.backend != nil && state.linkBounce == .none
+            if isSeen { state.linkBounce = .none }
+            return ((isUp ? 1 : 0) | (state.wantsAnnouncement ? 2 : 0) as UInt8, isSeen, state.activation)
+        }
+        if isSeen { activation?.configurationChanged() }
         let mtu = maximumTransmissionUnit
         return configField(address + [status, 0, UInt8(pairs), 0, UInt8(mtu & 0xFF), UInt8(mtu >> 8)], offset, size)
     }
@@ -111,7 +120,14 @@ package final class NetworkDevice: VirtioDevice {
 
     package func activate(_ activation: VirtioActivation) {
         stopping.store(false, ordering: .releasing)
-        state.withLock { $0.activation = activation }
+        state.withLock { state in
+            state.activation = activation
+            guard let image = activation.image else { return }
+            state.activePairs = Int(clamping: min(max(image.numbers["activePairs"] ?? 1, 1), UInt64(self.pairs)))
+            state.backend?.use(lanes: state.activePairs)
+            // The guest is somewhere else now: its link goes down and up, so that it asks for its address again.
+            state.linkBounce = .down
+        }
         let isMultiQueue = activation.features & Feature.multiQueue != 0
         let pairs = isMultiQueue ? pairs : 1
         do throws(SystemError) {
@@ -128,7 +144,7 @@ package final class NetworkDevice: VirtioDevice {
         let sender = try makeSender(send, pair, activation)
         state.withLock { $0.senders.append(sender) }
         let receiver = try NetworkReceiver(
-            queue: receive, event: queueEvents[2 * pair], mergeable: activation.features & Feature.mergeableBuffers != 0,
+            queue: receive, event: queueEvents[2 * pair], gate: activation.gate, mergeable: activation.features & Feature.mergeableBuffers != 0,
             accepted: Self.accepted(activation.features), backend: { [weak self] in self?.receivingLane(pair) },
             lost: { [weak self] in self?.loseLane(pair, $0) }, needsReset: activation.needsReset)
         state.withLock { $0.receivers.append(receiver) }
@@ -160,6 +176,12 @@ package final class NetworkDevice: VirtioDevice {
         return accepted
     }
 
+    package func makeImage() -> DeviceImage {
+        var image = DeviceImage()
+        image.numbers["activePairs"] = UInt64(state.withLock { $0.activePairs })
+        return image
+    }
+
     // MARK: control
 
     /// § 5.1.6.5. Every frame goes to the guest, so that modes and address filters need nothing done.
@@ -167,7 +189,7 @@ package final class NetworkDevice: VirtioDevice {
         _ queue: Virtqueue, _ event: EventFD, _ activation: VirtioActivation, _ pairs: Int
     ) throws(SystemError) -> QueueWorker {
         nonisolated(unsafe) let chain = DescriptorChain(capacity: 8)  // only the worker touches it
-        return try QueueWorker(name: "vz-net-control", queue: queue, event: event) { [weak self] queue in
+        return try QueueWorker(name: "vz-net-control", queue: queue, event: event, gate: activation.gate) { [weak self] queue in
             do throws(QueueError) {
                 while try queue.pop(chain) {
                     var acknowledgement = self?.control(chain, pairs) == true ? 0 : 1 as UInt8
@@ -211,7 +233,7 @@ package final class NetworkDevice: VirtioDevice {
         nonisolated(unsafe) let chain = DescriptorChain(capacity: Self.queueSize)  // only the worker touches these
         nonisolated(unsafe) let pieces = GuestPieces(capacity: Self.queueSize)
         nonisolated(unsafe) let finisher = FrameFinisher()
-        return try QueueWorker(name: "vz-net-send", queue: queue, event: queueEvents[2 * pair + 1]) { [weak self] queue in
+        return try QueueWorker(name: "vz-net-send", queue: queue, event: queueEvents[2 * pair + 1], gate: activation.gate) { [weak self] queue in
             do throws(QueueError) {
                 guard let backend = self?.state.withLock({ $0.backend }) else { return try Self.dropAll(queue, chain) }
                 while try queue.pop(chain) {

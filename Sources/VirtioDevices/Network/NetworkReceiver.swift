@@ -14,15 +14,18 @@ final class NetworkReceiver: Sendable {
     ///   - backend: where frames come from now.
     ///   - lost: the backend failed, for this reason.
     init(
-        queue: Virtqueue, event: EventFD, mergeable: Bool, accepted: AcceptedOffloads, backend: @escaping @Sendable () -> (any NetworkBackend)?,
+        queue: Virtqueue, event: EventFD, gate: DeviceGate, mergeable: Bool, accepted: AcceptedOffloads, backend: @escaping @Sendable () -> (any NetworkBackend)?,
         lost: @escaping @Sendable (String) -> Void, needsReset: @escaping @Sendable () -> Void
     ) throws(SystemError) {
         let waking = try EventFD()
         self.waking = waking
+        let member = try gate.join(wake: waking)
         let made = try HostThread(name: "vz-net-receive") { [unowned self] in
+            defer { member.leave() }
             let work = Work(queue: queue, mergeable: mergeable, accepted: accepted)
             do throws(QueueError) {
                 while !stopping.load(ordering: .acquiring) {
+                    member.checkpoint()
                     guard let backend = backend() else {
                         waking.wait()
                         continue

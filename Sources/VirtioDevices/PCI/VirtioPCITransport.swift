@@ -1,5 +1,6 @@
 import GuestMemory
 import Hypervisor
+import LinuxSystem
 import PlatformDevices
 import Synchronization
 
@@ -42,7 +43,7 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
         static let featuresOK: UInt8 = 8
         static let needsReset: UInt8 = 64
     }
-    private struct State {
+    fileprivate struct State: Equatable, Codable, Sendable {
         var deviceFeatureSelect: UInt32 = 0
         var driverFeatureSelect: UInt32 = 0
         var driverFeatures: UInt64 = 0
@@ -61,8 +62,10 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
     private let state: Mutex<State>
     private let bindings = Mutex<[(address: UInt64, descriptor: Int32)]>([])
     private let sizes: [UInt16]
+    private let gate: DeviceGate
 
-    package init(device: any VirtioDevice, memory: GuestMemory, machine: any HypervisorMachine) {
+    package init(device: any VirtioDevice, memory: GuestMemory, machine: any HypervisorMachine, gate: DeviceGate) {
+        self.gate = gate
         self.device = device
         self.memory = memory
         self.machine = machine
@@ -219,7 +222,7 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
         if activates { activate() }
     }
 
-    private func activate() {
+    private func activate(_ image: DeviceImage? = nil) {
         let (setups, features) = state.withLock { ($0.queues, $0.driverFeatures) }
         var queues: [Virtqueue?] = []
         for (index, setup) in setups.enumerated() {
@@ -231,7 +234,7 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
                 queues.append(
                     try Virtqueue(
                         index: index, setup: setup, memory: memory, indirect: features & VirtioFeature.indirectDescriptors != 0,
-                        eventIndex: features & VirtioFeature.eventIndex != 0,
+                        eventIndex: features & VirtioFeature.eventIndex != 0, resuming: image != nil,
                         interrupt: { [weak self] in self?.interrupt(queue: index) }))
             } catch {
                 needsReset()
@@ -241,7 +244,7 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
         bindNotifications(setups)
         device.activate(
             VirtioActivation(
-                queues: queues, features: features, configurationChanged: { [weak self] in self?.configurationChanged() },
+                queues: queues, features: features, gate: gate, image: image, configurationChanged: { [weak self] in self?.configurationChanged() },
                 needsReset: { [weak self] in self?.needsReset() }))
     }
 
@@ -274,6 +277,38 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
         unbindNotifications()
         device.reset()
         state.withLock { $0 = State(queues: sizes.map { Virtqueue.Setup(size: $0) }) }
+    }
+
+    // MARK: images
+
+    /// The transport and the device behind it.
+    package struct Image: Equatable, Sendable, Codable {
+        package var deviceType: UInt16
+        /// Features offered, and queue sizes: what makes a device another one.
+        package var features: UInt64
+        package var queueSizes: [UInt16]
+        fileprivate var state: State
+        package var device: DeviceImage
+    }
+    /// While the gate is closed and no processor runs.
+    package func makeImage() throws -> Image {
+        Image(deviceType: device.deviceType, features: offeredFeatures, queueSizes: sizes, state: state.withLock { $0 }, device: try device.makeImage())
+    }
+    /// What is different here from the device that was saved; nil when nothing is.
+    package func difference(to image: Image) -> String? {
+        if image.deviceType != device.deviceType { return "a device is of another kind" }
+        if image.queueSizes != sizes || image.state.queues.count != sizes.count { return "a device of type \(device.deviceType) has other queues" }
+        if image.features != offeredFeatures || image.state.driverFeatures & ~offeredFeatures != 0 { return "a device of type \(device.deviceType) offers other features" }
+        return nil
+    }
+    /// Goes on where the saved device was. Before the guest runs, with its memory in place.
+    package func restore(_ image: Image) {
+        state.withLock { $0 = image.state }
+        guard image.state.active else { return }
+        activate(image.device)
+        // Whatever was on its way is raised once more; drivers take an interrupt too many.
+        for (index, queue) in image.state.queues.enumerated() where queue.enabled { interrupt(queue: index) }
+        configurationChanged()
     }
 
     // MARK: notifications without an exit

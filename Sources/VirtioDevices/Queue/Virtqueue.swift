@@ -106,8 +106,10 @@ package final class Virtqueue: @unchecked Sendable {  // see above; set-up happe
         static let indirect: UInt16 = 4
     }
 
+    /// - Parameter resuming: go on where the used ring in memory ends: chains that were taken and not given back come again.
     package init(
-        index: Int, setup: Setup, memory: GuestMemory, indirect: Bool, eventIndex: Bool, interrupt: @escaping @Sendable () -> Void
+        index: Int, setup: Setup, memory: GuestMemory, indirect: Bool, eventIndex: Bool, resuming: Bool = false,
+        interrupt: @escaping @Sendable () -> Void
     ) throws(QueueError) {
         self.index = index
         self.memory = memory
@@ -124,6 +126,11 @@ package final class Virtqueue: @unchecked Sendable {  // see above; set-up happe
         self.descriptors = descriptors
         self.available = available
         self.used = used
+        if resuming {
+            nextUsed = clinux_load_acquire16(used + 2)
+            nextAvailable = nextUsed
+            signalledUsed = nextUsed
+        }
     }
 
     /// Whether the driver has made more chains available than were popped.

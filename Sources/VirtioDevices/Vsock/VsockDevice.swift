@@ -25,6 +25,8 @@ package final class VsockDevice: VirtioDevice {
     private let receiveEvent: EventFD
     private let sendEvent: EventFD
     private let eventEvent: EventFD
+    /// Makes the receiving thread look up.
+    private let receiverWake: EventFD
 
     private final class Back: Sendable {
         let device = Mutex<WeakDevice>(WeakDevice())
@@ -41,6 +43,7 @@ package final class VsockDevice: VirtioDevice {
         receiveEvent = try EventFD()
         sendEvent = try EventFD()
         eventEvent = try EventFD()
+        receiverWake = try EventFD()
         back.device.withLock { $0.value = self }
         host.attach(self)
     }
@@ -107,10 +110,14 @@ package final class VsockDevice: VirtioDevice {
         guard let receive = activation.queues[0], let send = activation.queues[1] else { return }
         isActive.store(true, ordering: .releasing)
         do throws(SystemError) {
-            let sender = try makeSender(send, activation.needsReset)
+            let sender = try makeSender(send, activation)
             active.withLock { $0.sender = sender }
+            // Streams do not survive a restored machine: the driver is told to forget them. § 5.10.6.7.
+            if activation.image != nil, let events = activation.queues[2] { tellReset(events) }
+            let member = try activation.gate.join(wake: receiverWake)
             let receiver = try HostThread(name: "vz-vsock-receive") { [unowned self] in
-                do throws(QueueError) { try receiveLoop(receive) } catch { activation.needsReset() }
+                defer { member.leave() }
+                do throws(QueueError) { try receiveLoop(receive, member) } catch { activation.needsReset() }
             }
             active.withLock { $0.receiver = receiver }
         } catch { activation.needsReset() }
@@ -129,10 +136,10 @@ package final class VsockDevice: VirtioDevice {
         with { $0.forgetAll() }
     }
 
-    private func makeSender(_ queue: Virtqueue, _ needsReset: @escaping @Sendable () -> Void) throws(SystemError) -> QueueWorker {
+    private func makeSender(_ queue: Virtqueue, _ activation: VirtioActivation) throws(SystemError) -> QueueWorker {
         nonisolated(unsafe) let chain = DescriptorChain(capacity: Int(Self.queueSize))  // only the worker touches these
         nonisolated(unsafe) let pieces = GuestPieces(capacity: 1024)
-        return try QueueWorker(name: "vz-vsock-send", queue: queue, event: sendEvent) { [weak self] queue in
+        return try QueueWorker(name: "vz-vsock-send", queue: queue, event: sendEvent, gate: activation.gate) { [weak self] queue in
             do throws(QueueError) {
                 while try queue.pop(chain) {
                     guard let self else { return false }
@@ -147,17 +154,27 @@ package final class VsockDevice: VirtioDevice {
                 queue.notify()
                 return true
             } catch {
-                needsReset()
+                activation.needsReset()
                 return false
             }
         }
     }
-    private func receiveLoop(_ queue: Virtqueue) throws(QueueError) {
+    /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, in a buffer of the event queue; a driver that gave none is not told.
+    private func tellReset(_ queue: Virtqueue) {
+        let chain = DescriptorChain(capacity: 16)
+        guard (try? queue.pop(chain)) == true else { return }
+        var event: UInt32 = 0
+        _ = chain.write(at: 0, from: &event, count: 4)
+        queue.complete(chain, written: 4)
+        queue.notify()
+    }
+    private func receiveLoop(_ queue: Virtqueue, _ member: DeviceGate.Member) throws(QueueError) {
         let chains = ReceiveChains(queue, limit: Int(Self.queueSize))
         let pieces = GuestPieces(capacity: 1024)  // IOV_MAX
         let scratch = UnsafeMutableRawPointer.allocate(byteCount: VsockPacket.size, alignment: 8)
         defer { scratch.deallocate() }
         while !stopping.load(ordering: .acquiring) {
+            member.checkpoint()
             let result = with { table -> Result<VsockTable.Output, QueueError> in
                 do throws(QueueError) { return .success(try table.output(chains, pieces, scratch)) } catch { return .failure(error) }
             }
@@ -177,8 +194,10 @@ package final class VsockDevice: VirtioDevice {
     private func wait(_ descriptor: Int32) {
         let deadline = with { $0.deadline }
         let now = monotonicNanoseconds()
-        var entry = pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0)
-        _ = poll(&entry, 1, deadline == 0 ? -1 : deadline <= now ? 0 : Int32(clamping: (deadline - now) / 1_000_000 + 1))
+        var entries = (pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0), pollfd(fd: receiverWake.fileDescriptor, events: Int16(POLLIN), revents: 0))
+        let milliseconds = deadline == 0 ? -1 : deadline <= now ? 0 : Int32(clamping: (deadline - now) / 1_000_000 + 1)
+        withUnsafeMutableBytes(of: &entries) { _ = poll($0.bindMemory(to: pollfd.self).baseAddress, 2, milliseconds) }
+        if entries.1.revents != 0 { receiverWake.drain() }
         if deadline != 0 { with { $0.expire(monotonicNanoseconds()) } }
     }
 }

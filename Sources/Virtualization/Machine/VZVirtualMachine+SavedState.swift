@@ -1,37 +1,29 @@
 import Foundation
-
-// Saved states are not there yet: these check what Apple's do and then say so.
+import Monitor
 
 extension VZVirtualMachineConfiguration {
-    /// Throws: no machine can be saved yet.
+    /// Throws when a machine of this configuration cannot be saved: `VZError.invalidVirtualMachineConfiguration` for what is no
+    /// valid configuration, `VZError.notSupported` for a device whose state is not all the machine's. Passing is necessary, not
+    /// sufficient.
     public func validateSaveRestoreSupport() throws {
         try validate()
-        throw VZError(.notSupported, reason: "Saving and restoring virtual machines is not supported yet.")
+        guard directorySharingDevices.isEmpty else {
+            throw VZError(.notSupported, reason: "Machines with shared folders cannot be saved or restored yet.")
+        }
     }
 }
 
 extension VZVirtualMachine {
-    /// Only from `.paused`; fails with `VZError.save`, for it is not supported yet, and leaves the machine as it is.
+    /// Writes the paused machine's state to a file that takes its name when it is complete; the machine stays paused. Disks are not
+    /// part of it. `VZError.save` for what cannot be saved or written.
     public func saveMachineStateTo(url saveFileURL: URL, completionHandler: @escaping ((any Error)?) -> Void) {
-        let error =
-            state == .paused
-            ? VZError(.save, reason: "Saving virtual machines is not supported yet.")
-            : VZError(.invalidVirtualMachineState, reason: "The virtual machine is \(state.name), not paused.")
-        fail(error, completionHandler)
+        saveMachineState(to: saveFileURL, progress: nil, completionHandler)
     }
-    /// Only from `.stopped`; fails with `VZError.restore`, for it is not supported yet.
+    /// Takes the place of the machine that the file was saved of; the machine is paused then. It must be one of the same
+    /// configuration, and the file must stay as it is while the machine runs: its memory is mapped, not read. `VZError.restore` for
+    /// what cannot be restored.
     public func restoreMachineStateFrom(url saveFileURL: URL, completionHandler: @escaping ((any Error)?) -> Void) {
-        let error =
-            state == .stopped
-            ? VZError(.restore, reason: "Restoring virtual machines is not supported yet.")
-            : VZError(
-                .invalidVirtualMachineStateTransition,
-                reason: "Transition from state \"\(state.name)\" to state \"\(State.restoring.name)\" is invalid.")
-        fail(error, completionHandler)
-    }
-    private func fail(_ error: VZError, _ completionHandler: @escaping ((any Error)?) -> Void) {
-        let handler = Unchecked(completionHandler)
-        queue.async { handler.value(error) }
+        restoreMachineState(from: saveFileURL, completionHandler)
     }
 
     public nonisolated(nonsending) func saveMachineStateTo(url saveFileURL: URL) async throws {
@@ -43,5 +35,31 @@ extension VZVirtualMachine {
         try await withCheckedThrowingContinuation { (continuation: CheckedContinuation<Void, any Error>) in
             onQueue { self.restoreMachineStateFrom(url: saveFileURL) { continuation.resume(with: $0.map { .failure($0) } ?? .success(())) } }
         }
+    }
+}
+
+/// The description in a saved state.
+enum SavedDescription {
+    static let machineIdentifier = "machineIdentifier"
+
+    @Sendable static func encode(_ state: MachineState) throws -> [UInt8] {
+        let encoder = JSONEncoder()
+        encoder.outputFormatting = [.sortedKeys]
+        return [UInt8](try encoder.encode(state))
+    }
+    static func decode(_ bytes: [UInt8]) throws -> MachineState {
+        do { return try JSONDecoder().decode(MachineState.self, from: Data(bytes)) } catch {
+            throw SavedStateError(.damaged, "the description in it cannot be read")
+        }
+    }
+}
+
+extension VZError {
+    /// A failure to save or to restore, with the documented reasons.
+    static func state(_ code: Code, _ url: URL, _ error: any Error) -> VZError {
+        if let error = error as? VZError { return error }
+        let text = "\(error)"
+        let reason = (error as? SavedStateError)?.kind == .mismatch ? "The saved state does not fit this machine: \(text)." : text.capitalizedFirst + "."
+        return VZError(code, reason: reason, underlying: error)
     }
 }

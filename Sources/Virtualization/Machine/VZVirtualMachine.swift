@@ -226,6 +226,83 @@ open class VZVirtualMachine: NSObject {
         }
     }
 
+    // MARK: save and restore
+
+    /// `VZVirtualMachine+SavedState.swift` and `Extensions/SaveProgress.swift` have the public forms.
+    func saveMachineState(to url: URL, progress: ((Double) -> Void)?, _ completionHandler: @escaping ((any Error)?) -> Void) {
+        checkQueue()
+        let handler = Unchecked(completionHandler)
+        guard currentState == .paused, let machine else {
+            let error = VZError(.invalidVirtualMachineState, reason: "The virtual machine is \(currentState.name), not paused.")
+            return later { completionHandler(error) }
+        }
+        guard url.isFileURL else {
+            let error = VZError(.save, reason: "\(url) is not a file URL.")
+            return later { completionHandler(error) }
+        }
+        enter(.saving)
+        let this = WeakMachine(self)
+        let told = Unchecked(progress)
+        let run = runIdentifier
+        machine.save(
+            to: url.path, owner: [SavedDescription.machineIdentifier: identifier], encode: SavedDescription.encode,
+            progress: { part in this.queue?.async { told.value?(part) } }
+        ) { error in
+            this.queue?.async {
+                if let vm = this.value, vm.runIdentifier == run, vm.currentState == .saving { vm.enter(.paused) }
+                handler.value(error.map { VZError.state(.save, url, $0) })
+            }
+        }
+    }
+    private var identifier: [UInt8] { [UInt8]((configuration.platform as? VZGenericPlatformConfiguration)?.machineIdentifier.dataRepresentation ?? Data()) }
+
+    func restoreMachineState(from url: URL, _ completionHandler: @escaping ((any Error)?) -> Void) {
+        checkQueue()
+        guard currentState == .stopped else {
+            let error = transitionError(to: .restoring)
+            return later { completionHandler(error) }
+        }
+        enter(.restoring)
+        runIdentifier += 1
+        let run = runIdentifier
+        let handler = Unchecked(completionHandler)
+        let this = WeakMachine(self)
+        @Sendable func finished(_ error: (any Error)?) {
+            this.queue?.async {
+                guard let vm = this.value, vm.runIdentifier == run else {
+                    return handler.value(error ?? VZError(.restore, reason: "The virtual machine is gone."))
+                }
+                guard let error else {
+                    if vm.currentState == .restoring { vm.enter(.paused) }
+                    return handler.value(nil)
+                }
+                vm.tearDown()
+                vm.enter(.stopped)
+                handler.value(VZError.state(.restore, url, error))
+            }
+        }
+        do {
+            let file = try SavedStateFile.Opened(path: url.path)
+            let state = try SavedDescription.decode(file.description)
+            try check(state, file)
+            try configuration.validateSaveRestoreSupport()
+            let machine = try makeMachine(run)
+            self.machine = machine
+            machine.restore(file, state) { finished($0) }
+        } catch { finished(error) }
+    }
+    private func check(_ state: MachineState, _ file: SavedStateFile.Opened) throws {
+        guard state.memorySize == configuration.memorySize, file.memoryCount == state.memorySize else {
+            throw SavedStateError(.mismatch, "the saved machine has \(state.memorySize >> 20) MiB of memory, this one has \(configuration.memorySize >> 20) MiB")
+        }
+        guard state.machine.processors.count == configuration.cpuCount else {
+            throw SavedStateError(.mismatch, "the saved machine has \(state.machine.processors.count) processors, this one has \(configuration.cpuCount)")
+        }
+        guard state.owner[SavedDescription.machineIdentifier] == identifier else {
+            throw SavedStateError(.mismatch, "the saved machine has another machine identifier")
+        }
+    }
+
     // MARK: stop, pause, resume
 
     /// Switches the machine off, from `.running` or `.paused`; the guest gets no warning and the delegate no call.

@@ -1,0 +1,172 @@
+import CLinux
+import Glibc
+import GuestMemory
+import LinuxSystem
+
+/// A saved state on disk. Documentation/saved-state.md has the layout; little-endian, pages of 4096 bytes:
+///
+///     0      header: magic, version, sizes and checksums
+///     4096   description: `MachineState`, as the owner encodes it
+///     …      memory, at a page's start: all of it, one region behind the other, with holes for pages of zeroes
+package enum SavedStateFile {
+    package static let magic: [UInt8] = Array("VZSTATE\n".utf8)
+    package static let version: UInt32 = 1
+    static let pageSize = 4096
+    private static let largestDescription = 64 << 20
+    private static let headerSize = 64
+
+    struct Header: Equatable {
+        var descriptionCount: UInt64
+        var descriptionChecksum: UInt32
+        var memoryOffset: UInt64
+        var memoryCount: UInt64
+
+        var bytes: [UInt8] {
+            func little<T: FixedWidthInteger>(_ value: T) -> [UInt8] { withUnsafeBytes(of: value.littleEndian, Array.init) }
+            let fields = SavedStateFile.magic + little(SavedStateFile.version) + little(descriptionChecksum) + little(descriptionCount) + little(memoryOffset) + little(memoryCount)
+            let body = fields + [UInt8](repeating: 0, count: SavedStateFile.headerSize - 4 - fields.count)
+            return body + little(Checksum.of(body))
+        }
+        init(descriptionCount: UInt64, descriptionChecksum: UInt32, memoryOffset: UInt64, memoryCount: UInt64) {
+            self.descriptionCount = descriptionCount
+            self.descriptionChecksum = descriptionChecksum
+            self.memoryOffset = memoryOffset
+            self.memoryCount = memoryCount
+        }
+        init(_ bytes: [UInt8]) throws(SavedStateError) {
+            func number<T: FixedWidthInteger>(_ offset: Int, _: T.Type = T.self) -> T {
+                (0..<MemoryLayout<T>.size).reduce(0 as T) { $0 | T(truncatingIfNeeded: bytes[offset + $1]) << T(8 * $1) }
+            }
+            guard bytes.count == SavedStateFile.headerSize, Array(bytes[0..<8]) == SavedStateFile.magic else {
+                throw SavedStateError(.damaged, "it is no saved state of a virtual machine")
+            }
+            // A newer version may have another header: this comes before its checksum.
+            let version: UInt32 = number(8)
+            guard version <= SavedStateFile.version else {
+                throw SavedStateError(.newer, "it has format version \(version); this program reads up to \(SavedStateFile.version)")
+            }
+            guard version > 0, number(SavedStateFile.headerSize - 4) == Checksum.of(Array(bytes[..<(SavedStateFile.headerSize - 4)])) else {
+                throw SavedStateError(.damaged, "its header is damaged")
+            }
+            self.init(descriptionCount: number(16), descriptionChecksum: number(12), memoryOffset: number(24), memoryCount: number(32))
+        }
+    }
+
+    // MARK: writing
+
+    /// Writes a state under a temporary name beside `path`, makes it permanent, and gives it its name. Nothing is left when that
+    /// fails, and an older file is untouched.
+    package static func write(to path: String, description: [UInt8], memory: GuestMemory, progress: (Double) -> Void) throws {
+        let temporary = path + ".partial-\(getpid())"
+        let fd = clinux_open(temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
+        guard fd >= 0 else { throw SystemError("cannot write \(path)") }
+        do {
+            defer { close(fd) }
+            let memoryOffset = (pageSize + description.count + pageSize - 1) & ~(pageSize - 1)
+            let header = Header(
+                descriptionCount: UInt64(description.count), descriptionChecksum: Checksum.of(description), memoryOffset: UInt64(memoryOffset),
+                memoryCount: memory.size)
+            try put(fd, header.bytes, at: 0, path)
+            try put(fd, description, at: pageSize, path)
+            try putMemory(fd, memory, at: memoryOffset, path, progress)
+            guard ftruncate(fd, off_t(memoryOffset + Int(memory.size))) == 0, fsync(fd) == 0 else { throw SystemError("cannot write \(path)") }
+            guard rename(temporary, path) == 0 else { throw SystemError("cannot write \(path)") }
+            syncDirectory(of: path)
+        } catch {
+            unlink(temporary)
+            throw error
+        }
+    }
+    private static func syncDirectory(of path: String) {
+        let directory = path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
+        let fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
+        guard fd >= 0 else { return }
+        fsync(fd)
+        close(fd)
+    }
+    private static func put(_ fd: Int32, _ bytes: [UInt8], at offset: Int, _ path: String) throws {
+        try bytes.withUnsafeBytes { try put(fd, $0, at: offset, path) }
+    }
+    private static func put(_ fd: Int32, _ bytes: UnsafeRawBufferPointer, at offset: Int, _ path: String) throws {
+        var done = 0
+        while done < bytes.count, let base = bytes.baseAddress {
+            let step = pwrite(fd, base + done, bytes.count - done, off_t(offset + done))
+            if step < 0, errno == EINTR { continue }
+            guard step > 0 else { throw SystemError("cannot write \(path)") }
+            done += step
+        }
+    }
+    /// Runs of pages that are not all zeroes, up to a few MiB at a time.
+    private static func putMemory(_ fd: Int32, _ memory: GuestMemory, at offset: Int, _ path: String, _ progress: (Double) -> Void) throws {
+        let contents = memory.contents
+        guard let base = contents.baseAddress else { return }
+        let ranges = memory.usedRanges
+        let total = max(ranges.reduce(0) { $0 + $1.count }, 1)
+        var seen = 0
+        for range in ranges {
+            var at = range.lowerBound
+            while at < range.upperBound {
+                guard !isZero(base + at) else {
+                    at += pageSize
+                    continue
+                }
+                let first = at
+                while at < range.upperBound, at - first < 4 << 20, !isZero(base + at) { at += pageSize }
+                try put(fd, UnsafeRawBufferPointer(start: base + first, count: at - first), at: offset + first, path)
+                progress(Double(seen + at - range.lowerBound) / Double(total))
+            }
+            seen += range.count
+        }
+    }
+    private static func isZero(_ page: UnsafeRawPointer) -> Bool {
+        if page.load(as: UInt64.self) != 0 || page.load(fromByteOffset: 2048, as: UInt64.self) != 0 { return false }
+        return memcmp(page, page + 8, pageSize - 8) == 0
+    }
+
+    // MARK: reading
+
+    /// An open state whose header and description are whole; its memory is not read.
+    package final class Opened: @unchecked Sendable {  // nothing changes after init
+        package let description: [UInt8]
+        package let memoryOffset: UInt64
+        package let memoryCount: UInt64
+        package let fileDescriptor: Int32
+
+        package init(path: String) throws {
+            let fd = open(path, O_RDONLY | O_CLOEXEC)
+            guard fd >= 0 else { throw SystemError("cannot open \(path)") }
+            do {
+                var info = stat()
+                guard fstat(fd, &info) == 0, clinux_is_reg(info.st_mode) != 0 else { throw SavedStateError(.damaged, "\(path) is not a regular file") }
+                do throws(SavedStateError) {
+                    let header = try Header(try Self.read(fd, at: 0, SavedStateFile.headerSize))
+                    let size = UInt64(info.st_size)
+                    let page = UInt64(SavedStateFile.pageSize)
+                    guard header.descriptionCount <= UInt64(SavedStateFile.largestDescription), header.memoryOffset % page == 0,
+                        header.memoryOffset >= page + header.descriptionCount, header.memoryOffset <= size, header.memoryCount <= size - header.memoryOffset
+                    else { throw SavedStateError(.damaged, "it is not complete: \(size) bytes are not all of it") }
+                    description = try Self.read(fd, at: Int(page), Int(header.descriptionCount))
+                    guard Checksum.of(description) == header.descriptionChecksum else { throw SavedStateError(.damaged, "its description is damaged") }
+                    (memoryOffset, memoryCount) = (header.memoryOffset, header.memoryCount)
+                } catch { throw SavedStateError(error.kind, "\(path) cannot be used: \(error.description)") }
+            } catch {
+                close(fd)
+                throw error
+            }
+            fileDescriptor = fd
+        }
+        deinit { close(fileDescriptor) }
+
+        private static func read(_ fd: Int32, at offset: Int, _ count: Int) throws(SavedStateError) -> [UInt8] {
+            var bytes = [UInt8](repeating: 0, count: count)
+            var done = 0
+            while done < count {
+                let step = bytes.withUnsafeMutableBytes { raw in raw.baseAddress.map { pread(fd, $0 + done, count - done, off_t(offset + done)) } ?? -1 }
+                if step < 0, errno == EINTR { continue }
+                guard step > 0 else { throw SavedStateError(.damaged, "it is not complete") }
+                done += step
+            }
+            return bytes
+        }
+    }
+}
