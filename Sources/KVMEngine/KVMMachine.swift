@@ -6,9 +6,11 @@ import LinuxSystem
 
 /// A KVM virtual machine with the interrupt controllers in the kernel.
 final class KVMMachine: HypervisorMachine, @unchecked Sendable {  // descriptors are fixed; the kernel serialises ioctls
-    private let vm: KVMDescriptor
+    let vm: KVMDescriptor
     private let memory: GuestMemory
-    private let processors: [KVMVCPU]
+    let processors: [KVMVCPU]
+    /// What CPUID shows, word by word: a state fits where this is the same.
+    let features: [String]
     private let routes: KVMInterruptRoutes
     var vcpus: [any VirtualCPU] { processors }
 
@@ -29,6 +31,7 @@ final class KVMMachine: HypervisorMachine, @unchecked Sendable {  // descriptors
         try vm.call(KVMRequest.createIRQChip, 0, "create KVM's interrupt controllers")
         let mapSize = try system.call(KVMRequest.getVCPUMapSize, 0, "ask for the size of KVM's run area")
         let cpuid = try KVMProcessorIdentity(system: system, baseline: baseline)
+        features = cpuid.words
         var made: [KVMVCPU] = []
         for index in 0..<vcpuCount {
             made.append(try KVMVCPU(index: index, count: vcpuCount, vm: vm, mapSize: mapSize, cpuid: cpuid, bus: bus))
@@ -60,7 +63,4 @@ final class KVMMachine: HypervisorMachine, @unchecked Sendable {  // descriptors
         event.flags = flags
         return (try? vm.exchange(KVMRequest.ioEventFD, &event, "bind a notification")) != nil
     }
-
-    func makeImage() throws -> MachineImage { throw EngineError("The KVM engine cannot save machines yet.") }
-    func restore(_ image: MachineImage) throws { throw EngineError("The KVM engine cannot restore machines yet.") }
 }

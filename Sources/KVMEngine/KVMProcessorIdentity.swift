@@ -23,6 +23,17 @@ struct KVMProcessorIdentity {
         hasDeadlineTimer = try system.call(KVMRequest.checkExtension, KVMCapability.tscDeadlineTimer, "ask for the deadline timer") != 0
     }
 
+    /// The features of leaves 1, 7 and 0x80000001, and of XSAVE, as text.
+    var words: [String] {
+        entries.filter { [1, 7, 0xD, 0x8000_0001].contains($0.function) }.map { entry in
+            // Leaf 1's second word names the processor that was asked; its third says whether XSAVE is switched on there.
+            let values = entry.function == 1 ? [entry.eax, entry.ecx & ~(1 << 27), entry.edx] : [entry.eax, entry.ebx, entry.ecx, entry.edx]
+            // The size of XSAVE's area in leaf 0xD, EBX, depends on what is switched on.
+            let stable = entry.function == 0xD ? [entry.eax, entry.ecx, entry.edx] : values
+            return "\(String(entry.function, radix: 16)).\(entry.index) " + stable.map { String($0, radix: 16) }.joined(separator: " ")
+        }
+    }
+
     /// Gives one vCPU its CPUID.
     func apply(to vcpu: KVMDescriptor, index: Int, count: Int) throws {
         let raw = UnsafeMutableRawPointer.allocate(

@@ -7,7 +7,7 @@ import Synchronization
 /// One KVM vCPU.
 final class KVMVCPU: VirtualCPU, @unchecked Sendable {  // `run` area and registers belong to the running thread
     let index: Int
-    private let fd: KVMDescriptor
+    let fd: KVMDescriptor
     private let area: UnsafeMutablePointer<kvm_run>
     private let mapSize: Int
     private unowned let bus: any AccessBus
