@@ -118,7 +118,9 @@ extension KVMMachine {
 
     func makeImage() throws -> MachineImage {
         var chips: [UInt8] = []
-        for chip in 0..<3 as Range<UInt8> { chips += try vm.bytes(KVMStructure.getIRQChip, KVMStructure.irqChipSize, beginning: Self.head(chip), "read interrupt controller \(chip)") }
+        for chip in 0..<3 as Range<UInt8> {
+            chips += try vm.bytes(KVMStructure.getIRQChip, KVMStructure.irqChipSize, beginning: Self.head(chip), "read interrupt controller \(chip)")
+        }
         let clock = try vm.bytes(KVMStructure.getClock, KVMStructure.clockSize, "read KVM's clock")
         let images = try processors.map { try $0.makeImage() }
         return MachineImage(

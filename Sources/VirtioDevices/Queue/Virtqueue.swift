@@ -232,5 +232,14 @@ package final class Virtqueue: @unchecked Sendable {  // see above; set-up happe
         clinux_fence()
         return hasAvailable
     }
+    /// Asks the driver to kick when it adds to what it has made available by now, whether that was popped or not.
+    package func notifyOfMore() {
+        if usesEventIndex {
+            (used + 4 + 8 * Int(size)).storeBytes(of: clinux_load_acquire16(available + 2), as: UInt16.self)
+        } else {
+            used.storeBytes(of: 0, as: UInt16.self)
+        }
+        clinux_fence()
+    }
     private func storeEventIndex() { (used + 4 + 8 * Int(size)).storeBytes(of: nextAvailable, as: UInt16.self) }
 }

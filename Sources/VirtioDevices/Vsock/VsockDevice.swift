@@ -24,7 +24,6 @@ package final class VsockDevice: VirtioDevice {
     private let wake: EventFD
     private let receiveEvent: EventFD
     private let sendEvent: EventFD
-    private let eventEvent: EventFD
     /// Makes the receiving thread look up.
     private let receiverWake: EventFD
 
@@ -42,7 +41,6 @@ package final class VsockDevice: VirtioDevice {
         }
         receiveEvent = try EventFD()
         sendEvent = try EventFD()
-        eventEvent = try EventFD()
         receiverWake = try EventFD()
         back.device.withLock { $0.value = self }
         host.attach(self)
@@ -56,7 +54,7 @@ package final class VsockDevice: VirtioDevice {
         switch index {
         case 0: receiveEvent
         case 1: sendEvent
-        default: eventEvent
+        default: nil
         }
     }
     package func configRead(_ offset: Int, size: Int) -> UInt64 { configField([3, 0, 0, 0, 0, 0, 0, 0], offset, size) }
@@ -108,12 +106,13 @@ package final class VsockDevice: VirtioDevice {
     package func activate(_ activation: VirtioActivation) {
         stopping.store(false, ordering: .releasing)
         guard let receive = activation.queues[0], let send = activation.queues[1] else { return }
-        isActive.store(true, ordering: .releasing)
+        // Streams do not survive a restored machine: the driver is told to forget them. One that began before it has would be
+        // forgotten, too.
+        let mustTell = activation.image != nil && activation.queues[2].map { tellReset($0) } == true
+        isActive.store(!mustTell, ordering: .releasing)
         do throws(SystemError) {
             let sender = try makeSender(send, activation)
             active.withLock { $0.sender = sender }
-            // Streams do not survive a restored machine: the driver is told to forget them. § 5.10.6.7.
-            if activation.image != nil, let events = activation.queues[2] { tellReset(events) }
             let member = try activation.gate.join(wake: receiverWake)
             let receiver = try HostThread(name: "vz-vsock-receive") { [unowned self] in
                 defer { member.leave() }
@@ -159,15 +158,19 @@ package final class VsockDevice: VirtioDevice {
             }
         }
     }
-    /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, in a buffer of the event queue; a driver that gave none is not told.
-    private func tellReset(_ queue: Virtqueue) {
+    /// VIRTIO_VSOCK_EVENT_TRANSPORT_RESET, in a buffer of the event queue (§ 5.10.6.7); false for a driver that gave none. When
+    /// the driver has done as it is told, it gives the buffer back to the queue.
+    private func tellReset(_ queue: Virtqueue) -> Bool {
         let chain = DescriptorChain(capacity: 16)
-        guard (try? queue.pop(chain)) == true else { return }
+        guard (try? queue.pop(chain)) == true else { return false }
+        queue.notifyOfMore()
         var event: UInt32 = 0
         _ = chain.write(at: 0, from: &event, count: 4)
         queue.complete(chain, written: 4)
         queue.notify()
+        return true
     }
+    package func queueNotified(_ index: Int) { if index == 2 { isActive.store(true, ordering: .releasing) } }
     private func receiveLoop(_ queue: Virtqueue, _ member: DeviceGate.Member) throws(QueueError) {
         let chains = ReceiveChains(queue, limit: Int(Self.queueSize))
         let pieces = GuestPieces(capacity: 1024)  // IOV_MAX
