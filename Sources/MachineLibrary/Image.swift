@@ -48,13 +48,17 @@ public struct ImageStore: Sendable {
     public func makeScratchDisk(_ name: String) throws -> URL {
         try FileManager.default.createDirectory(at: home.scratch, withIntermediateDirectories: true)
         let target = home.scratch.appendingPathComponent("\(name)-\(getpid())-\(UUID().uuidString.prefix(8)).img")
+        try copyDisk(name, to: target)
+        return target
+    }
+    /// As `makeScratchDisk`, at a place of the caller's choice.
+    public func copyDisk(_ name: String, to target: URL) throws {
         do {
             try SparseCopy.copy(from: rootDisk(name), to: target)
         } catch {
             unlink(target.path)
             throw error
         }
-        return target
     }
     /// Removes disks whose machine's process is gone.
     public func collectScratch() {

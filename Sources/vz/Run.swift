@@ -28,6 +28,7 @@ struct Run: ParsableCommand {
         help: ArgumentHelp(
             "A raw disk image, a block device, or an NBD server's export (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH). ro: read-only; sync=none: the guest's flushes are ignored; cache=uncached: around the host's cache. May be repeated.",
             valueName: "disk[,ro][,sync=full|none][,cache=cached|uncached]")) var disk: [DiskOption] = []
+    @Option(help: "A name: with it the machine can be saved (vz save) and gone on with (vz restore).") var name: String?
     @Option(help: "Number of processors.") var cpus: Int = 1
     @Option(help: "Memory, such as 512MiB or 2GiB.") var memory: MemorySize = MemorySize(bytes: 1 << 30)
     @Option(help: ArgumentHelp("Memory that the guest keeps when the host is short of it; without this it keeps all.", valueName: "size")) var memoryMin: MemorySize?
@@ -52,6 +53,8 @@ struct Run: ParsableCommand {
         if image != nil, kernel != nil { throw ValidationError("give either an image or --kernel, not both") }
         if image == nil, !command.isEmpty { throw ValidationError("a COMMAND needs an image: other guests have nothing to run it with") }
         if initrd != nil, kernel == nil { throw ValidationError("--initrd goes with --kernel") }
+        if name != nil, !command.isEmpty { throw ValidationError("--name is for machines with a console, not for a COMMAND") }
+        if name != nil, !mount.isEmpty { throw ValidationError("machines with shared folders cannot be saved yet: leave out --name or --mount") }
         if net != "nat", net != "none", !net.hasPrefix("bridged=") { throw ValidationError("--net takes nat, bridged=BRIDGE or none") }
         if net != "nat", !publish.isEmpty { throw ValidationError("--publish goes with --net nat") }
         if MachineEngine(rawValue: engine) == nil { throw ValidationError("--engine takes auto, kvm or software") }
@@ -59,19 +62,20 @@ struct Run: ParsableCommand {
     }
 
     func run() throws {
-        do {
-            let session = try Session(self)
+        try Machines.report {
+            var named: (machine: NamedMachine, record: NamedMachine.Record)?
+            if let name {
+                let record = NamedMachine.Record(
+                    arguments: Array(CommandLine.arguments.dropFirst(2)), workingDirectory: FileManager.default.currentDirectoryPath,
+                    machineIdentifier: VZGenericMachineIdentifier().dataRepresentation,
+                    macAddress: VZMACAddress.randomLocallyAdministered().string, created: Date())
+                let machine = try NamedMachine(name)
+                try machine.create(record)
+                named = (machine, record)
+            }
+            let session = try Session(self, as: named?.machine, named?.record)
             session.start()
             RunLoop.main.run()
-        } catch let error as LibraryError {
-            Terminal.say(error.description)
-            throw ExitCode(1)
-        } catch let error as VZError {
-            Terminal.say(error.localizedDescription)
-            throw ExitCode(1)
-        } catch let error as NSError {
-            Terminal.say(error.localizedDescription)
-            throw ExitCode(1)
         }
     }
 }

@@ -15,9 +15,21 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         private var doors: [SocketDoor] = []
     #endif
     private var isEnding = false
+    private let named: NamedMachine?
+    private let record: NamedMachine.Record?
+    private let isRestoring: Bool
+    /// The machine lives on in its saved state.
+    private var isSaved = false
+    private var control: ControlSocket?
 
-    init(_ options: Run) throws {
+    /// - Parameters:
+    ///   - named: the machine's place, for one with a name.
+    ///   - restoring: whether it goes on from its saved state.
+    init(_ options: Run, as named: NamedMachine? = nil, _ record: NamedMachine.Record? = nil, restoring: Bool = false) throws {
         self.options = options
+        self.named = named
+        self.record = record
+        isRestoring = restoring
         super.init()
         Self.raiseDescriptorLimit()
         do {
@@ -29,6 +41,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
                 (machine.memoryBalloonDevices.first as? VZVirtioTraditionalMemoryBalloonDevice)?.automaticMinimumMemorySize = options.memoryMin?.bytes
             #endif
             try openSockets()
+            try listen()
         } catch {
             removeScratch()
             throw error
@@ -48,6 +61,11 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
     private func makeConfiguration() throws -> VZVirtualMachineConfiguration {
         let configuration = VZVirtualMachineConfiguration()
         configuration.cpuCount = options.cpus
+        if let data = record?.machineIdentifier, let identifier = VZGenericMachineIdentifier(dataRepresentation: data) {
+            let platform = VZGenericPlatformConfiguration()
+            platform.machineIdentifier = identifier
+            configuration.platform = platform
+        }
         configuration.memorySize = options.memory.bytes
         configuration.entropyDevices = [VZVirtioEntropyDeviceConfiguration()]
         if options.memoryMin != nil { configuration.memoryBalloonDevices = [VZVirtioTraditionalMemoryBalloonDeviceConfiguration()] }
@@ -84,6 +102,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
     }
     private func makeNetwork() throws -> VZVirtioNetworkDeviceConfiguration {
         let device = VZVirtioNetworkDeviceConfiguration()
+        if let address = record.flatMap({ VZMACAddress(string: $0.macAddress) }) { device.macAddress = address }
         if options.net.hasPrefix("bridged=") {
             let name = options.net.dropFirst("bridged=".count)
             let interfaces = VZBridgedNetworkInterface.networkInterfaces
@@ -126,8 +145,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         }
         guard let image = store.image(name) else { throw LibraryError("the image \"\(name)\" is damaged; remove it with `vz image remove \(name)`") }
         store.collectScratch()
-        let disk = try store.makeScratchDisk(name)
-        scratchDisk = disk
+        let disk = try makeDisk(name)
         let loader = VZLinuxBootLoader(kernelURL: store.kernel(name))
         loader.initialRamdiskURL = store.initialRamdisk(name)
         var arguments = [image.commandLine, options.cmdline].compactMap { $0 }
@@ -142,6 +160,16 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         loader.commandLine = arguments.joined(separator: " ")
         configuration.bootLoader = loader
         configuration.storageDevices.append(try Self.blockDevice(disk, readOnly: false))
+    }
+    /// The machine's own disk: a copy of the image's, or with a restored machine the one that it had.
+    private func makeDisk(_ image: String) throws -> URL {
+        if let named {
+            if !isRestoring { try store.copyDisk(image, to: named.disk) }
+            return named.disk
+        }
+        let disk = try store.makeScratchDisk(image)
+        scratchDisk = disk
+        return disk
     }
     private func addConsole(to configuration: VZVirtualMachineConfiguration) throws {
         let port = VZVirtioConsoleDeviceSerialPortConfiguration()
@@ -166,7 +194,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
     func start() {
         catchSignals()
         let interactive = options.command.isEmpty && options.console == "stdio" && Terminal.isInteractive
-        machine.start { [self] result in
+        let began: (Result<Void, any Error>) -> Void = { [self] result in
             switch result {
             case .success:
                 if interactive {
@@ -178,6 +206,63 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
                 end(status: 1, message: error.localizedDescription)
             }
         }
+        if isRestoring { restore(began) } else { machine.start(completionHandler: began) }
+    }
+
+    // MARK: saved machines
+
+    private func restore(_ began: @escaping (Result<Void, any Error>) -> Void) {
+        guard let named else { return }
+        isSaved = true  // until it goes on
+        machine.restoreMachineStateFrom(url: named.state) { [self] error in
+            if let error { return began(.failure(error)) }
+            machine.resume { [self] result in
+                if case .success = result {
+                    isSaved = false
+                    // The disk goes on from here: the state is of no use any more. The machine's memory keeps the file itself.
+                    unlink(named.state.path)
+                }
+                began(result)
+            }
+        }
+    }
+    private func listen() throws {
+        guard let named else { return }
+        control = try ControlSocket(at: named.control) { request, answer in
+            DispatchQueue.main.async { [weak self] in
+                guard request == "save" else { return answer("error this machine does not know \"\(request)\"") }
+                guard let self, !self.isEnding else { return answer("error the machine is ending") }
+                self.save(answer)
+            }
+        }
+    }
+    private func save(_ answer: @escaping @Sendable (String) -> Void) {
+        guard let named else { return }
+        machine.pause { [self] result in
+            if case .failure(let error) = result { return answer("error " + error.localizedDescription) }
+            store(named, answer)
+        }
+    }
+    /// The paused machine's state, then its end; it goes on when it cannot be saved.
+    private func store(_ named: NamedMachine, _ answer: @escaping @Sendable (String) -> Void) {
+        let ended: ((any Error)?) -> Void = { [self] error in
+            if let error {
+                answer("error " + error.localizedDescription)
+                return machine.resume { _ in }
+            }
+            isSaved = true
+            machine.stop { [self] _ in
+                control?.close()
+                answer("done")
+                // The answer is on its way before the process ends.
+                DispatchQueue.main.asyncAfter(deadline: .now() + 0.05) { [self] in end(status: 0, message: "\(named.name) is saved; `vz restore \(named.name)` goes on with it") }
+            }
+        }
+        #if os(Linux)
+            machine.saveMachineState(to: named.state, progress: { answer("progress \(Int($0 * 100))") }, completionHandler: ended)
+        #else
+            machine.saveMachineStateTo(url: named.state, completionHandler: ended)
+        #endif
     }
     /// Linux forgets a console's size that arrives before a program has the terminal open, so say it again while it boots.
     private func repeatResize(_ times: Int) {
@@ -233,5 +318,9 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         if let message { Terminal.say(message) }
         exit(status)
     }
-    private func removeScratch() { if let scratchDisk { unlink(scratchDisk.path) } }
+    private func removeScratch() {
+        if let scratchDisk { unlink(scratchDisk.path) }
+        control?.close()
+        if let named, !isSaved, !(isRestoring && access(named.state.path, F_OK) == 0) { try? named.remove() }
+    }
 }

@@ -9,8 +9,9 @@ import ArgumentParser
               vz run debian                       a root shell in a fresh Debian 12
               vz run debian -- uname -a           run a command in the guest, pass its status on
               vz run --kernel vmlinuz --initrd initrd.img --cmdline console=hvc0
+              vz run debian --name dev            the same, with a name; vz save dev, vz restore dev
               vz doctor                           what this host offers
             """,
         version: "0.1.0",
-        subcommands: [Run.self, ImageCommand.self, Doctor.self])
+        subcommands: [Run.self, Save.self, Restore.self, List.self, Delete.self, ImageCommand.self, Doctor.self])
 }

@@ -46,7 +46,7 @@ import Testing
     }
 
     @Test func helpReachesEveryCommandAndHasExamples() throws {
-        for command in [[], ["run"], ["image"], ["image", "build"], ["image", "list"], ["image", "remove"], ["doctor"]] {
+        for command in [[], ["run"], ["save"], ["restore"], ["list"], ["delete"], ["image"], ["image", "build"], ["image", "list"], ["image", "remove"], ["doctor"]] {
             let outcome = try vz(command + ["--help"])
             #expect(outcome.status == 0)
             #expect(outcome.output.contains("USAGE"))
@@ -64,7 +64,10 @@ import Testing
         (["run"], "name an image"), (["run", "nosuch"], "no image \"nosuch\""), (["run", "--kernel", "/no/such/file"], "/no/such/file"),
         (["run", "--kernel", "/etc/hostname", "--engine", "qemu"], "auto, kvm or software"), (["run", "--kernel", "/etc/hostname", "--disk", "/etc"], "directory"),
         (["run", "--kernel", "/etc/hostname", "--memory", "lots"], "memory"), (["run", "--kernel", "/etc/hostname", "--cpus", "99"], "CPU count"),
-        (["run", "--kernel", "/etc/hostname", "--", "ls"], "needs an image"), (["image", "remove", "nosuch"], "no image"),
+        (["run", "--kernel", "/etc/hostname", "--", "ls"], "needs an image"), (["image", "remove", "nosuch"], "no image"), (["save", "nosuch"], "no running machine \"nosuch\""),
+        (["restore", "nosuch"], "no saved machine"),
+        (["delete", "nosuch"], "no machine"), (["run", "debian", "--name", "../x"], "no name"), (["run", "debian", "--name", "x", "--", "ls"], "not for a COMMAND"),
+        (["run", "--kernel", "/etc/hostname", "--disk", "nbd://localhost:1/x"], "localhost:1"), (["run", "--kernel", "/etc/hostname", "--disk", "ftp://x"], "ftp"),
     ])
     func wrongUseNamesTheThingAndFails(arguments: [String], word: String) throws {
         let outcome = try vz(arguments)
@@ -124,6 +127,52 @@ import Testing
         }
         process.waitUntilExit()
         #expect(process.terminationStatus == 0)
+    }
+
+    @Test func namedMachineIsSavedAndGoesOn() throws {
+        let console = FileManager.default.temporaryDirectory.appendingPathComponent("vz-named-\(getpid())")
+        defer { try? FileManager.default.removeItem(at: console) }
+        func numbers() -> [Int] {
+            let text = (try? String(contentsOf: console, encoding: .utf8)) ?? ""
+            return text.split(whereSeparator: \.isNewline).compactMap { $0.hasPrefix("N ") ? Int($0.dropFirst(2)) : nil }
+        }
+        func start(_ arguments: [String]) throws -> Process {
+            let process = Process()
+            process.executableURL = Self.root.appendingPathComponent(".build/release/vz")
+            process.arguments = arguments
+            process.environment = ProcessInfo.processInfo.environment.merging(["VZ_HOME": Self.home.path]) { $1 }
+            process.standardInput = FileHandle.nullDevice
+            process.standardError = FileHandle.nullDevice
+            try process.run()
+            return process
+        }
+        func waitFor(_ count: Int) -> Bool {
+            for _ in 0..<6000 {
+                if (numbers().last ?? 0) >= count { return true }
+                usleep(20_000)
+            }
+            return false
+        }
+        let first = try start(try busybox("i=0; while true; do i=$((i+1)); echo N $i; sleep 0.05; done", ["--console", console.path, "--name", "one"]))
+        defer { if first.isRunning { first.terminate() } }
+        try #require(waitFor(10))
+        #expect(try vz(["list"]).output.contains("one   running"))
+        #expect(try vz(["run", "--kernel", "/etc/hostname", "--name", "one"]).errors.contains("runs already"))
+        #expect(try vz(["delete", "one"]).errors.contains("switch it off"))
+        let saved = try vz(["save", "one"])
+        #expect(saved.status == 0 && saved.errors.contains("vz restore one"), "\(saved.errors)")
+        first.waitUntilExit()
+        #expect(first.terminationStatus == 0)
+        #expect(try vz(["list", "--format", "json"]).output.contains("\"saved\""))
+        #expect(try vz(["save", "one"]).errors.contains("no running machine"))
+        let last = try #require(numbers().last)
+        let second = try start(["restore", "one"])
+        defer { if second.isRunning { second.terminate() } }
+        try #require(waitFor(last + 10))
+        #expect(numbers().first.map { $0 <= last + 2 } == true)
+        second.terminate()
+        second.waitUntilExit()
+        #expect(try vz(["list"]).output == "NAME  STATUS\n")
     }
 
     /// The image from Debian's packages, once for all that follows; needs root or subordinate ids, and a mirror.

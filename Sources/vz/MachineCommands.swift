@@ -1,0 +1,122 @@
+import ArgumentParser
+import Foundation
+import MachineLibrary
+import Virtualization
+
+struct Save: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Save a running machine and switch it off.",
+        discussion: """
+            The machine must have been started with a name, and with its console on a terminal, a pseudo-terminal or a file. Its
+            memory, processors and devices go into a file beside its disk; `vz restore` goes on where it was.
+
+            EXAMPLES
+              vz run debian --name dev        in one terminal
+              vz save dev                     in another
+              vz restore dev
+            """)
+    @Argument(help: "The machine's name.") var name: String
+
+    func run() throws {
+        try Machines.report {
+            let machine = try Machines.running(name)
+            var shown = -1
+            try ControlSocket.ask(machine.control.path, "save") { line in
+                guard line.hasPrefix("progress "), let part = Int(line.dropFirst(9)), part > shown, isatty(2) == 1 else { return }
+                shown = part
+                FileHandle.standardError.write(Data("\rvz: saving \(name) \(part) %".utf8))
+            }
+            if shown >= 0 { FileHandle.standardError.write(Data("\r\n".utf8)) }
+            Terminal.say("\(name) is saved; `vz restore \(name)` goes on with it")
+        }
+    }
+}
+
+struct Restore: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Go on with a saved machine.",
+        discussion: """
+            The machine goes on as if it had been asleep, with its console on this terminal. Its clocks are right at once; its
+            network link goes down and up, so that it asks for its address again.
+
+            EXAMPLES
+              vz restore dev
+            """)
+    @Argument(help: "The machine's name.") var name: String
+
+    func run() throws {
+        try Machines.report {
+            let machine = try NamedMachine(name)
+            guard let record = machine.record, machine.status == .saved else { throw Machines.unknown(name, among: .saved) }
+            _ = FileManager.default.changeCurrentDirectoryPath(record.workingDirectory)
+            let options = try Run.parse(record.arguments)
+            let session = try Session(options, as: machine, record, restoring: true)
+            session.start()
+            RunLoop.main.run()
+        }
+    }
+}
+
+struct List: ParsableCommand {
+    static let configuration = CommandConfiguration(abstract: "List machines that have names.", discussion: "EXAMPLES\n  vz list\n  vz list --format json")
+    @Option(help: "text or json.") var format: String = "text"
+    func validate() throws { if !["text", "json"].contains(format) { throw ValidationError("--format takes text or json") } }
+
+    func run() throws {
+        let machines = NamedMachine.list()
+        if format == "json" {
+            let values = machines.map { ["name": $0.name, "status": $0.status?.rawValue ?? "lost", "directory": $0.directory.path] }
+            let data = try JSONSerialization.data(withJSONObject: values, options: [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes])
+            return print(String(decoding: data, as: UTF8.self))
+        }
+        let width = max(4, machines.map(\.name.count).max() ?? 0)
+        print("NAME".padding(toLength: width, withPad: " ", startingAt: 0) + "  STATUS")
+        for machine in machines { print(machine.name.padding(toLength: width, withPad: " ", startingAt: 0) + "  " + (machine.status?.rawValue ?? "lost")) }
+    }
+}
+
+struct Delete: ParsableCommand {
+    static let configuration = CommandConfiguration(
+        abstract: "Forget a saved machine and its disk.", discussion: "EXAMPLES\n  vz delete dev")
+    @Argument(help: "The machine's name.") var name: String
+
+    func run() throws {
+        try Machines.report {
+            let machine = try NamedMachine(name)
+            switch machine.status {
+            case .running: throw LibraryError("the machine \(name) runs; switch it off first")
+            case .saved, .lost: try machine.remove()
+            case nil: throw Machines.unknown(name, among: nil)
+            }
+        }
+    }
+}
+
+/// What the commands on named machines share.
+enum Machines {
+    static func running(_ name: String) throws -> NamedMachine {
+        let machine = try NamedMachine(name)
+        guard machine.status == .running else { throw unknown(name, among: .running) }
+        return machine
+    }
+    static func unknown(_ name: String, among status: NamedMachine.Status?) -> LibraryError {
+        let names = NamedMachine.list().filter { status == nil || $0.status == status }.map(\.name).joined(separator: ", ")
+        let kind = status.map { "\($0.rawValue) " } ?? ""
+        return LibraryError("there is no \(kind)machine \"\(name)\"" + (names.isEmpty ? "" : "; there is \(names)"))
+    }
+    /// Says what went wrong and ends with status 1.
+    static func report(_ body: () throws -> Void) throws {
+        do { try body() } catch let error as LibraryError {
+            Terminal.say(error.description)
+            throw ExitCode(1)
+        } catch let error as VZError {
+            Terminal.say(error.localizedDescription)
+            throw ExitCode(1)
+        } catch let error as ExitCode {
+            throw error
+        } catch let error as NSError {
+            Terminal.say(error.localizedDescription)
+            throw ExitCode(1)
+        }
+    }
+}
