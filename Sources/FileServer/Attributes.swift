@@ -152,10 +152,11 @@ extension FileServer {
         let group: UInt32 = keepsGroup ? .max : request.group
         if isRoot {
             _ = fchownat(made.fd, "", request.user, group, Self.emptyPath)
-        } else if request.user != 0 || request.group != 0, let status = try? NodeTable.status(made) {
+        } else if let status = try? NodeTable.status(made) {
             let kind = status.st_mode & FileKind.mask
-            guard kind == FileKind.regular || kind == FileKind.directory else { return }
-            var pair = (request.user.littleEndian, (keepsGroup ? 0 : request.group).littleEndian)
+            let group = keepsGroup ? keptOwner(directory)?.group ?? 0 : request.group
+            guard request.user != 0 || group != 0, kind == FileKind.regular || kind == FileKind.directory else { return }
+            var pair = (request.user.littleEndian, group.littleEndian)
             setxattr(made.path, Self.ownerAttribute, &pair, 8, 0)
         }
     }

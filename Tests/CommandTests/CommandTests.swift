@@ -129,6 +129,38 @@ import Testing
         #expect(process.terminationStatus == 0)
     }
 
+    /// A share that is served by nobody in particular: owners are kept beside the files.
+    @Test(.enabled(if: getuid() == 0, "only root can become somebody else")) func ordinaryUsersShareDirectories() throws {
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent("vz-user-\(getpid())")
+        defer { try? FileManager.default.removeItem(at: folder) }
+        let share = folder.appendingPathComponent("share")
+        try FileManager.default.createDirectory(at: share, withIntermediateDirectories: true)
+        let assets = URL(fileURLWithPath: try assets())
+        for file in [Self.root.appendingPathComponent(".build/release/vz"), assets.appendingPathComponent("vmlinuz"), assets.appendingPathComponent("initrd")] {
+            let copy = folder.appendingPathComponent(file.lastPathComponent)
+            try FileManager.default.copyItem(at: file.resolvingSymlinksInPath(), to: copy)
+            try #require(chmod(copy.path, 0o755) == 0)
+        }
+        try #require(chmod(folder.path, 0o755) == 0 && chown(share.path, 65534, 65534) == 0)
+        let script = "mkdir /s; mount -t virtiofs share0 /s; cd /s; LINKS_HAVE_NO_OWNER=1 posix /s; touch root; chown 12:34 root; ls -n root"
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/usr/bin/setpriv")
+        process.arguments =
+            ["--reuid=65534", "--regid=65534", "--clear-groups", folder.path + "/vz", "run", "--kernel", folder.path + "/vmlinuz", "--initrd", folder.path + "/initrd"]
+            + ["--cmdline", "console=hvc0 quiet panic=-1 run=" + Data(script.utf8).base64EncodedString(), "--mount", share.path, "--engine", "software"]
+        process.environment = ProcessInfo.processInfo.environment.merging(["VZ_HOME": share.path, "HOME": share.path]) { $1 }
+        process.standardInput = FileHandle.nullDevice
+        let output = Pipe()
+        process.standardOutput = output
+        try process.run()
+        let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+        process.waitUntilExit()
+        #expect(process.terminationStatus == 0)
+        #expect(text.contains("checks, 0 wrong"), "\(text)")
+        #expect(text.contains(" 12 ") && text.contains(" 34 "))
+        var info = stat()
+        #expect(stat(share.path + "/root", &info) == 0 && info.st_uid == 65534)
+    }
     @Test func namedMachineIsSavedAndGoesOn() throws {
         let console = FileManager.default.temporaryDirectory.appendingPathComponent("vz-named-\(getpid())")
         defer { try? FileManager.default.removeItem(at: console) }

@@ -125,11 +125,13 @@ import Virtualization
         return try #require(result).get()
     }
 
+    /// Bytes for each way of a large transfer; `VZ_BULK=1073741824` for a GiB.
+    private static let bulk = ProcessInfo.processInfo.environment["VZ_BULK"].flatMap { Int($0) } ?? 100_000_000
     @Test func guestConnectsToTheHost() throws {
         let server = Server()
         let guest = try guest(
             """
-            peer send vsock:2:1000 100000000; peer receive vsock:2:1000 100000000; peer echo vsock:2:1001 20000000
+            peer send vsock:2:1000 \(Self.bulk); peer receive vsock:2:1000 \(Self.bulk); peer echo vsock:2:1001 20000000
             peer ask vsock:2:1001 500; ulimit -n 2000; peer crowd vsock:2:1001 300
             """, [1000, 1001], server)
         defer { guest.finish() }
@@ -145,7 +147,7 @@ import Virtualization
         defer { guest.finish() }
         try guest.start()
         try #require(guest.waitFor("SERVES"))
-        let count = 100_000_000
+        let count = Self.bulk
         let sending = try connect(guest, 7000)
         #expect(sending.destinationPort == 7000)
         #expect(sending.sourcePort >= 1 << 30)
