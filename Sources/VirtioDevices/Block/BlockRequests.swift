@@ -1,8 +1,11 @@
 import DiskStorage
 import Glibc
+import LinuxSystem
 
 /// Serves the requests of one block queue, one after the other. Everything it needs is allocated once.
 final class BlockRequests {
+    /// Nanoseconds that an answered request may wait for others.
+    private static let patience: UInt64 = 50_000
     private let backend: any BlockBackend
     private let identifier: [UInt8]
     private let rangesPerRequest: Int
@@ -17,10 +20,22 @@ final class BlockRequests {
     deinit { vectors.deallocate() }
 
     func serve(_ queue: Virtqueue) throws(QueueError) {
+        // The driver hears of several requests at once, but of none later than it must.
+        var oldest: UInt64 = 0
         while try queue.pop(chain) {
             let written = execute()
             queue.complete(chain, written: written)
-            queue.notify()
+            guard queue.hasAvailable else {
+                queue.notify()
+                oldest = 0
+                continue
+            }
+            let now = monotonicNanoseconds()
+            if oldest == 0 { oldest = now }
+            if now &- oldest > Self.patience {
+                queue.notify()
+                oldest = 0
+            }
         }
     }
 
