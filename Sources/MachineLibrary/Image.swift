@@ -1,4 +1,5 @@
 import Foundation
+import Virtualization
 
 /// A guest image: a root disk with the kernel and initial RAM disk that start it.
 public struct Image: Codable, Equatable, Sendable {
@@ -44,15 +45,28 @@ public struct ImageStore: Sendable {
         }
     }
 
-    /// A private, writable copy of the image's disk: shares blocks where the file system can, else copies what is not empty.
+    /// A private, writable disk that begins as the image's: it takes no more room than what is written to it.
     public func makeScratchDisk(_ name: String) throws -> URL {
         try FileManager.default.createDirectory(at: home.scratch, withIntermediateDirectories: true)
         let target = home.scratch.appendingPathComponent("\(name)-\(getpid())-\(UUID().uuidString.prefix(8)).img")
-        try copyDisk(name, to: target)
+        #if os(Linux)
+            try OverlayDiskAttachment.create(at: target, base: rootDisk(name))
+        #else
+            try copyDisk(name, to: target)
+        #endif
         return target
     }
-    /// As `makeScratchDisk`, at a place of the caller's choice.
-    public func copyDisk(_ name: String, to target: URL) throws {
+    /// The same for a machine that may outlive the image: `base` is another name for the image's disk, which stays when the image is
+    /// built anew or removed.
+    public func makeDisk(_ name: String, at target: URL, keeping base: URL) throws {
+        #if os(Linux)
+            if link(rootDisk(name).path, base.path) != 0 { try copyDisk(name, to: base) }
+            try OverlayDiskAttachment.create(at: target, base: base)
+        #else
+            try copyDisk(name, to: target)
+        #endif
+    }
+    private func copyDisk(_ name: String, to target: URL) throws {
         do {
             try SparseCopy.copy(from: rootDisk(name), to: target)
         } catch {

@@ -1,6 +1,6 @@
 import Foundation
 
-/// A machine with a name: machines/NAME/{machine.json, disk.img, state, control}. It is there while the machine runs or is saved.
+/// A machine with a name: machines/NAME/{machine.json, base.img, disk.img, state, control}. It is there while the machine runs or is saved.
 public struct NamedMachine: Sendable {
     /// What the machine is made of, so that it can be made again.
     public struct Record: Codable, Equatable, Sendable {
@@ -28,6 +28,8 @@ public struct NamedMachine: Sendable {
     public let name: String
     public let directory: URL
     public var disk: URL { directory.appendingPathComponent("disk.img") }
+    /// The image's disk as it was when the machine was made.
+    public var base: URL { directory.appendingPathComponent("base.img") }
     public var state: URL { directory.appendingPathComponent("state") }
     public var control: URL { directory.appendingPathComponent("control") }
     private var recordFile: URL { directory.appendingPathComponent("machine.json") }

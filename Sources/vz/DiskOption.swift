@@ -8,6 +8,8 @@ struct DiskOption: ExpressibleByArgument {
     private var isReadOnly = false
     private var synchronization = "full"
     private var caching = "cached"
+    /// Where what is written goes.
+    private var overlay: String?
 
     init?(argument: String) {
         var parts = argument.split(separator: ",", omittingEmptySubsequences: false).map(String.init)
@@ -23,6 +25,7 @@ struct DiskOption: ExpressibleByArgument {
             case "ro": isReadOnly = true
             case "sync=full", "sync=none": synchronization = String(part.dropFirst(5))
             case "cache=cached", "cache=uncached": caching = String(part.dropFirst(6))
+            case _ where part.hasPrefix("overlay=") && part.count > 8: overlay = String(part.dropFirst(8))
             default: return nil
             }
         }
@@ -36,6 +39,13 @@ struct DiskOption: ExpressibleByArgument {
             return try VZNetworkBlockDeviceStorageDeviceAttachment(url: url, timeout: 30, isForcedReadOnly: isReadOnly, synchronizationMode: mode)
         }
         let url = URL(fileURLWithPath: place)
+        #if os(Linux)
+            if let overlay {
+                let file = URL(fileURLWithPath: overlay)
+                if access(file.path, F_OK) != 0 { try OverlayDiskAttachment.create(at: file, base: url) }
+                return try OverlayDiskAttachment(url: file, readOnly: isReadOnly, synchronizationMode: mode)
+            }
+        #endif
         var info = stat()
         if stat(url.path, &info) == 0, info.st_mode & S_IFMT == S_IFBLK {
             let handle = try isReadOnly ? FileHandle(forReadingFrom: url) : FileHandle(forUpdating: url)

@@ -159,12 +159,18 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         for (index, mount) in options.mount.enumerated() { arguments.append("vz.mount=share\(index):\(Data(mount.guest.utf8).base64EncodedString())") }
         loader.commandLine = arguments.joined(separator: " ")
         configuration.bootLoader = loader
-        configuration.storageDevices.append(try Self.blockDevice(disk, readOnly: false))
+        #if os(Linux)
+            // What is thrown away when the machine ends need not survive the host.
+            let attachment = try OverlayDiskAttachment(url: disk, synchronizationMode: named == nil ? .none : .full)
+            configuration.storageDevices.append(VZVirtioBlockDeviceConfiguration(attachment: attachment))
+        #else
+            configuration.storageDevices.append(try Self.blockDevice(disk, readOnly: false))
+        #endif
     }
     /// The machine's own disk: a copy of the image's, or with a restored machine the one that it had.
     private func makeDisk(_ image: String) throws -> URL {
         if let named {
-            if !isRestoring { try store.copyDisk(image, to: named.disk) }
+            if !isRestoring { try store.makeDisk(image, at: named.disk, keeping: named.base) }
             return named.disk
         }
         let disk = try store.makeScratchDisk(image)

@@ -1,6 +1,14 @@
 import ArgumentParser
 
 @main struct VZ: ParsableCommand {
+    private static var subcommands: [any ParsableCommand.Type] {
+        let all: [any ParsableCommand.Type] = [Run.self, Save.self, Restore.self, List.self, Delete.self, ImageCommand.self, Doctor.self]
+        #if os(Linux)
+            return all + [DiskCommand.self]
+        #else
+            return all
+        #endif
+    }
     static let configuration = CommandConfiguration(
         commandName: "vz",
         abstract: "Linux virtual machines, in seconds, with or without KVM.",
@@ -13,5 +21,5 @@ import ArgumentParser
               vz doctor                           what this host offers
             """,
         version: "0.1.0",
-        subcommands: [Run.self, Save.self, Restore.self, List.self, Delete.self, ImageCommand.self, Doctor.self])
+        subcommands: subcommands)
 }

@@ -48,7 +48,9 @@ import Virtualization
         for _ in 0..<2 {
             let second = try family.guest("", cpus: cpus)
             defer { second.finish() }
+            let begin = Date()
             try second.restore(from: family.state)
+            if ProcessInfo.processInfo.environment["VZ_TIMES"] != nil { print("restored in \(Int(Date().timeIntervalSince(begin) * 1e6)) µs") }
             #expect(second.state == .paused)
             usleep(100_000)
             #expect(Self.ticks(second) == 0)

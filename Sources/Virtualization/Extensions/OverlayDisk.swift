@@ -1,0 +1,71 @@
+import DiskStorage
+import Foundation
+
+/// Beyond Apple's API: a disk that keeps what is written in a file of its own and reads everything else from a base: a raw image or
+/// another overlay, which is never written and may be shared by many. The file's format is in Documentation/overlay.md.
+public final class OverlayDiskAttachment: VZStorageDeviceAttachment {
+    public let url: URL
+    public let isReadOnly: Bool
+    private let disk: OverlayDisk
+    /// Machines that run with this attachment, on any queue.
+    private let users = NSLock()
+    private var userCount = 0
+
+    /// Makes an overlay file, empty to begin with; there must be no file of that name.
+    /// - Parameters:
+    ///   - baseIsOverlay: whether `base` is an overlay; a raw image otherwise. It is never guessed: a guest could write what looks
+    ///     like one.
+    ///   - size: of the disk, in bytes, a multiple of 512 and no less than the base's; nil for the base's.
+    public static func create(at url: URL, base: URL, baseIsOverlay: Bool = false, size: UInt64? = nil) throws {
+        do throws(DiskError) { try OverlayDisk.create(path: url.path, base: base.path, baseIsOverlay: baseIsOverlay, size: size) } catch { throw Self.error(error, url) }
+    }
+    /// Opens and checks an overlay and its bases. A base that has changed since the overlay was made is an error.
+    public init(url: URL, readOnly: Bool = false, synchronizationMode: VZDiskSynchronizationMode = .full) throws {
+        self.url = url
+        isReadOnly = readOnly
+        do throws(DiskError) {
+            disk = try OverlayDisk(path: url.path, readOnly: readOnly, synchronization: synchronizationMode == .none ? .none : .full)
+        } catch { throw Self.error(error, url) }
+        super.init()
+    }
+    /// Bytes of the disk, and of those that the overlay has itself, in pieces of 64 KiB.
+    public var usage: (size: UInt64, own: UInt64) { (disk.byteCount, UInt64(disk.usage.own) * 65536) }
+    public var base: URL { URL(fileURLWithPath: disk.basePath) }
+    /// Writes what the overlay has into its base, a raw image of the same size that nothing uses; the overlay is of no use then, and
+    /// so is every other one over that base.
+    /// - Parameter progress: from 0 to 1, on this thread.
+    public func merge(progress: (Double) -> Void = { _ in }) throws {
+        try claim()
+        defer { release() }
+        do throws(DiskError) { try disk.merge(progress: progress) } catch { throw Self.error(error, url) }
+    }
+    private static func error(_ error: DiskError, _ url: URL) -> any Error {
+        if error.kind != .system { return VZError(.invalidDiskImage, reason: error.description.capitalizedFirst + ".") }
+        return NSError(
+            domain: NSPOSIXErrorDomain, code: Int(error.errno), userInfo: [NSLocalizedDescriptionKey: error.description.capitalizedFirst, NSFilePathErrorKey: url.path])
+    }
+
+    override func validate() throws {}
+    override func makeStorage(_ queue: DispatchQueue) throws -> any BlockStorage { disk }
+    override func claim() throws {
+        users.lock()
+        defer { users.unlock() }
+        if userCount > 0, !isReadOnly {
+            throw VZError.configuration("The storage device attachment is invalid. The overlay \(url.path) is in use by another virtual machine of this process.")
+        }
+        if userCount == 0 {
+            do throws(DiskError) { try disk.lock() } catch { throw VZError.configuration("The storage device attachment is invalid. \(error.description.capitalizedFirst).") }
+        }
+        userCount += 1
+    }
+    override func release() {
+        users.lock()
+        defer { users.unlock() }
+        userCount -= 1
+        if userCount == 0 {
+            // What the guest has not flushed is not lost when the machine merely ends.
+            if !isReadOnly { _ = disk.store() }
+            disk.unlock()
+        }
+    }
+}

@@ -1,0 +1,175 @@
+import DiskStorage
+import Foundation
+import Testing
+
+#if canImport(Glibc)
+    import Glibc
+#endif
+
+@Suite struct OverlayTests {
+    private final class Folder {
+        let url = FileManager.default.temporaryDirectory.appendingPathComponent("vz-overlay-\(UUID().uuidString)")
+        init() throws { try FileManager.default.createDirectory(at: url, withIntermediateDirectories: true) }
+        deinit { try? FileManager.default.removeItem(at: url) }
+        func path(_ name: String) -> String { url.appendingPathComponent(name).path }
+        /// A raw image with a pattern, and holes.
+        func base(_ name: String, size: Int) throws -> [UInt8] {
+            var bytes = [UInt8](repeating: 0, count: size)
+            for index in bytes.indices where index / 40_000 % 3 != 1 { bytes[index] = UInt8(truncatingIfNeeded: index &* 7 >> 4) | 1 }
+            try Data(bytes).write(to: url.appendingPathComponent(name))
+            return bytes
+        }
+    }
+    private static func read(_ disk: OverlayDisk, _ offset: Int, _ count: Int) -> [UInt8]? {
+        var bytes = [UInt8](repeating: 0xAA, count: count)
+        let result = bytes.withUnsafeMutableBytes { raw -> Int32 in
+            guard let base = raw.baseAddress else { return 0 }
+            let half = count / 1024 * 512
+            var vectors = [iovec(iov_base: base, iov_len: half), iovec(iov_base: base + half, iov_len: count - half)]
+            return disk.read(at: UInt64(offset), &vectors, 2)
+        }
+        return result == 0 ? bytes : nil
+    }
+    private static func write(_ disk: OverlayDisk, _ offset: Int, _ bytes: [UInt8]) -> Int32 {
+        var copy = bytes
+        return copy.withUnsafeMutableBytes { raw in
+            guard let base = raw.baseAddress else { return 0 }
+            let third = bytes.count / 1536 * 512
+            var vectors = [iovec(iov_base: base, iov_len: third), iovec(iov_base: base + third, iov_len: bytes.count - third)]
+            return disk.write(at: UInt64(offset), &vectors, 2)
+        }
+    }
+    /// Why an overlay cannot be opened.
+    private static func problem(_ path: String) -> String? {
+        do throws(DiskError) { _ = try OverlayDisk(path: path, readOnly: true) } catch { return error.description }
+        return nil
+    }
+    private struct Generator: RandomNumberGenerator {
+        var state: UInt64
+        mutating func next() -> UInt64 {
+            state ^= state << 13
+            state ^= state >> 7
+            state ^= state << 17
+            return state
+        }
+    }
+
+    /// Against a plain array; reopened now and then, cleanly and as after a crash: then each sector is what was flushed, or later.
+    @Test(arguments: [false, true]) func randomOperationsAgree(deep: Bool) throws {
+        let folder = try Folder()
+        let size = 1_500_160
+        var model = try folder.base("base", size: size)
+        try OverlayDisk.create(path: folder.path("middle"), base: folder.path("base"), baseIsOverlay: false)
+        if deep {
+            let middle = try OverlayDisk(path: folder.path("middle"), readOnly: false)
+            let bytes = [UInt8](repeating: 0x77, count: 300_032)
+            #expect(Self.write(middle, 100_352, bytes) == 0 && middle.flush() == 0)
+            model.replaceSubrange(100_352..<400_384, with: bytes)
+            #expect(middle.discard(at: 65536 * 10, count: 65536) == 0 && middle.flush() == 0)
+            model.replaceSubrange(65536 * 10..<65536 * 11, with: repeatElement(0, count: 65536))
+        }
+        let grown = deep ? size + 200_704 : size
+        try OverlayDisk.create(path: folder.path("top"), base: folder.path(deep ? "middle" : "base"), baseIsOverlay: deep, size: UInt64(grown))
+        model += [UInt8](repeating: 0, count: grown - size)
+        var disk = try OverlayDisk(path: folder.path("top"), readOnly: false)
+        #expect(disk.byteCount == UInt64(grown) && disk.usage.own == 0)
+        var random = Generator(state: deep ? 11 : 5)
+        var flushed = model
+        var touched = [Bool](repeating: false, count: grown / 512)
+        for step in 0..<1500 {
+            let start = Int.random(in: 0..<grown / 512, using: &random)
+            let count = min(Int.random(in: 1...Int.random(in: 1...400, using: &random), using: &random), grown / 512 - start)
+            let (offset, length) = (start * 512, count * 512)
+            switch Int.random(in: 0..<20, using: &random) {
+            case 0..<8:
+                let bytes = (0..<length).map { UInt8(truncatingIfNeeded: $0 &+ step) }
+                #expect(Self.write(disk, offset, bytes) == 0)
+                model.replaceSubrange(offset..<offset + length, with: bytes)
+                for sector in start..<start + count { touched[sector] = true }
+            case 8..<10:
+                #expect(disk.writeZeroes(at: UInt64(offset), count: UInt64(length), mayUnmap: true) == 0)
+                model.replaceSubrange(offset..<offset + length, with: repeatElement(0, count: length))
+                for sector in start..<start + count { touched[sector] = true }
+            case 10..<17: #expect(Self.read(disk, offset, length) == Array(model[offset..<offset + length]), "step \(step)")
+            case 17:
+                #expect(disk.flush() == 0)
+                flushed = model
+                touched = touched.map { _ in false }
+            case 18:
+                #expect(disk.flush() == 0)
+                flushed = model
+                touched = touched.map { _ in false }
+                disk = try OverlayDisk(path: folder.path("top"), readOnly: false)
+            default:
+                // As a killed process leaves it.
+                try FileManager.default.copyItem(atPath: folder.path("top"), toPath: folder.path("crashed"))
+                let crashed = try OverlayDisk(path: folder.path("crashed"), readOnly: false)
+                let bytes = try #require(Self.read(crashed, 0, grown))
+                for sector in 0..<grown / 512 {
+                    let range = sector * 512..<sector * 512 + 512
+                    let isRight = bytes[range] == flushed[range] || touched[sector] && bytes[range] == model[range]
+                    // A sector that was written several times since may be any of those.
+                    if !isRight, !touched[sector] { Issue.record("step \(step), sector \(sector)") }
+                }
+                try FileManager.default.removeItem(atPath: folder.path("crashed"))
+            }
+        }
+        #expect(Self.read(disk, 0, grown) == model)
+        #expect(disk.flush() == 0)
+        #expect(try Self.read(OverlayDisk(path: folder.path("top"), readOnly: true), 0, grown) == model)
+        if !deep {
+            try disk.merge { _ in }
+            #expect(try [UInt8](Data(contentsOf: folder.url.appendingPathComponent("base"))) == model)
+        }
+    }
+    @Test func fileGrowsWithWhatIsWrittenOnly() throws {
+        let folder = try Folder()
+        _ = try folder.base("base", size: 8 << 20)
+        try OverlayDisk.create(path: folder.path("top"), base: folder.path("base"), baseIsOverlay: false, size: 4 << 30)
+        let disk = try OverlayDisk(path: folder.path("top"), readOnly: false)
+        func blocks() -> Int {
+            var info = stat()
+            return stat(folder.path("top"), &info) == 0 ? Int(info.st_blocks) * 512 : -1
+        }
+        let empty = blocks()
+        #expect(empty <= 16384)
+        #expect(Self.write(disk, 3 << 30, [UInt8](repeating: 1, count: 1 << 20)) == 0 && disk.flush() == 0)
+        #expect(blocks() - empty < (1 << 20) + 65536)
+        #expect(disk.discard(at: 3 << 30, count: 1 << 20) == 0)
+        #expect(blocks() - empty <= 65536)
+        #expect(Self.read(disk, 3 << 30, 4096) == [UInt8](repeating: 0, count: 4096))
+    }
+    @Test func damagedOverlaysAndChangedBasesAreRefused() throws {
+        let folder = try Folder()
+        _ = try folder.base("base", size: 1 << 20)
+        try OverlayDisk.create(path: folder.path("top"), base: folder.path("base"), baseIsOverlay: false)
+        #expect(throws: DiskError.self) { try OverlayDisk.create(path: folder.path("top"), base: folder.path("base"), baseIsOverlay: false) }
+        #expect(throws: DiskError.self) { try OverlayDisk.create(path: folder.path("small"), base: folder.path("base"), baseIsOverlay: false, size: 4096) }
+        #expect(throws: DiskError.self) { try OverlayDisk.create(path: folder.path("none"), base: folder.path("nowhere"), baseIsOverlay: false) }
+        #expect(throws: DiskError.self) { try OverlayDisk.create(path: folder.path("none"), base: folder.path("base"), baseIsOverlay: true) }
+        let disk = try OverlayDisk(path: folder.path("top"), readOnly: false)
+        #expect(Self.write(disk, 0, [UInt8](repeating: 9, count: 200_704)) == 0 && disk.flush() == 0)
+        let good = try Data(contentsOf: folder.url.appendingPathComponent("top"))
+        let bad = folder.url.appendingPathComponent("bad")
+        func refuses(_ bytes: Data) throws -> Bool {
+            try bytes.write(to: bad)
+            return Self.problem(bad.path) != nil
+        }
+        #expect(try !refuses(good))
+        for count in [0, 8, 4095, 4096, 5000, 65535, 65536, 131_072] { #expect(try refuses(good.prefix(count)), "\(count) bytes") }
+        for place in stride(from: 0, to: 4096, by: 13) {
+            var bytes = good
+            bytes[place] ^= 0x20
+            #expect(try refuses(bytes), "byte \(place)")
+        }
+        // A table whose clusters are not in the file, or belong to two.
+        for value in [200, 3, 0xFFFF_FFFE] as [UInt32] {
+            var bytes = good
+            withUnsafeBytes(of: value.littleEndian) { raw in for index in 0..<4 { bytes[4096 + index] = raw[index] } }
+            #expect(try refuses(bytes), "entry \(value)")
+        }
+        // The base is another one.
+        utimensat(AT_FDCWD, folder.path("base"), [timespec(tv_sec: 1, tv_nsec: 0), timespec(tv_sec: 1, tv_nsec: 0)], 0)
+        #expect(Self.problem(folder.path("top"))?.contains("has changed") == true)
+    }
+}
