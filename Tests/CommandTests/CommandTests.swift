@@ -46,7 +46,10 @@ import Testing
     }
 
     @Test func helpReachesEveryCommandAndHasExamples() throws {
-        for command in [[], ["run"], ["save"], ["restore"], ["list"], ["delete"], ["image"], ["image", "build"], ["image", "list"], ["image", "remove"], ["doctor"]] {
+        for command in [
+            [], ["run"], ["save"], ["restore"], ["list"], ["delete"], ["disk"], ["disk", "create"], ["disk", "merge"], ["image"], ["image", "build"], ["image", "list"],
+            ["image", "remove"], ["doctor"],
+        ] {
             let outcome = try vz(command + ["--help"])
             #expect(outcome.status == 0)
             #expect(outcome.output.contains("USAGE"))
@@ -160,6 +163,56 @@ import Testing
         #expect(text.contains(" 12 ") && text.contains(" 34 "))
         var info = stat()
         #expect(stat(share.path + "/root", &info) == 0 && info.st_uid == 65534)
+    }
+    /// The process is killed while the guest writes: what it was told is on the disk is there.
+    @Test(arguments: [false, true]) func killedProcessLosesNothingThatWasFlushed(overlay: Bool) throws {
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent("vz-kill-\(getpid())-\(overlay)")
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(at: folder) }
+        let base = folder.appendingPathComponent("base")
+        _ = FileManager.default.createFile(atPath: base.path, contents: nil)
+        try #require(truncate(base.path, 64 << 20) == 0)
+        let disk = base.path + (overlay ? ",overlay=" + folder.appendingPathComponent("overlay").path : "")
+        var last = 0
+        for round in 0..<4 {
+            let script = """
+                i=\(last); while true; do
+                    i=$((i+1)); printf '%-4096d' $i | dd of=/dev/vda bs=4096 seek=$((i*37)) conv=notrunc,fsync 2>/dev/null && echo ACK $i
+                done
+                """
+            let process = Process()
+            process.executableURL = Self.root.appendingPathComponent(".build/release/vz")
+            process.arguments = try busybox(script, ["--disk", disk])
+            process.standardInput = FileHandle.nullDevice
+            process.standardError = FileHandle.nullDevice
+            let output = Pipe()
+            process.standardOutput = output
+            try process.run()
+            var text = ""
+            while !text.contains("ACK \(last + 20 + round * 7)") {
+                let data = output.fileHandleForReading.availableData
+                if data.isEmpty { break }
+                text += String(decoding: data, as: UTF8.self)
+            }
+            kill(process.processIdentifier, SIGKILL)
+            process.waitUntilExit()
+            text += String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
+            last = text.split(whereSeparator: \.isNewline).compactMap { $0.hasPrefix("ACK ") ? Int($0.dropFirst(4)) : nil }.max() ?? 0
+            try #require(last >= 20)
+            let check = "for i in $(seq \(last)); do [ $(dd if=/dev/vda bs=4096 skip=$((i*37)) count=1 2>/dev/null) = $i ] || echo LOST $i; done; echo CHECKED"
+            let outcome = try vz(try busybox(check, ["--disk", disk]))
+            #expect(outcome.output.contains("CHECKED") && !outcome.output.contains("LOST"), "\(outcome.output)")
+        }
+        if overlay {
+            let bytes = try Data(contentsOf: base)
+            #expect(bytes.allSatisfy { $0 == 0 })
+            #expect(try vz(["disk", "check", folder.path + "/overlay"]).status == 0)
+            #expect(try vz(["disk", "info", folder.path + "/overlay"]).output.contains("size   64 MiB"))
+            #expect(try vz(["disk", "merge", folder.path + "/overlay"]).status == 0)
+            #expect(access(folder.path + "/overlay", F_OK) != 0)
+            let merged = try Data(contentsOf: base)
+            #expect(String(decoding: merged[37 * 4096..<37 * 4096 + 2], as: UTF8.self) == "1 ")
+        }
     }
     @Test func namedMachineIsSavedAndGoesOn() throws {
         let console = FileManager.default.temporaryDirectory.appendingPathComponent("vz-named-\(getpid())")
