@@ -35,10 +35,11 @@ let package = Package(
         room("UserNetwork", ["CLinux", "HostNetwork", "LinuxSystem"]),
         room("FileServer", ["CLinux", "LinuxSystem"]),
         room("VirtioDevices", ["CLinux", "FileServer", "PlatformDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "LinuxSystem"]),
+        room("NVMe", ["CLinux", "PlatformDevices", "DiskStorage", "GuestMemory", "Hypervisor", "LinuxSystem"]),
         room(
             "Monitor",
             [
-                "FileServer", "SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "HostNetwork", "Hypervisor", "GuestMemory",
+                "NVMe", "FileServer", "SoftwareEngine", "KVMEngine", "VirtioDevices", "PlatformDevices", "GuestBoot", "DiskStorage", "HostNetwork", "Hypervisor", "GuestMemory",
                 "LinuxSystem",
             ]),
         room("Virtualization", ["Monitor", "VirtioDevices", "FileServer", "DiskStorage", "HostNetwork", "UserNetwork", "Hypervisor", "LinuxSystem"]),
@@ -57,6 +58,8 @@ let package = Package(
         .testTarget(
             name: "UserNetworkTests", dependencies: ["UserNetwork", "HostNetwork", "CLinux"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "DiskStorageTests", dependencies: ["DiskStorage"], swiftSettings: settings),
+        .testTarget(
+            name: "NVMeTests", dependencies: ["NVMe", "DiskStorage", "GuestMemory", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "FileServerTests", dependencies: ["FileServer"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "PlatformDevicesTests", dependencies: ["PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),

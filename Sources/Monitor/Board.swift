@@ -1,8 +1,10 @@
+import DiskStorage
 import GuestBoot
 import GuestMemory
 import HostNetwork
 import Hypervisor
 import LinuxSystem
+import NVMe
 import PlatformDevices
 import Synchronization
 import VirtioDevices
@@ -15,6 +17,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
     let loop: EventLoop
     private let pci = PCIHost(barWindow: MachineLayout.pciWindow..<MachineLayout.pciWindow + MachineLayout.pciWindowSize)
     private(set) var transports: [VirtioPCITransport] = []
+    private(set) var controllers: [NVMeController] = []
     private(set) var consoles: [ConsoleDevice] = []
     private(set) var networks: [NetworkDevice] = []
     /// Always there: a guest that reports free pages gives them back, whether the machine's owner asked for a balloon or not.
@@ -56,7 +59,11 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         _ networkFailed: @escaping @Sendable (Int, any NetworkBackend, String) -> Void
     ) throws {
         for disk in description.disks {
-            try add(BlockDevice(storage: disk.storage, identifier: disk.identifier, queueCount: min(description.cpuCount, 4)))
+            switch (disk.interface, disk.storage) {
+            case (.nvme, let backend as any BlockBackend): try addController(backend, disk.identifier, description)
+            case (.nvme, _): throw EngineError("a disk of this kind cannot be behind an NVMe controller")
+            case (.virtio, _): try add(BlockDevice(storage: disk.storage, identifier: disk.identifier, queueCount: min(description.cpuCount, 4)))
+            }
         }
         for (index, console) in description.consoles.enumerated() {
             let device = ConsoleDevice(ports: console.ports, maximumPorts: console.maximumPorts, multiPort: console.isMultiPort, loop: loop) {
@@ -84,8 +91,19 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         transports.append(transport)
     }
 
+    private func addController(_ backend: any BlockBackend, _ serial: String, _ description: MachineDescription) throws {
+        let controller = NVMeController(
+            backend: backend, serial: serial.isEmpty ? "disk\(controllers.count)" : serial, queuePairs: min(description.cpuCount, 8), memory: memory,
+            machine: machine, gate: gate)
+        guard pci.add(controller.function) != nil else { throw EngineError("the machine has more devices than the 31 that its PCI bus takes") }
+        controllers.append(controller)
+    }
+
     /// Quiets every device; the vCPUs have stopped before.
-    func shutDown() { for transport in transports { transport.reset() } }
+    func shutDown() {
+        for transport in transports { transport.reset() }
+        for controller in controllers { controller.shutDown() }
+    }
     func pressPowerButton() { acpi.pressPowerButton() }
 
     // MARK: state
@@ -93,7 +111,8 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
     /// Everything but the memory. Only while no processor runs and the gate is closed.
     func makeState(owner: [String: [UInt8]]) throws -> MachineState {
         MachineState(
-            memorySize: memory.size, machine: try machine.makeImage(), pci: pci.image, devices: try transports.map { try $0.makeImage() }, uart: uart.image,
+            memorySize: memory.size, machine: try machine.makeImage(), pci: pci.image, devices: try transports.map { try $0.makeImage() },
+            controllers: controllers.map { $0.makeImage() }, uart: uart.image,
             platformEvents: acpi.pendingEvents, rtcRegister: rtc.selected, owner: owner)
     }
     /// Takes the place of the machine that was saved. Before any processor runs, with the saved memory in place.
@@ -104,12 +123,19 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         for (transport, image) in zip(transports, state.devices) {
             if let difference = transport.difference(to: image) { throw SavedStateError(.mismatch, difference) }
         }
+        guard state.controllers.count == controllers.count else { throw SavedStateError(.mismatch, "the saved machine has other disks") }
+        for (controller, image) in zip(controllers, state.controllers) {
+            if let difference = controller.difference(to: image) { throw SavedStateError(.mismatch, difference) }
+        }
         do { try machine.restore(state.machine) } catch let error as EngineError { throw SavedStateError(.mismatch, error.description) }
         uart.restore(state.uart)
         acpi.pendingEvents = state.platformEvents
         rtc.selected = state.rtcRegister
         guard pci.restore(state.pci) else { throw SavedStateError(.mismatch, "the saved machine has other devices") }
         for (transport, image) in zip(transports, state.devices) { transport.restore(image) }
+        for (controller, image) in zip(controllers, state.controllers) {
+            guard controller.restore(image) else { throw SavedStateError(.damaged, "the state of an NVMe controller makes no sense") }
+        }
     }
 
     // MARK: AccessBus

@@ -9,8 +9,12 @@ package struct MachineDescription: Sendable {
     package struct Disk: Sendable {
         package var storage: any BlockStorage
         package var identifier: String
-        package init(storage: any BlockStorage, identifier: String) {
+        /// The controller that the guest sees.
+        package var interface: Interface
+        package enum Interface: Sendable { case virtio, nvme }
+        package init(storage: any BlockStorage, identifier: String, interface: Interface = .virtio) {
             self.storage = storage
+            self.interface = interface
             self.identifier = identifier
         }
     }

@@ -76,6 +76,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         #endif
         if let name = options.image { try addImage(name, to: configuration) } else { try addKernel(to: configuration) }
         for disk in options.disk { configuration.storageDevices.append(VZVirtioBlockDeviceConfiguration(attachment: try disk.attachment())) }
+        for disk in options.nvme { configuration.storageDevices.append(VZNVMExpressControllerDeviceConfiguration(attachment: try disk.attachment())) }
         if options.net != "none" { configuration.networkDevices = [try makeNetwork()] }
         for (index, mount) in options.mount.enumerated() {
             let device = VZVirtioFileSystemDeviceConfiguration(tag: "share\(index)")

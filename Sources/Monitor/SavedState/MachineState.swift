@@ -1,4 +1,5 @@
 import Hypervisor
+import NVMe
 import PlatformDevices
 import VirtioDevices
 
@@ -9,6 +10,7 @@ package struct MachineState: Equatable, Sendable, Codable {
     package var pci: PCIHost.Image
     /// In the order of their slots.
     package var devices: [VirtioPCITransport.Image]
+    package var controllers: [NVMeController.Image]
     package var uart: UART16550.Image
     package var platformEvents: UInt32
     package var rtcRegister: UInt8

@@ -28,8 +28,10 @@ extension VZVirtualMachineConfiguration {
             cpuCount: cpuCount, memorySize: memorySize, kernelPath: bootLoader.kernelURL.path,
             initialRamdiskPath: bootLoader.initialRamdiskURL?.path, commandLine: bootLoader.commandLine)
         description.entropyDeviceCount = entropyDevices.count
-        for case let device as VZVirtioBlockDeviceConfiguration in storageDevices {
-            description.disks.append(.init(storage: try device.attachment.makeStorage(queue), identifier: device.blockDeviceIdentifier))
+        for device in storageDevices {
+            let storage = try device.attachment.makeStorage(queue)
+            let identifier = (device as? VZVirtioBlockDeviceConfiguration)?.blockDeviceIdentifier ?? ""
+            description.disks.append(.init(storage: storage, identifier: identifier, interface: device is VZNVMExpressControllerDeviceConfiguration ? .nvme : .virtio))
         }
         for port in serialPorts {
             let endpoint = descriptors.keep(try port.attachment?.makeEndpoint() ?? (-1, -1))

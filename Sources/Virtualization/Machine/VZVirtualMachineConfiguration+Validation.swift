@@ -64,6 +64,13 @@ extension VZVirtualMachineConfiguration {
     }
     private func validateStorage() throws {
         for device in storageDevices {
+            if device is VZNVMExpressControllerDeviceConfiguration {
+                try device.attachment.validate()
+                guard !(device.attachment is VZNetworkBlockDeviceStorageDeviceAttachment) else {
+                    throw VZError.configuration("An NVM Express controller cannot have a network block device yet.")
+                }
+                continue
+            }
             guard let device = device as? VZVirtioBlockDeviceConfiguration else {
                 throw VZError.configuration("A storage device of type \(type(of: device)) is not supported yet.")
             }

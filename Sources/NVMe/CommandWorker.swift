@@ -1,0 +1,123 @@
+import DiskStorage
+import Glibc
+import GuestMemory
+import LinuxSystem
+import Synchronization
+
+/// A thread that runs the commands of one queue, one after the other.
+final class CommandWorker: Sendable {
+    /// Nanoseconds that an ended command may wait for others before the driver is told.
+    private static let patience: UInt64 = 50_000
+    private let stopping = Atomic<Bool>(false)
+    private let event: EventFD
+    private let thread = Mutex<HostThread?>(nil)
+
+    init(_ queue: SubmissionQueue, _ backend: any BlockBackend, _ memory: GuestMemory, gate: DeviceGate) throws(SystemError) {
+        event = queue.event
+        let member = try gate.join(wake: event)
+        do throws(SystemError) {
+            let made = try HostThread(name: "vz-nvme-\(queue.identifier)") { [unowned self] in
+                defer { member.leave() }
+                let commands = DiskCommands(backend, memory)
+                while !stopping.load(ordering: .acquiring) {
+                    member.checkpoint()
+                    Self.serve(queue, commands)
+                    event.wait()
+                }
+            }
+            thread.withLock { $0 = made }
+        } catch {
+            member.leave()
+            throw error
+        }
+    }
+    func stop() {
+        stopping.store(true, ordering: .releasing)
+        event.signal()
+        thread.withLock { $0 }?.join()
+    }
+    private static func serve(_ queue: SubmissionQueue, _ commands: DiskCommands) {
+        var oldest: UInt64 = 0
+        while let command = queue.take() {
+            let status = commands.run(command)
+            queue.completions.post(command, status, queue: queue.identifier, head: queue.head)
+            let now = monotonicNanoseconds()
+            if oldest == 0 { oldest = now }
+            if queue.isEmpty || now &- oldest > patience {
+                queue.completions.notify()
+                oldest = 0
+            }
+        }
+        queue.completions.notify()
+    }
+}
+
+/// The commands of the NVM command set. NVMe 1.4 § 6.
+final class DiskCommands {
+    private let backend: any BlockBackend
+    private let memory: GuestMemory
+    private let pages: PhysicalPages
+
+    init(_ backend: any BlockBackend, _ memory: GuestMemory) {
+        self.backend = backend
+        self.memory = memory
+        pages = PhysicalPages(memory)
+    }
+    func run(_ command: NVMeCommand) -> NVMe.Status {
+        do throws(NVMe.Status) {
+            guard command.isPlain else { throw .invalidField }
+            if command.opcode == NVMe.Command.flush { return backend.flush() == 0 ? .success : .writeFault }
+            guard command.namespace == NVMe.namespace else { throw .invalidNamespace }
+            switch command.opcode {
+            case NVMe.Command.read:
+                let (offset, length) = try range(command)
+                try pages.collect(command.firstPage, command.secondPage, length)
+                let result = backend.read(at: offset, pages.vectors, pages.count)
+                pages.noteWrite()
+                return result == 0 ? .success : .readError
+            case NVMe.Command.write:
+                let (offset, length) = try range(command)
+                try checkWritable()
+                try pages.collect(command.firstPage, command.secondPage, length)
+                guard backend.write(at: offset, pages.vectors, pages.count) == 0 else { throw .writeFault }
+                // Force unit access.
+                return command.words[12] >> 30 & 1 == 0 || backend.flush() == 0 ? .success : .writeFault
+            case NVMe.Command.writeZeroes:
+                let (offset, length) = try range(command)
+                try checkWritable()
+                // Deallocate, where that is the driver's wish.
+                return backend.writeZeroes(at: offset, count: UInt64(length), mayUnmap: command.words[12] >> 25 & 1 != 0) == 0 ? .success : .writeFault
+            case NVMe.Command.datasetManagement: return try manage(command)
+            default: throw .invalidOpcode
+            }
+        } catch { return error }
+    }
+    private func checkWritable() throws(NVMe.Status) { if backend.isReadOnly { throw .writeProtected } }
+    private func range(_ command: NVMeCommand) throws(NVMe.Status) -> (offset: UInt64, length: Int) {
+        try check(command.block, UInt64(command.blockCount))
+        return (command.block * UInt64(backend.blockSize), command.blockCount * backend.blockSize)
+    }
+    private func check(_ block: UInt64, _ count: UInt64) throws(NVMe.Status) {
+        let capacity = backend.byteCount / UInt64(backend.blockSize)
+        guard block <= capacity, count <= capacity - block else { throw .outOfRange }
+    }
+    /// Ranges of 16 bytes: attributes, blocks, first block. § 6.7.
+    private func manage(_ command: NVMeCommand) throws(NVMe.Status) -> NVMe.Status {
+        try checkWritable()
+        let count = Int(command.words[10] & 0xFF) + 1
+        // Only deallocation does something; the rest is advice.
+        guard command.words[11] & 4 != 0 else { return .success }
+        try pages.collect(command.firstPage, command.secondPage, count * 16)
+        var bytes: [UInt8] = []
+        for index in 0..<pages.count { bytes += UnsafeRawBufferPointer(start: pages.vectors[index].iov_base, count: pages.vectors[index].iov_len) }
+        for index in 0..<count {
+            let (blocks, first) = bytes.withUnsafeBytes { raw in
+                (raw.loadUnaligned(fromByteOffset: index * 16 + 4, as: UInt32.self), raw.loadUnaligned(fromByteOffset: index * 16 + 8, as: UInt64.self))
+            }
+            try check(first, UInt64(blocks))
+            let size = UInt64(backend.blockSize)
+            if blocks > 0, backend.discard(at: first * size, count: UInt64(blocks) * size) != 0 { return .writeFault }
+        }
+        return .success
+    }
+}

@@ -1,0 +1,99 @@
+import CLinux
+import GuestMemory
+import Synchronization
+
+/// A ring of what has become of commands. NVMe 1.4 § 4.6. Any thread.
+final class CompletionQueue: @unchecked Sendable {  // the pointer is fixed; the rest is locked
+    struct Image: Equatable, Sendable, Codable {
+        var identifier: Int
+        var address: UInt64
+        var size: Int
+        var vector: UInt16
+        var signals: Bool
+        var head: Int
+        var tail: Int
+        var phase: Bool
+    }
+    private let memory: GuestMemory
+    private let base: UnsafeMutableRawPointer
+    private let fixed: Image
+    private struct State {
+        var head: Int
+        var tail: Int
+        /// Of the entries that are written now.
+        var phase: Bool
+        /// A queue of commands stands still for want of room.
+        var isAwaited = false
+        /// The driver was not told of the newest.
+        var isNews = false
+    }
+    private let state: Mutex<State>
+    private let signal: @Sendable (UInt16) -> Void
+    var identifier: Int { fixed.identifier }
+
+    /// nil when the ring is not in memory.
+    init?(_ image: Image, _ memory: GuestMemory, signal: @escaping @Sendable (UInt16) -> Void) {
+        guard (2...NVMe.mostEntries).contains(image.size), image.address & UInt64(NVMe.pageSize - 1) == 0,
+            let base = memory.pointer(image.address, image.size * NVMe.completionSize), (0..<image.size).contains(image.head), (0..<image.size).contains(image.tail)
+        else { return nil }
+        self.memory = memory
+        self.base = base
+        fixed = image
+        self.signal = signal
+        state = Mutex(State(head: image.head, tail: image.tail, phase: image.phase))
+    }
+    var image: Image {
+        var image = fixed
+        state.withLock { (image.head, image.tail, image.phase) = ($0.head, $0.tail, $0.phase) }
+        return image
+    }
+    /// Whether there is room for one more; if not, `setHead` will tell that somebody waits.
+    func hasRoom() -> Bool {
+        state.withLock { state in
+            let hasRoom = (state.tail + 1) % fixed.size != state.head
+            if !hasRoom { state.isAwaited = true }
+            return hasRoom
+        }
+    }
+
+    /// The driver has seen entries before `head`; returns whether somebody waits for room. What is no place in the ring is ignored.
+    func setHead(_ head: Int) -> Bool {
+        guard (0..<fixed.size).contains(head) else { return false }
+        return state.withLock { state in
+            state.head = head
+            defer { state.isAwaited = false }
+            return state.isAwaited
+        }
+    }
+    /// Call `notify` when the batch is done. There is room: the caller has asked.
+    func post(_ command: NVMeCommand, _ status: NVMe.Status, result: UInt32 = 0, queue: Int, head: Int) {
+        state.withLock { state in
+            let entry = base + state.tail * NVMe.completionSize
+            entry.storeBytes(of: result, as: UInt32.self)
+            entry.storeBytes(of: 0, toByteOffset: 4, as: UInt32.self)
+            entry.storeBytes(of: UInt32(truncatingIfNeeded: head & 0xFFFF | queue << 16), toByteOffset: 8, as: UInt32.self)
+            entry.storeBytes(of: command.identifier, toByteOffset: 12, as: UInt16.self)
+            // Do not retry what failed; the phase comes last, so that the driver sees the whole entry.
+            let word = (status == .success ? 0 : status.rawValue << 1 | 1 << 15) | (state.phase ? 1 : 0)
+            clinux_store_release16(entry + 14, word)
+            memory.noteWrite(fixed.address + UInt64(state.tail * NVMe.completionSize), NVMe.completionSize)
+            state.tail += 1
+            if state.tail == fixed.size {
+                state.tail = 0
+                state.phase.toggle()
+            }
+            state.isNews = true
+        }
+    }
+    func notify() {
+        let isNews = state.withLock { state in
+            defer { state.isNews = false }
+            return state.isNews
+        }
+        if isNews, fixed.signals { signal(fixed.vector) }
+    }
+    /// Raises the vector if the driver has entries to look at.
+    func remind() {
+        if fixed.signals, state.withLock({ $0.head != $0.tail }) { signal(fixed.vector) }
+    }
+}
