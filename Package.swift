@@ -67,7 +67,7 @@ let package = Package(
         .testTarget(name: "GuestBootTests", dependencies: ["GuestBoot"], swiftSettings: settings),
         .testTarget(name: "KVMEngineTests", dependencies: ["KVMEngine", "Hypervisor", "GuestMemory"], swiftSettings: settings),
         .testTarget(name: "VirtualizationTests", dependencies: ["Virtualization"], cSettings: linux, swiftSettings: settings),
-        .testTarget(name: "IntegrationTests", dependencies: ["Virtualization", "GuestBoot", "HostNetwork"], cSettings: linux, swiftSettings: settings),
+        .testTarget(name: "IntegrationTests", dependencies: ["Virtualization", "Monitor", "GuestBoot", "HostNetwork"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "X86Tests", dependencies: ["X86", "CX86", "CHostRunner", "CZydisOracle"], swiftSettings: settings),
     ]
 )

@@ -348,11 +348,14 @@ package final class NVMeController: PCIBarHandler, Sendable {
             state.eventRequests = min(max(image.eventRequests, 0), Self.mostEventRequests)
         }
         for saved in image.completions {
-            guard (0...queuePairs).contains(saved.identifier), let queue = makeCompletions(saved) else { return false }
+            guard (0...queuePairs).contains(saved.identifier), state.withLock({ $0.completions[saved.identifier] == nil }),
+                let queue = makeCompletions(saved)
+            else { return false }
             state.withLock { $0.completions[saved.identifier] = queue }
         }
         for saved in image.submissions {
-            guard (0...queuePairs).contains(saved.identifier), let completions = state.withLock({ $0.completions[saved.completions] }),
+            guard (0...queuePairs).contains(saved.identifier), state.withLock({ $0.submissions[saved.identifier] == nil }),
+                let completions = state.withLock({ $0.completions[saved.completions] }),
                 let queue = SubmissionQueue(saved, completions, memory)
             else { return false }
             if saved.identifier == 0 { state.withLock { $0.submissions[0] = queue } } else if !start(queue) { return false }

@@ -19,6 +19,8 @@ extension X86State {
         fill(&x87, value.x87)
         fill(&xmm, value.xmm)
         fill(&ymmHigh, value.ymmHigh)
+        // MXCSR's place in the image: the host's FXRSTOR refuses bits that are reserved.
+        (x87[26], x87[27]) = (0, 0)
         (rip, rflags, cr0, cr2, cr3, cr4, efer) = (value.rip, value.rflags, value.cr0, value.cr2, value.cr3, value.cr4, value.efer)
         (tr, ldtr) = (X86Segment(value.tr), X86Segment(value.ldtr))
         (gdtBase, gdtLimit, idtBase, idtLimit) = (value.gdtBase, value.gdtLimit, value.idtBase, value.idtLimit)

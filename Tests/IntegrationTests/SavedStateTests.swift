@@ -1,4 +1,5 @@
 import Foundation
+import Monitor
 import Testing
 import Virtualization
 
@@ -279,5 +280,87 @@ import Virtualization
         try other.resume()
         other.send("end")
         #expect(other.waitForStop())
+    }
+
+    private struct Generator: RandomNumberGenerator {
+        var state: UInt64
+        mutating func next() -> UInt64 {
+            state ^= state << 13
+            state ^= state >> 7
+            state ^= state << 17
+            return state
+        }
+    }
+    private static let changes = ProcessInfo.processInfo.environment["VZ_CHANGES"].flatMap { Int($0) } ?? 25
+    /// Numbers in the description that make no sense, under a right checksum: an error, or a guest that comes to grief by itself.
+    @Test func wrongNumbersHarmNobody() throws {
+        let family = try Family()
+        let disk = family.folder.appendingPathComponent("disk")
+        try TestAssets.disk(disk, size: 8 << 20)
+        func machine(_ script: String) throws -> TestGuest {
+            try family.guest(script, cpus: 2) {
+                let storage = try VZDiskImageStorageDeviceAttachment(url: disk, readOnly: false)
+                $0.configuration.storageDevices = [VZVirtioBlockDeviceConfiguration(attachment: storage)]
+                let card = VZVirtioNetworkDeviceConfiguration()
+                card.macAddress = family.address
+                card.attachment = VZNATNetworkDeviceAttachment()
+                $0.configuration.networkDevices = [card]
+                $0.configuration.socketDevices = [VZVirtioSocketDeviceConfiguration()]
+            }
+        }
+        let first = try machine("ifconfig eth0 up; while true; do dd if=/dev/vda of=/dev/null bs=4k count=100 iflag=direct 2>/dev/null; echo TICK; done")
+        defer { first.finish() }
+        try first.start()
+        try #require(first.waitFor("TICK"))
+        try first.pause()
+        try first.save(to: family.state)
+        try first.stop()
+        let file = try SavedStateFile.Opened(path: family.state.path)
+        let whole = try FileHandle(forReadingFrom: family.state)
+        var random = Generator(state: 4242)
+        let text = Array(file.description)
+        var numbers: [Range<Int>] = []
+        var start: Int?
+        for (index, byte) in text.enumerated() {
+            let isDigit = (0x30...0x39).contains(byte)
+            if isDigit, start == nil, index > 0, [0x3A, 0x2C, 0x5B].contains(text[index - 1]) { start = index }
+            if !isDigit, let begin = start {
+                numbers.append(begin..<index)
+                start = nil
+            }
+        }
+        let copy = family.folder.appendingPathComponent("copy")
+        var refused = 0
+        for _ in 0..<Self.changes {
+            var changed = text
+            let place = try #require(numbers.randomElement(using: &random))
+            let value: UInt64 = [0, 1, 255, 4096, 65535, 1 << 31, 1 << 32 - 1, 1 << 63, .max, random.next(), random.next() % 4096].randomElement(using: &random) ?? 0
+            changed.replaceSubrange(place, with: Array(String(value).utf8))
+            // The description has room to grow in its last page, or the memory would have to move.
+            guard 4096 + changed.count <= Int(file.memoryOffset) else { continue }
+            func little<T: FixedWidthInteger>(_ value: T) -> [UInt8] { withUnsafeBytes(of: value.littleEndian, Array.init) }
+            var header = SavedStateFile.magic + little(SavedStateFile.version) + little(Checksum.of(changed)) + little(UInt64(changed.count))
+            header += little(file.memoryOffset) + little(file.memoryCount) + [UInt8](repeating: 0, count: 20)
+            header += little(Checksum.of(header))
+            try? FileManager.default.removeItem(at: copy)
+            try FileManager.default.copyItem(at: family.state, to: copy)
+            let handle = try FileHandle(forUpdating: copy)
+            handle.write(Data(header))
+            try handle.seek(toOffset: 4096)
+            handle.write(Data(changed))
+            try handle.close()
+            let second = try machine("")
+            do {
+                try second.restore(from: copy)
+                try? second.resume()
+                usleep(30_000)
+                second.finish()
+            } catch let error as VZError {
+                refused += 1
+                #expect(error.code == .restore, "\(error)")
+            }
+        }
+        withExtendedLifetime(whole) {}
+        #expect(refused > 0)
     }
 }

@@ -42,8 +42,8 @@ package final class OverlayDisk: BlockBackend {
         guard stat(resolved, &info) == 0 else { throw DiskError(.system, "cannot examine the base \(base)", errno: errno) }
         let header = OverlayHeader(
             diskSize: size ?? lower.byteCount, baseSize: lower.byteCount, baseModified: OverlayHeader.modified(info), baseIsOverlay: baseIsOverlay, basePath: resolved)
-        guard header.diskSize >= lower.byteCount, header.diskSize % 512 == 0 else {
-            throw DiskError(.notADisk, "a disk of \(header.diskSize) bytes is smaller than its base \(base), or no multiple of 512")
+        guard header.diskSize >= lower.byteCount, header.diskSize % 512 == 0, header.diskSize <= OverlayHeader.largestDisk else {
+            throw DiskError(.notADisk, "a disk of \(header.diskSize) bytes is smaller than its base \(base), larger than 16 TiB, or no multiple of 512")
         }
         guard let bytes = header.bytes else { throw DiskError(.notADisk, "the path of the base \(base) is too long") }
         let fd = clinux_open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0o600)

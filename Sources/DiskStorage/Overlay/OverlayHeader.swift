@@ -7,6 +7,8 @@ struct OverlayHeader: Equatable {
     static let version: UInt32 = 1
     static let size = 4096
     static let clusterSize = 65536
+    /// 16 TiB: the table of such a disk has 1 GiB.
+    static let largestDisk: UInt64 = 1 << 44
     private static let pathOffset = 64
     private static let longestPath = 3072
 
@@ -57,7 +59,7 @@ struct OverlayHeader: Equatable {
         self.init(
             diskSize: number(16), baseSize: number(24), baseModified: number(32), baseIsOverlay: number(40, UInt32.self) & 1 != 0,
             basePath: String(decoding: bytes[Self.pathOffset..<Self.pathOffset + count], as: UTF8.self))
-        guard diskSize > 0, diskSize % 512 == 0, diskSize <= 1 << 46 else { throw DiskError(.notADisk, "the header of the overlay \(path) makes no sense") }
+        guard diskSize > 0, diskSize % 512 == 0, diskSize <= Self.largestDisk else { throw DiskError(.notADisk, "the header of the overlay \(path) makes no sense") }
     }
     /// FNV-1a, 32 bits: against accidents.
     private static func checksum(_ bytes: [UInt8]) -> UInt32 { bytes.reduce(0x811C_9DC5) { ($0 ^ UInt32($1)) &* 0x0100_0193 } }
