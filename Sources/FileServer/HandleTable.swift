@@ -39,5 +39,12 @@ final class HandleTable: Sendable {
         return file
     }
     func remove(_ number: UInt64) { _ = state.withLock { $0.files.removeValue(forKey: number) } }
+    func list() -> (files: [(UInt64, OpenFile)], next: UInt64) { state.withLock { ($0.files.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }, $0.next) } }
+    func restore(_ files: [UInt64: OpenFile], next: UInt64) {
+        state.withLock { state in
+            state.files = files
+            state.next = max(next, (files.keys.max() ?? 0) + 1)
+        }
+    }
     func clear() { state.withLock { $0 = State() } }
 }

@@ -129,6 +129,56 @@ final class NodeTable: Sendable {
         state.withLock { state in if node.descriptor == nil { reopen(node, found, &state) } }
         return found
     }
+    /// All files that have a name, and their numbers by key.
+    func list(_ index: (Share) -> Int?) -> (files: [FileServerImage.File], next: UInt64, byKey: [Node.Key: UInt64]) {
+        state.withLock { state in
+            var files: [FileServerImage.File] = []
+            for node in state.byID.values where node.parent == nil || !node.isPinned {
+                guard let share = index(node.share) else { continue }
+                files.append(
+                    .init(
+                        number: node.id, parent: node.parent?.id, name: node.name.filter { $0 != 0 }.map { UInt8(bitPattern: $0) }, share: share, inode: node.key.inode,
+                        kind: node.key.kind, lookups: node.lookups))
+            }
+            return (files.sorted { $0.number < $1.number }, state.nextID, state.byKey.mapValues(\.id))
+        }
+    }
+    /// Finds files again, directories before what is in them; who is not there any more, or is another, stays away.
+    func restore(_ image: FileServerImage, _ shares: [Share]) {
+        let files = Dictionary(image.files.map { ($0.number, $0) }) { first, _ in first }
+        var found: [UInt64: Node] = [:]
+        for file in image.files {
+            // From the topmost directory that is not found yet downwards; a circle ends at what has been seen.
+            var path: [FileServerImage.File] = []
+            var next: FileServerImage.File? = file
+            var seen: Set<UInt64> = []
+            while let entry = next, found[entry.number] == nil, seen.insert(entry.number).inserted {
+                path.append(entry)
+                next = entry.parent.flatMap { files[$0] }
+            }
+            for entry in path.reversed() { found[entry.number] = find(entry, found, shares) }
+        }
+        state.withLock { $0.nextID = max($0.nextID, image.nextFile) }
+    }
+    private func find(_ file: FileServerImage.File, _ found: [UInt64: Node], _ shares: [Share]) -> Node? {
+        guard shares.indices.contains(file.share), !file.name.contains(0), !file.name.contains(0x2F) else { return nil }
+        let share = shares[file.share]
+        let name = file.name.map { CChar(bitPattern: $0) } + [0]
+        let parent = file.parent.flatMap { found[$0] }
+        guard (parent != nil) == (file.parent != nil), parent == nil || parent?.share === share else { return nil }
+        let descriptor: Descriptor
+        if let parent {
+            guard file.number != Fuse.rootNode, let opened = try? Self.open(try self.descriptor(parent), name) else { return nil }
+            descriptor = opened
+        } else {
+            descriptor = share.root
+        }
+        guard let status = try? Self.status(descriptor), UInt64(status.st_ino) == file.inode, status.st_mode & FileKind.mask == file.kind else { return nil }
+        let node = insert(descriptor, status, share, parent: parent, name: parent == nil ? [] : name, id: file.number)
+        guard node.id == file.number else { return nil }
+        state.withLock { _ in node.lookups = max(file.lookups, 1) }
+        return node
+    }
     func forget(_ id: UInt64, _ count: UInt64) {
         guard id != Fuse.rootNode else { return }
         state.withLock { state in

@@ -1,3 +1,4 @@
+import FileServer
 import GuestMemory
 import LinuxSystem
 
@@ -26,6 +27,8 @@ package struct VirtioActivation: Sendable {
 package struct DeviceImage: Equatable, Sendable, Codable {
     package var numbers: [String: UInt64] = [:]
     package var lists: [String: [[UInt8]]] = [:]
+    /// Of a file system device.
+    package var files: FileServerImage?
     package init() {}
 }
 

@@ -55,7 +55,6 @@ struct Run: ParsableCommand {
         if image == nil, !command.isEmpty { throw ValidationError("a COMMAND needs an image: other guests have nothing to run it with") }
         if initrd != nil, kernel == nil { throw ValidationError("--initrd goes with --kernel") }
         if name != nil, !command.isEmpty { throw ValidationError("--name is for machines with a console, not for a COMMAND") }
-        if name != nil, !mount.isEmpty { throw ValidationError("machines with shared folders cannot be saved yet: leave out --name or --mount") }
         if net != "nat", net != "none", !net.hasPrefix("bridged=") { throw ValidationError("--net takes nat, bridged=BRIDGE or none") }
         if net != "nat", !publish.isEmpty { throw ValidationError("--publish goes with --net nat") }
         if MachineEngine(rawValue: engine) == nil { throw ValidationError("--engine takes auto, kvm or software") }

@@ -282,6 +282,49 @@ import Virtualization
         #expect(other.waitForStop())
     }
 
+    @Test(arguments: [false, true]) func sharedFilesStayOpen(several: Bool) throws {
+        let family = try Family()
+        let share = family.folder.appendingPathComponent("share")
+        try FileManager.default.createDirectory(at: share.appendingPathComponent("deep/deeper"), withIntermediateDirectories: true)
+        try Data("old text".utf8).write(to: share.appendingPathComponent("deep/deeper/file"))
+        try Data("moved".utf8).write(to: share.appendingPathComponent("deep/leaves"))
+        func machine(_ script: String) throws -> TestGuest {
+            try family.guest(script) {
+                let device = VZVirtioFileSystemDeviceConfiguration(tag: "s")
+                let directory = VZSharedDirectory(url: share, readOnly: false)
+                device.share = several ? VZMultipleDirectoryShare(directories: ["one": directory]) : VZSingleDirectoryShare(directory: directory)
+                $0.configuration.directorySharingDevices = [device]
+            }
+        }
+        let first = try machine(
+            """
+            mkdir /s; mount -t virtiofs s /s; cd /s\(several ? "/one" : "")
+            exec 3>>deep/log; echo before >&3; exec 4<deep/deeper/file; exec 5>gone; rm gone; echo lost >&5
+            cat deep/leaves; echo UP; read line
+            echo after >&3; echo READ $(cat <&4); echo AGAIN $(cat deep/deeper/file); ls deep; cd deep/deeper; pwd; ls; cat ../leaves 2>&1
+            echo new >made && cat made; sync; echo MORE >&5; echo LAST $?
+            i=0; while [ $i -lt 50 ]; do i=$((i+1)); echo $i >n$i; done; ls | wc -l
+            """)
+        defer { first.finish() }
+        try first.start()
+        try #require(first.waitFor("UP"), "\(first.transcript)")
+        try first.pause()
+        try first.save(to: family.state)
+        try first.stop()
+        try FileManager.default.removeItem(at: share.appendingPathComponent("deep/leaves"))
+        try Data("new text".utf8).write(to: share.appendingPathComponent("deep/deeper/file"))
+        let second = try machine("")
+        defer { second.finish() }
+        try second.restore(from: family.state)
+        try second.resume()
+        second.send("go")
+        #expect(second.waitForStop(), "\(second.transcript)")
+        let text = second.transcript
+        #expect(text.contains("READ") && text.contains("AGAIN new text") && text.contains("No such file") && text.contains("new\n") || text.contains("new\r\n"), "\(text)")
+        #expect(try String(contentsOf: share.appendingPathComponent("deep/log"), encoding: .utf8) == "before\nafter\n")
+        #expect(try FileManager.default.contentsOfDirectory(atPath: share.appendingPathComponent("deep/deeper").path).count == 52, "\(text)")
+    }
+
     private struct Generator: RandomNumberGenerator {
         var state: UInt64
         mutating func next() -> UInt64 {
@@ -306,9 +349,14 @@ import Virtualization
                 card.attachment = VZNATNetworkDeviceAttachment()
                 $0.configuration.networkDevices = [card]
                 $0.configuration.socketDevices = [VZVirtioSocketDeviceConfiguration()]
+                let share = VZVirtioFileSystemDeviceConfiguration(tag: "s")
+                share.share = VZSingleDirectoryShare(directory: VZSharedDirectory(url: URL(fileURLWithPath: "/etc"), readOnly: true))
+                $0.configuration.directorySharingDevices = [share]
             }
         }
-        let first = try machine("ifconfig eth0 up; while true; do dd if=/dev/vda of=/dev/null bs=4k count=100 iflag=direct 2>/dev/null; echo TICK; done")
+        let first = try machine(
+            "ifconfig eth0 up; mkdir /s; mount -t virtiofs s /s; ls -lR /s/apt /s/init.d >/dev/null; exec 3</s/passwd; while true; do dd if=/dev/vda of=/dev/null bs=4k count=100 iflag=direct 2>/dev/null; echo TICK; done"
+        )
         defer { first.finish() }
         try first.start()
         try #require(first.waitFor("TICK"))

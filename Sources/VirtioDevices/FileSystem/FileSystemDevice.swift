@@ -38,6 +38,7 @@ package final class FileSystemDevice: VirtioDevice {
     }
 
     package func activate(_ activation: VirtioActivation) {
+        if let files = activation.image?.files { server.restore(files) }
         do throws(SystemError) {
             for (index, queue) in activation.queues.enumerated() {
                 guard let queue, index < events.count else { continue }
@@ -55,9 +56,10 @@ package final class FileSystemDevice: VirtioDevice {
         server.reset()
     }
 
-    package func makeImage() throws -> DeviceImage {
-        if workers.withLock({ $0.isEmpty }) { return DeviceImage() }
-        throw SaveError("a machine whose guest uses a shared folder cannot be saved")
+    package func makeImage() -> DeviceImage {
+        var image = DeviceImage()
+        image.files = server.makeImage()
+        return image
     }
 
     private func makeWorker(_ queue: Virtqueue, _ event: EventFD, _ activation: VirtioActivation) throws(SystemError) -> QueueWorker {

@@ -3,14 +3,8 @@ import Monitor
 
 extension VZVirtualMachineConfiguration {
     /// Throws when a machine of this configuration cannot be saved: `VZError.invalidVirtualMachineConfiguration` for what is no
-    /// valid configuration, `VZError.notSupported` for a device whose state is not all the machine's. Passing is necessary, not
-    /// sufficient.
-    public func validateSaveRestoreSupport() throws {
-        try validate()
-        guard directorySharingDevices.isEmpty else {
-            throw VZError(.notSupported, reason: "Machines with shared folders cannot be saved or restored yet.")
-        }
-    }
+    /// valid configuration; every device there is can be saved. Passing is necessary, not sufficient.
+    public func validateSaveRestoreSupport() throws { try validate() }
 }
 
 extension VZVirtualMachine {
