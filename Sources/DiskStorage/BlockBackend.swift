@@ -9,10 +9,13 @@ package protocol BlockStorage: AnyObject, Sendable {
     var blockSize: Int { get }
     /// A machine with the disk is powered on: throws, in a sentence, what keeps it from being used. May wait.
     func prepare() throws
+    /// The machine is off: what is only in this process goes to where it belongs. May wait.
+    func finish()
 }
 extension BlockStorage {
     package var blockSize: Int { 512 }
     package func prepare() throws {}
+    package func finish() {}
 }
 
 /// A disk whose calls wait until they are done. Called on queue workers, several at a time; they return 0 or an errno.

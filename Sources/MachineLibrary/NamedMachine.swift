@@ -62,7 +62,8 @@ public struct NamedMachine: Sendable {
         switch status {
         case .running: throw LibraryError("the machine \(name) runs already; choose another name")
         case .saved: throw LibraryError("the machine \(name) is saved: `vz restore \(name)` goes on with it, `vz delete \(name)` forgets it")
-        case .lost, nil: try remove()
+        case .lost: throw LibraryError("the machine \(name) ended without being switched off; its disk is \(disk.path). `vz delete \(name)` forgets it")
+        case nil: try remove()
         }
         try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
         let encoder = JSONEncoder()

@@ -207,10 +207,12 @@ package final class Machine: Sendable {
                 saved = nil
             }
         } catch {
+            for disk in shared.withLock({ $0.description.disks }) { disk.storage.finish() }
             finish()
             if started { events(.failed("\(error)")) } else { completion(error) }
             return
         }
+        for disk in shared.withLock({ $0.description.disks }) { disk.storage.finish() }
         let leftovers = finish()
         switch ending {
         case .stopped(let stopped): stopped()

@@ -258,6 +258,16 @@ import Testing
         second.terminate()
         second.waitUntilExit()
         #expect(try vz(["list"]).output == "NAME  STATUS\n")
+        // One whose process is killed keeps its disk until somebody says otherwise.
+        try FileManager.default.removeItem(at: console)
+        let third = try start(try busybox("echo N 1; sleep 1000", ["--console", console.path, "--name", "one"]))
+        try #require(waitFor(1))
+        kill(third.processIdentifier, SIGKILL)
+        third.waitUntilExit()
+        #expect(try vz(["list"]).output.contains("one   lost"))
+        #expect(try vz(["run", "--kernel", "/etc/hostname", "--name", "one"]).errors.contains("without being switched off"))
+        #expect(try vz(["delete", "one"]).status == 0)
+        #expect(try vz(["list"]).output == "NAME  STATUS\n")
     }
 
     /// The image from Debian's packages, once for all that follows; needs root or subordinate ids, and a mirror.

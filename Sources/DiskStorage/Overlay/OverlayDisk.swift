@@ -279,19 +279,23 @@ package final class OverlayDisk: BlockBackend {
         guard !isReadOnly, synchronization == .full else { return 0 }
         return flushing.withLock { _ in store() }
     }
+    /// What the guest has not flushed is not lost when the machine merely ends.
+    package func finish() { if !isReadOnly { _ = flushing.withLock { _ in store() } } }
+
     /// Writes the table as it is now, after the data that it names.
-    package func store() -> Int32 {
+    private func store() -> Int32 {
+        func synchronize() -> Bool { synchronization == .none || fdatasync(file) == 0 }
         let changed = state.withLock { state in
             defer { state.changed = [] }
             return state.changed
         }
-        guard fdatasync(file) == 0 else { return failed(changed) }
+        guard synchronize() else { return failed(changed) }
         if changed.isEmpty { return 0 }
         for index in changed {
             var entry = table[index].littleEndian
             guard pwrite(file, &entry, 4, off_t(OverlayHeader.size + index * 4)) == 4 else { return failed(changed) }
         }
-        return fdatasync(file) == 0 ? 0 : failed(changed)
+        return synchronize() ? 0 : failed(changed)
     }
     private func failed(_ changed: Set<Int>) -> Int32 {
         let code = errno

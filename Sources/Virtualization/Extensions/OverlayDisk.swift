@@ -62,10 +62,6 @@ public final class OverlayDiskAttachment: VZStorageDeviceAttachment {
         users.lock()
         defer { users.unlock() }
         userCount -= 1
-        if userCount == 0 {
-            // What the guest has not flushed is not lost when the machine merely ends.
-            if !isReadOnly { _ = disk.store() }
-            disk.unlock()
-        }
+        if userCount == 0 { disk.unlock() }
     }
 }
