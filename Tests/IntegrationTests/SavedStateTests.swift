@@ -9,6 +9,8 @@ import Virtualization
 
 /// Machines that are saved to a file and go on from it.
 @Suite(.serialized) struct SavedStateTests {
+    /// Where everything takes ten times as long.
+    private static let isInLab = ProcessInfo.processInfo.environment["VZ_KVM_LAB"] != nil
     /// Machines of one identity, as a saved one and the restored one have to be.
     private final class Family {
         let identifier = VZGenericMachineIdentifier()
@@ -63,7 +65,7 @@ import Virtualization
         }
     }
 
-    private static let lives = ProcessInfo.processInfo.environment["VZ_LIVES"].flatMap { Int($0) } ?? 8
+    private static let lives = ProcessInfo.processInfo.environment["VZ_LIVES"].flatMap { Int($0) } ?? (isInLab ? 4 : 8)
     /// Disk, network, sockets and processors at work, saved and restored over and over, each time in a machine of its own.
     @Test func workGoesOnOverManyLives() throws {
         let family = try Family()
@@ -334,7 +336,7 @@ import Virtualization
             return state
         }
     }
-    private static let changes = ProcessInfo.processInfo.environment["VZ_CHANGES"].flatMap { Int($0) } ?? 25
+    private static let changes = ProcessInfo.processInfo.environment["VZ_CHANGES"].flatMap { Int($0) } ?? (isInLab ? 8 : 25)
     /// Numbers in the description that make no sense, under a right checksum: an error, or a guest that comes to grief by itself.
     @Test func wrongNumbersHarmNobody() throws {
         let family = try Family()
