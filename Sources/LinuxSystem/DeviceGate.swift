@@ -31,12 +31,24 @@ package final class DeviceGate: Sendable {
         /// Waits while the gate is closed.
         @inline(__always) package func checkpoint() { if gate.closed.load(ordering: .acquiring) { gate.park(self) } }
         package var isClosed: Bool { gate.closed.load(ordering: .acquiring) }
-        /// The thread ends.
-        package func leave() { gate.leave(self) }
+        fileprivate func leave() { gate.leave(self) }
     }
 
+    /// Makes a thread that passes the gate.
     /// - Parameter wake: signalled when the gate closes; the thread then comes to its checkpoint soon.
-    package func join(wake: EventFD) throws(SystemError) -> Member {
+    package func thread(name: String, wake: EventFD, _ body: @escaping @Sendable (Member) -> Void) throws(SystemError) -> HostThread {
+        let member = try join(wake: wake)
+        do throws(SystemError) {
+            return try HostThread(name: name) {
+                body(member)
+                member.leave()
+            }
+        } catch {
+            member.leave()
+            throw error
+        }
+    }
+    private func join(wake: EventFD) throws(SystemError) -> Member {
         let number = state.withLock { state in
             state.next += 1
             return state.next

@@ -39,6 +39,20 @@ package struct MemoryPieces {
         }
         return made
     }
+    /// Fills `count` bytes from `offset` with zeroes.
+    package func clear(from offset: Int, count limit: Int) {
+        var (skip, left) = (offset, limit)
+        for piece in UnsafeBufferPointer(start: pieces, count: count) where left > 0 {
+            guard let base = piece.iov_base else { continue }
+            if skip >= piece.iov_len {
+                skip -= piece.iov_len
+                continue
+            }
+            let step = min(piece.iov_len - skip, left)
+            memset(base + skip, 0, step)
+            (left, skip) = (left - step, 0)
+        }
+    }
     /// Copies into the pieces; says how many bytes found room.
     @discardableResult
     package func write(_ bytes: UnsafeRawPointer, _ size: Int, at offset: Int) -> Int {

@@ -111,7 +111,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
     /// Everything but the memory. Only while no processor runs and the gate is closed.
     func makeState(owner: [String: [UInt8]]) throws -> MachineState {
         MachineState(
-            memorySize: memory.size, machine: try machine.makeImage(), pci: pci.image, devices: try transports.map { try $0.makeImage() },
+            memorySize: memory.size, machine: try machine.makeImage(), pci: pci.image, devices: transports.map { $0.makeImage() },
             controllers: controllers.map { $0.makeImage() }, uart: uart.image,
             platformEvents: acpi.pendingEvents, rtcRegister: rtc.selected, owner: owner)
     }

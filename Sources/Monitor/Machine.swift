@@ -207,12 +207,10 @@ package final class Machine: Sendable {
                 saved = nil
             }
         } catch {
-            for disk in shared.withLock({ $0.description.disks }) { disk.storage.finish() }
             finish()
             if started { events(.failed("\(error)")) } else { completion(error) }
             return
         }
-        for disk in shared.withLock({ $0.description.disks }) { disk.storage.finish() }
         let leftovers = finish()
         switch ending {
         case .stopped(let stopped): stopped()
@@ -223,7 +221,8 @@ package final class Machine: Sendable {
         for message in leftovers { Self.answer(message) }
     }
     @discardableResult private func finish() -> [Message] {
-        shared.withLock { shared in
+        for disk in shared.withLock({ $0.description.disks }) { disk.storage.finish() }
+        return shared.withLock { shared in
             shared.isAlive = false
             shared.board = nil
             defer { shared.messages = [] }
@@ -364,8 +363,7 @@ package final class Machine: Sendable {
         defer { go.signal() }
         guard board.gate.close(milliseconds: 10_000) else { throw SavedStateError(.system, "a device does not come to rest; a disk may not be answering") }
         defer { board.gate.open() }
-        let state: MachineState
-        do { state = try board.makeState(owner: request.owner) } catch let error as SaveError { throw SavedStateError(.mismatch, error.description) }
+        let state = try board.makeState(owner: request.owner)
         try SavedStateFile.write(to: request.path, description: try request.encode(state), memory: board.memory, progress: request.progress)
     }
     private var hasUrgentMessage: Bool {

@@ -2,40 +2,21 @@ import DiskStorage
 import Glibc
 import GuestMemory
 import LinuxSystem
-import Synchronization
 
 /// A thread that runs the commands of one queue, one after the other.
 final class CommandWorker: Sendable {
     /// Nanoseconds that an ended command may wait for others before the driver is told.
     private static let patience: UInt64 = 50_000
-    private let stopping = Atomic<Bool>(false)
-    private let event: EventFD
-    private let thread = Mutex<HostThread?>(nil)
+    private let worker: EventWorker
 
     init(_ queue: SubmissionQueue, _ backend: any BlockBackend, _ memory: GuestMemory, gate: DeviceGate) throws(SystemError) {
-        event = queue.event
-        let member = try gate.join(wake: event)
-        do throws(SystemError) {
-            let made = try HostThread(name: "vz-nvme-\(queue.identifier)") { [unowned self] in
-                defer { member.leave() }
-                let commands = DiskCommands(backend, memory)
-                while !stopping.load(ordering: .acquiring) {
-                    member.checkpoint()
-                    Self.serve(queue, commands)
-                    event.wait()
-                }
-            }
-            thread.withLock { $0 = made }
-        } catch {
-            member.leave()
-            throw error
+        nonisolated(unsafe) let commands = DiskCommands(backend, memory)  // only the worker touches it
+        worker = try EventWorker(name: "vz-nvme-\(queue.identifier)", event: queue.event, gate: gate) {
+            Self.serve(queue, commands)
+            return true
         }
     }
-    func stop() {
-        stopping.store(true, ordering: .releasing)
-        event.signal()
-        thread.withLock { $0 }?.join()
-    }
+    func stop() { worker.stop() }
     private static func serve(_ queue: SubmissionQueue, _ commands: DiskCommands) {
         var oldest: UInt64 = 0
         while let command = queue.take() {

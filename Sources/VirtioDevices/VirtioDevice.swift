@@ -32,12 +32,6 @@ package struct DeviceImage: Equatable, Sendable, Codable {
     package init() {}
 }
 
-/// Why a device cannot be saved, in a clause.
-package struct SaveError: Error, CustomStringConvertible, Sendable {
-    package let description: String
-    package init(_ description: String) { self.description = description }
-}
-
 /// A virtio device: it sees its configuration, its queues and a reset; neither transport nor interrupts nor engines.
 package protocol VirtioDevice: AnyObject, Sendable {
     /// VIRTIO 1.2 § 5.
@@ -56,16 +50,15 @@ package protocol VirtioDevice: AnyObject, Sendable {
     func activate(_ activation: VirtioActivation)
     /// Back to the state before activation; returns when no thread of the device touches guest memory any more.
     func reset()
-    /// What a restored device is given at its activation. Called while the gate is closed and no processor runs. Throws, in a
-    /// sentence, what keeps the device from being saved now.
-    func makeImage() throws -> DeviceImage
+    /// What a restored device is given at its activation. Called while the gate is closed and no processor runs.
+    func makeImage() -> DeviceImage
 }
 
 extension VirtioDevice {
     package func configWrite(_ offset: Int, _ value: UInt64, size: Int) {}
     package func queueEvent(_ index: Int) -> EventFD? { nil }
     package func queueNotified(_ index: Int) {}
-    package func makeImage() throws -> DeviceImage { DeviceImage() }
+    package func makeImage() -> DeviceImage { DeviceImage() }
 }
 
 /// Reads a little-endian configuration structure as a driver does, in pieces.

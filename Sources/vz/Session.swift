@@ -124,10 +124,6 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         device.attachment = attachment
         return device
     }
-    private static func blockDevice(_ url: URL, readOnly: Bool) throws -> VZVirtioBlockDeviceConfiguration {
-        VZVirtioBlockDeviceConfiguration(
-            attachment: try VZDiskImageStorageDeviceAttachment(url: url, readOnly: readOnly, cachingMode: .cached, synchronizationMode: .full))
-    }
     private func addKernel(to configuration: VZVirtualMachineConfiguration) throws {
         guard let kernel = options.kernel else { return }
         for path in [kernel, options.initrd].compactMap({ $0 }) where access(path, R_OK) != 0 {
@@ -165,7 +161,8 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             let attachment = try OverlayDiskAttachment(url: disk, synchronizationMode: named == nil ? .none : .full)
             configuration.storageDevices.append(VZVirtioBlockDeviceConfiguration(attachment: attachment))
         #else
-            configuration.storageDevices.append(try Self.blockDevice(disk, readOnly: false))
+            let attachment = try VZDiskImageStorageDeviceAttachment(url: disk, readOnly: false, cachingMode: .cached, synchronizationMode: .full)
+            configuration.storageDevices.append(VZVirtioBlockDeviceConfiguration(attachment: attachment))
         #endif
     }
     /// The machine's own disk: a copy of the image's, or with a restored machine the one that it had.

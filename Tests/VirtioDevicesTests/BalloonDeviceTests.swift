@@ -42,6 +42,18 @@ import VirtioDevices
         for page in [0x41, 0x43] as [UInt64] { #expect(try isZero(driver, page)) }
         for page in [0x40, 0x42, 0x44, 0x45] as [UInt64] { #expect(try !isZero(driver, page)) }
     }
+    /// A driver has one buffer of statistics; one that gives more keeps nobody busy.
+    @Test func manyBuffersOfStatisticsDoNoHarm() throws {
+        let (driver, device) = try balloon()
+        for _ in 0..<4 { driver.publish([.readable(0x4000, 20)], queue: 2) }
+        func isAsleep() -> Bool {
+            let tasks = (try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/task")) ?? []
+            return tasks.contains { (try? String(contentsOfFile: "/proc/self/task/\($0)/stat", encoding: .utf8))?.contains("(vz-balloon) S") == true }
+        }
+        #expect(driver.eventually { (0..<5).allSatisfy { _ in isAsleep() } })
+        _ = device
+        #expect(!driver.needsReset)
+    }
     @Test func targetIsShownAndTheAnswerRead() throws {
         let (driver, device) = try balloon()
         device.setTarget(pages: 0x1_2345)

@@ -1,4 +1,5 @@
 import Glibc
+import LinuxSystem
 
 /// One connection's worth of requests. Survives connections: what was not answered is asked again on the next.
 ///
@@ -40,6 +41,7 @@ final class NBDChannel: BlockChannel {
     private var outboxHead = 0
     /// When the trouble began that no answer has ended yet, in milliseconds; 0 for none.
     private var troubledSince: UInt64 = 0
+    private var nextCheck: UInt64 = 0
     private let sender: NBDSender
     private let receiver: NBDReceiver
 
@@ -158,8 +160,10 @@ final class NBDChannel: BlockChannel {
     }
     /// A server that takes too long for an answer is left, and asked again on a new connection.
     private func checkPatience() throws(NBDError) {
-        guard activeCount > 0 else { return }
         let now = NBDConnection.now()
+        // A look at every slot: once a second is enough.
+        guard activeCount > 0, now >= nextCheck else { return }
+        nextCheck = now + 1000
         let limit = UInt64(disk.options.timeout)
         for slot in slots where slot.isActive && slot.isSent && now > slot.since + limit {
             throw NBDError("\(disk.address) has not answered for \(limit / 1000) s", isPassing: true)
@@ -237,7 +241,10 @@ final class NBDChannel: BlockChannel {
             return NBDReceiver.Room(vectors: slots[tag].vectors, skip: start, count: count, handle: handle, endsRequest: isLast)
         case .hole(let handle, let offset, let count):
             let tag = try tag(handle)
-            Self.clear(slots[tag].vectors, from: try place(tag, offset, count), count: count)
+            let start = try place(tag, offset, count)
+            slots[tag].vectors.withUnsafeBufferPointer { vectors in
+                if let base = vectors.baseAddress { MemoryPieces(pieces: base, count: vectors.count).clear(from: start, count: count) }
+            }
             slots[tag].received += count
         case .failed(let handle, let error):
             let tag = try tag(handle)
@@ -260,19 +267,6 @@ final class NBDChannel: BlockChannel {
             count <= slot.length - slot.received
         else { throw violation() }
         return slot.done + Int(offset - start)
-    }
-    private static func clear(_ vectors: [iovec], from start: Int, count: Int) {
-        var (skip, left) = (start, count)
-        for vector in vectors where left > 0 {
-            if skip >= vector.iov_len {
-                skip -= vector.iov_len
-                continue
-            }
-            let step = min(vector.iov_len - skip, left)
-            memset(vector.iov_base + skip, 0, step)
-            left -= step
-            skip = 0
-        }
     }
     /// A request is answered: the next of the operation, or its end.
     private func finish(_ tag: Int) {

@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import LinuxSystem
 
 /// A connection to a server that has agreed on an export. Its socket does not block. Belongs to one thread at a time.
 final class NBDConnection {
@@ -30,11 +31,8 @@ final class NBDConnection {
     }
     deinit { Glibc.close(descriptor) }
 
-    static func now() -> UInt64 {
-        var time = timespec()
-        clock_gettime(CLOCK_MONOTONIC, &time)
-        return UInt64(time.tv_sec) * 1000 + UInt64(time.tv_nsec) / 1_000_000
-    }
+    /// Milliseconds.
+    static func now() -> UInt64 { monotonicNanoseconds() / 1_000_000 }
 
     // MARK: connecting
 

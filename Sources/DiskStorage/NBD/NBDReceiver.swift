@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import LinuxSystem
 
 /// Replies on their way out of a socket.
 final class NBDReceiver {
@@ -78,19 +79,10 @@ final class NBDReceiver {
     /// The rest of the room, as vectors. Nothing is in the buffer while there is any.
     private func pieces() -> Int {
         guard filled < room.count else { return 0 }
-        var (skip, left, used) = (room.skip + filled, room.count - filled, 0)
-        for vector in room.vectors where left > 0 && used < 258 {
-            if skip >= vector.iov_len {
-                skip -= vector.iov_len
-                continue
-            }
-            let step = min(vector.iov_len - skip, left)
-            parts[used] = iovec(iov_base: vector.iov_base + skip, iov_len: step)
-            used += 1
-            left -= step
-            skip = 0
+        return room.vectors.withUnsafeBufferPointer { vectors in
+            guard let base = vectors.baseAddress else { return 0 }
+            return MemoryPieces(pieces: base, count: vectors.count).slice(from: room.skip + filled, limit: room.count - filled, to: parts, capacity: 258)
         }
-        return used
     }
     /// Bytes for the room that lie in the buffer; true when the room has become full.
     private func takeBytes(_ heard: (Event) throws(NBDError) -> Room) throws(NBDError) -> Bool {

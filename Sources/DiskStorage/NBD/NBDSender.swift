@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import LinuxSystem
 
 /// Requests on their way into a socket: headers in memory of our own, data where it lies in the guest's.
 final class NBDSender {
@@ -37,16 +38,10 @@ final class NBDSender {
         append(header, NBD.requestSize)
     }
     func add(_ data: [iovec], from start: Int, count: Int) {
-        var (skip, left) = (start, count)
-        for vector in data where left > 0 {
-            if skip >= vector.iov_len {
-                skip -= vector.iov_len
-                continue
-            }
-            let step = min(vector.iov_len - skip, left)
-            append(vector.iov_base + skip, step)
-            left -= step
-            skip = 0
+        data.withUnsafeBufferPointer { data in
+            guard let base = data.baseAddress else { return }
+            vectorCount += MemoryPieces(pieces: base, count: data.count).slice(
+                from: start, limit: count, to: vectors + vectorCount, capacity: Self.vectorCapacity - vectorCount)
         }
     }
     func addZeroes(_ count: Int) {

@@ -27,7 +27,6 @@ package final class BalloonDevice: VirtioDevice {
     private struct State {
         var target: UInt32 = 0
         var actual: UInt32 = 0
-        var statistics: GuestMemoryStatistics?
         /// Those who wait for fresh statistics.
         var waiting: [@Sendable (GuestMemoryStatistics?) -> Void] = []
         var activation: VirtioActivation?
@@ -84,11 +83,7 @@ package final class BalloonDevice: VirtioDevice {
 
     package func activate(_ activation: VirtioActivation) {
         stopping.store(false, ordering: .releasing)
-        let member = try? activation.gate.join(wake: event)
-        let made = try? HostThread(name: "vz-balloon") { [unowned self] in
-            defer { member?.leave() }
-            serve(activation, member)
-        }
+        let made = try? activation.gate.thread(name: "vz-balloon", wake: event) { [unowned self] in serve(activation, $0) }
         state.withLock { state in
             state.actual = UInt32(clamping: activation.image?.numbers["actual"] ?? 0)
             state.activation = activation
@@ -121,14 +116,14 @@ package final class BalloonDevice: VirtioDevice {
         if features & Feature.reporting != 0 { roles.append(.report) }
         return roles
     }
-    private func serve(_ activation: VirtioActivation, _ member: DeviceGate.Member?) {
+    private func serve(_ activation: VirtioActivation, _ member: DeviceGate.Member) {
         let chain = DescriptorChain(capacity: Int(Self.queueSize))
         let report = StatisticsBuffer()
         var pages: [UInt32] = []
         pages.reserveCapacity(Self.maximumPages)
         let queues = zip(Self.roles(activation.features), activation.queues).compactMap { role, queue in queue.map { (role, $0) } }
         while !stopping.load(ordering: .acquiring) {
-            member?.checkpoint()
+            member.checkpoint()
             do throws(QueueError) {
                 var more = false
                 for (role, queue) in queues {
@@ -145,7 +140,8 @@ package final class BalloonDevice: VirtioDevice {
                         }
                     }
                     queue.notify()
-                    if queue.enableNotifications() { more = true }
+                    // The one buffer of statistics stays here; a driver that gives more of them is not looked at for it.
+                    if queue.enableNotifications(), role != .statistics || !report.isHeld { more = true }
                 }
                 if !more { event.wait() }
             } catch {
@@ -167,7 +163,6 @@ package final class BalloonDevice: VirtioDevice {
             buffer.isHeld = true
             let statistics = Self.statistics(buffer.chain)
             let waiting = state.withLock { state in
-                state.statistics = statistics
                 // The numbers that a driver gives with its first buffer are fresh, too.
                 defer { state.waiting = [] }
                 return state.waiting

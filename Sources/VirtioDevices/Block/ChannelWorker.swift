@@ -15,9 +15,7 @@ final class ChannelWorker: Sendable {
     ) throws(SystemError) {
         let waking = try EventFD()
         self.waking = waking
-        let member = try gate.join(wake: event)
-        let made = try HostThread(name: name) { [unowned self] in
-            defer { member.leave() }
+        let made = try gate.thread(name: name, wake: event) { [unowned self] member in
             let work = Work(queue, backend, identifier, stop: waking.fileDescriptor)
             do throws(QueueError) {
                 while !stopping.load(ordering: .acquiring) { try work.turn(event, waking, member) }

@@ -146,7 +146,7 @@ package final class NetworkDevice: VirtioDevice {
         let receiver = try NetworkReceiver(
             queue: receive, event: queueEvents[2 * pair], gate: activation.gate, mergeable: activation.features & Feature.mergeableBuffers != 0,
             accepted: Self.accepted(activation.features), backend: { [weak self] in self?.receivingLane(pair) },
-            lost: { [weak self] in self?.loseLane(pair, $0) }, needsReset: activation.needsReset)
+            lost: { [weak self] in self?.loseCurrent($0) }, needsReset: activation.needsReset)
         state.withLock { $0.receivers.append(receiver) }
     }
     private func receivingLane(_ pair: Int) -> (any NetworkBackend)? {
@@ -154,7 +154,7 @@ package final class NetworkDevice: VirtioDevice {
         guard let backend, pair < active, pair < backend.laneCount else { return nil }
         return backend.lane(pair)
     }
-    private func loseLane(_ pair: Int, _ reason: String) {
+    private func loseCurrent(_ reason: String) {
         if let backend = state.withLock({ $0.backend }) { lose(backend, reason) }
     }
     package func reset() {

@@ -19,9 +19,7 @@ final class NetworkReceiver: Sendable {
     ) throws(SystemError) {
         let waking = try EventFD()
         self.waking = waking
-        let member = try gate.join(wake: waking)
-        let made = try HostThread(name: "vz-net-receive") { [unowned self] in
-            defer { member.leave() }
+        let made = try gate.thread(name: "vz-net-receive", wake: waking) { [unowned self] member in
             let work = Work(queue: queue, mergeable: mergeable, accepted: accepted)
             do throws(QueueError) {
                 while !stopping.load(ordering: .acquiring) {

@@ -291,8 +291,8 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
         package var device: DeviceImage
     }
     /// While the gate is closed and no processor runs.
-    package func makeImage() throws -> Image {
-        Image(deviceType: device.deviceType, features: offeredFeatures, queueSizes: sizes, state: state.withLock { $0 }, device: try device.makeImage())
+    package func makeImage() -> Image {
+        Image(deviceType: device.deviceType, features: offeredFeatures, queueSizes: sizes, state: state.withLock { $0 }, device: device.makeImage())
     }
     /// What is different here from the device that was saved; nil when nothing is.
     package func difference(to image: Image) -> String? {

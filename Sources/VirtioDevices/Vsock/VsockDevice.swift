@@ -113,9 +113,7 @@ package final class VsockDevice: VirtioDevice {
         do throws(SystemError) {
             let sender = try makeSender(send, activation)
             active.withLock { $0.sender = sender }
-            let member = try activation.gate.join(wake: receiverWake)
-            let receiver = try HostThread(name: "vz-vsock-receive") { [unowned self] in
-                defer { member.leave() }
+            let receiver = try activation.gate.thread(name: "vz-vsock-receive", wake: receiverWake) { [unowned self] member in
                 do throws(QueueError) { try receiveLoop(receive, member) } catch { activation.needsReset() }
             }
             active.withLock { $0.receiver = receiver }

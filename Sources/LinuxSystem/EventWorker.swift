@@ -1,0 +1,27 @@
+import Synchronization
+
+/// A thread that sleeps on an event and works when it is signalled, between checkpoints of a gate.
+package final class EventWorker: Sendable {
+    private let stopping = Atomic<Bool>(false)
+    private let event: EventFD
+    private let thread = Mutex<HostThread?>(nil)
+
+    /// - Parameter work: returns false when there is nothing to work for any more; the thread then ends.
+    package init(name: String, event: EventFD, gate: DeviceGate, work: @escaping @Sendable () -> Bool) throws(SystemError) {
+        self.event = event
+        let made = try gate.thread(name: name, wake: event) { [unowned self] member in
+            while !stopping.load(ordering: .acquiring) {
+                member.checkpoint()
+                guard work() else { return }
+                event.wait()
+            }
+        }
+        thread.withLock { $0 = made }
+    }
+    /// Returns when the thread has ended. To be called before the worker goes.
+    package func stop() {
+        stopping.store(true, ordering: .releasing)
+        event.signal()
+        thread.withLock { $0 }?.join()
+    }
+}
