@@ -1,6 +1,7 @@
 import CLinux
 import Glibc
 import LinuxSystem
+import Synchronization
 
 /// A guest-physical address.
 package struct GuestAddress: Hashable, Comparable, Sendable, Codable, CustomStringConvertible {
@@ -32,10 +33,10 @@ package final class GuestMemory: @unchecked Sendable {  // the mapping is fixed;
     }
     package let regions: [Region]
     package let size: UInt64
-    private let mapping: UnsafeMutableRawPointer
-    private let fileDescriptor: Int32
-    /// Contents that the memory began with: a file, mapped copy-on-write over the memory file; -1 for none.
-    private let origin: (fileDescriptor: Int32, offset: UInt64)
+    let mapping: UnsafeMutableRawPointer
+    let fileDescriptor: Int32
+    /// What the mapping shows.
+    let backing: Mutex<Backing>
     /// Told of every write that a device makes (address, count): engines that cache decoded code need to know.
     /// Set once, before the first device runs.
     nonisolated(unsafe) package var deviceWriteObserver: (@Sendable (UInt64, Int) -> Void)?
@@ -68,9 +69,9 @@ package final class GuestMemory: @unchecked Sendable {  // the mapping is fixed;
                 if copy >= 0 { close(copy) }
                 throw error
             }
-            origin = (copy, contents.offset)
+            backing = Mutex(Backing(file: (copy, contents.offset)))
         } else {
-            origin = (-1, 0)
+            backing = Mutex(Backing())
         }
         madvise(map, Int(total), MADV_DONTFORK)
         madvise(map, Int(total), MADV_DONTDUMP)
@@ -86,7 +87,7 @@ package final class GuestMemory: @unchecked Sendable {  // the mapping is fixed;
     deinit {
         munmap(mapping, Int(size))
         close(fileDescriptor)
-        if origin.fileDescriptor >= 0 { close(origin.fileDescriptor) }
+        backing.withLock { if let file = $0.file { close(file.descriptor) } }
     }
 
     /// The host address of `count` bytes, all in one region.
@@ -139,84 +140,8 @@ package final class GuestMemory: @unchecked Sendable {  // the mapping is fixed;
         let (last, overflow) = address.addingReportingOverflow(UInt64(max(count, 0)))
         guard !overflow, first >= address, last & ~4095 > first, let pointer = pointer(first, Int((last & ~4095) - first)) else { return }
         let length = Int((last & ~4095) - first)
-        punch(pointer - mapping, length)
+        let start = pointer - mapping
+        backing.withLock { empty(start..<start + length, &$0) }
         noteWrite(first, length)
     }
-    private func punch(_ offset: Int, _ length: Int) {
-        if origin.fileDescriptor >= 0 {
-            // Back to the memory file, which is empty there. Where the host allows no more mappings, zeroes do as well.
-            let placed = mmap(mapping + offset, length, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, fileDescriptor, off_t(offset))
-            if placed == MAP_FAILED { memset(mapping + offset, 0, length) }
-            madvise(mapping + offset, length, MADV_DONTFORK)
-            madvise(mapping + offset, length, MADV_DONTDUMP)
-        }
-        _ = clinux_fallocate(fileDescriptor, 3, Int64(offset), Int64(length))  // PUNCH_HOLE, KEEP_SIZE
-    }
-
-    // MARK: contents
-
-    /// The memory's bytes, one region behind the other. Its guest may be writing them.
-    package var contents: UnsafeRawBufferPointer { UnsafeRawBufferPointer(start: mapping, count: Int(size)) }
-    /// Offsets in `contents` of what may be other than zero, in ascending order.
-    package var usedRanges: [Range<Int>] {
-        var ranges = Self.dataRanges(fileDescriptor, from: 0, count: Int(size))
-        if origin.fileDescriptor >= 0 { ranges += Self.dataRanges(origin.fileDescriptor, from: Int(origin.offset), count: Int(size)) }
-        // What was written over the contents lies in pages of their own: the contents' holes, too, may have become something.
-        if origin.fileDescriptor >= 0 { ranges += residentRanges }
-        return Self.merged(ranges)
-    }
-    private static func dataRanges(_ descriptor: Int32, from start: Int, count: Int) -> [Range<Int>] {
-        var ranges: [Range<Int>] = []
-        var at = start
-        let end = start + count
-        while at < end {
-            let data = lseek(descriptor, off_t(at), 3)  // SEEK_DATA
-            if data < 0 { return Glibc.errno == ENXIO ? ranges : [0..<count] }
-            guard data < end else { return ranges }
-            let hole = lseek(descriptor, data, 4)  // SEEK_HOLE
-            let stop = hole < 0 ? end : min(Int(hole), end)
-            ranges.append(Int(data) - start..<stop - start)
-            at = stop
-        }
-        return ranges
-    }
-    /// Pages that the host has somewhere, in memory or swapped out (proc(5), pagemap).
-    private var residentRanges: [Range<Int>] {
-        let pages = Int(size) / 4096
-        let fd = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC)
-        guard fd >= 0 else { return [0..<Int(size)] }
-        defer { close(fd) }
-        var ranges: [Range<Int>] = []
-        var entries = [UInt64](repeating: 0, count: 8192)
-        var first = -1
-        var page = 0
-        while page < pages {
-            let wanted = min(entries.count, pages - page)
-            guard pread(fd, &entries, wanted * 8, off_t((Int(bitPattern: mapping) / 4096 + page) * 8)) == wanted * 8 else { return [0..<Int(size)] }
-            for index in 0..<wanted {
-                let isThere = entries[index] >> 62 != 0
-                if isThere, first < 0 { first = page + index }
-                if !isThere, first >= 0 {
-                    ranges.append(first * 4096..<(page + index) * 4096)
-                    first = -1
-                }
-            }
-            page += wanted
-        }
-        if first >= 0 { ranges.append(first * 4096..<pages * 4096) }
-        return ranges
-    }
-    private static func merged(_ ranges: [Range<Int>]) -> [Range<Int>] {
-        var result: [Range<Int>] = []
-        for range in ranges.sorted(by: { $0.lowerBound < $1.lowerBound }) {
-            if let last = result.last, range.lowerBound <= last.upperBound {
-                result[result.count - 1] = last.lowerBound..<max(last.upperBound, range.upperBound)
-            } else {
-                result.append(range)
-            }
-        }
-        return result
-    }
-    /// Gives all pages back to the host; they read as zero afterwards.
-    package func clear() { punch(0, Int(size)) }
 }

@@ -1,6 +1,7 @@
 import Foundation
 
-/// A machine with a name: machines/NAME/{machine.json, base.img, disk.img, state, control}. It is there while the machine runs or is saved.
+/// A machine with a name: machines/NAME/{machine.json, base.img, disk.img, state, control, snapshots/}. It is there while
+/// the machine runs, is saved, or has snapshots.
 public struct NamedMachine: Sendable {
     /// What the machine is made of, so that it can be made again.
     public struct Record: Codable, Equatable, Sendable {
@@ -12,6 +13,12 @@ public struct NamedMachine: Sendable {
         public var machineIdentifier: Data
         public var macAddress: String
         public var created: Date
+        /// Overlays that the machine writes to, in the order of its disks; nil before it has begun, or with other disks to write to.
+        public var disks: [String]?
+        /// The snapshot that it goes on from.
+        public var snapshot: Int?
+        /// It was switched off; its snapshots are why it is still there.
+        public var isOff: Bool?
         public init(arguments: [String], workingDirectory: String, machineIdentifier: Data, macAddress: String, created: Date) {
             self.arguments = arguments
             self.workingDirectory = workingDirectory
@@ -22,6 +29,8 @@ public struct NamedMachine: Sendable {
     }
     public enum Status: String, Sendable {
         case running, saved
+        /// Switched off, with snapshots to go back to.
+        case off
         /// Its process is gone without having saved it.
         case lost
     }
@@ -55,17 +64,28 @@ public struct NamedMachine: Sendable {
     public var status: Status? {
         guard record != nil else { return nil }
         if ControlSocket.isListening(control.path) { return .running }
-        return access(state.path, F_OK) == 0 ? .saved : .lost
+        if access(state.path, F_OK) == 0 { return .saved }
+        return record?.isOff == true ? .off : .lost
     }
     /// Makes the machine's place. Throws when the name is taken by a machine that runs or is saved.
     public func create(_ record: Record) throws {
         switch status {
         case .running: throw LibraryError("the machine \(name) runs already; choose another name")
         case .saved: throw LibraryError("the machine \(name) is saved: `vz restore \(name)` goes on with it, `vz delete \(name)` forgets it")
+        case .off:
+            throw LibraryError("the machine \(name) is off and has snapshots: `vz snapshot list \(name)` shows them, `vz delete \(name)` forgets it with all of them")
         case .lost: throw LibraryError("the machine \(name) ended without being switched off; its disk is \(disk.path). `vz delete \(name)` forgets it")
         case nil: try remove()
         }
         try FileManager.default.createDirectory(at: directory, withIntermediateDirectories: true, attributes: [.posixPermissions: 0o700])
+        try write(record)
+    }
+    public func update(_ change: (inout Record) -> Void) throws {
+        guard var record else { throw LibraryError("the machine \(name) has lost its description, \(recordFile.path)") }
+        change(&record)
+        try write(record)
+    }
+    private func write(_ record: Record) throws {
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
         try encoder.encode(record).write(to: recordFile, options: .atomic)

@@ -23,16 +23,18 @@ package final class Machine: Sendable {
         /// The host's side of a network device failed; its cable is out.
         case networkFailed(network: Int, any NetworkBackend, String)
     }
-    private enum Message: Sendable {
+    enum Message: Sendable {
         case stop(@Sendable () -> Void)
         case pause(@Sendable () -> Void)
         case resume(@Sendable () -> Void)
         case save(SaveRequest)
+        case freeze(FreezeRequest)
+        case settle
         case platform(PlatformRequest)
         case exited(VCPUExit)
     }
     /// Where a paused machine is to be saved, and who is told.
-    private struct SaveRequest: Sendable {
+    struct SaveRequest: Sendable {
         let path: String
         let owner: [String: [UInt8]]
         let encode: @Sendable (MachineState) throws -> [UInt8]
@@ -44,15 +46,17 @@ package final class Machine: Sendable {
         let file: SavedStateFile.Opened
         let state: MachineState
     }
-    private struct Shared {
+    struct Shared {
         /// As the machine would be powered on now: with what was changed while it ran.
         var description: MachineDescription
         var messages: [Message] = []
         var board: Board?
         var isAlive = false
+        /// One snapshot at a time.
+        var isTakingSnapshot = false
     }
     /// How the vCPU threads are told to hold or to end.
-    private final class Gate: Sendable {
+    final class Gate: Sendable {
         private struct State {
             var holding = false
             var ending = false
@@ -72,7 +76,7 @@ package final class Machine: Sendable {
     }
 
     private let engine: any HypervisorEngine
-    private let shared: Mutex<Shared>
+    let shared: Mutex<Shared>
     private let wake: EventFD
     private let events: @Sendable (Event) -> Void
     private let debugMark: (@Sendable (UInt8) -> Void)?
@@ -167,7 +171,7 @@ package final class Machine: Sendable {
         events(.networkFailed(network: network, backend, reason))
     }
 
-    private func post(_ message: Message) {
+    func post(_ message: Message) {
         let alive = shared.withLock { shared -> Bool in
             if shared.isAlive { shared.messages.append(message) }
             return shared.isAlive
@@ -183,7 +187,8 @@ package final class Machine: Sendable {
         switch message {
         case .stop(let completion), .pause(let completion), .resume(let completion): completion()
         case .save(let request): request.completion(SavedStateError(.system, "the machine has stopped"))
-        case .platform, .exited: break
+        case .freeze(let request): request.answer(.failure(SavedStateError(.system, "the machine has stopped")))
+        case .platform, .exited, .settle: break
         }
     }
 
@@ -345,14 +350,30 @@ package final class Machine: Sendable {
                         try save(board, gate, request)
                         request.completion(nil)
                     } catch { request.completion(error) }
+                case .freeze(let request): freeze(board, gate, request)
+                case .settle: settle(board, gate)
                 }
             }
         }
     }
     private func save(_ board: Board, _ gate: Gate, _ request: SaveRequest) throws {
-        // Those of a machine that was just restored may be on their way to it.
-        for _ in 0..<1000 where gate.order == .hold && gate.heldCount < board.machine.vcpus.count { usleep(1000) }
-        guard gate.heldCount == board.machine.vcpus.count else { throw SavedStateError(.system, "the machine is not paused") }
+        guard gate.order == .hold else { throw SavedStateError(.system, "the machine is not paused") }
+        try whileQuiet(board, gate) {
+            let state = try board.makeState(owner: request.owner)
+            try SavedStateFile.write(
+                to: request.path, description: try request.encode(state), memory: board.memory.contents, used: board.memory.usedRanges, progress: request.progress)
+        }
+    }
+    /// Runs `body` while no processor, no device and no event is at work; afterwards the machine is held if it was before.
+    func whileQuiet<Result>(_ board: Board, _ gate: Gate, _ body: () throws -> Result) throws -> Result {
+        let vcpus = board.machine.vcpus
+        let wasHeld = gate.order == .hold
+        gate.hold()
+        defer { if !wasHeld { gate.release() } }
+        if !wasHeld { for vcpu in vcpus { vcpu.cancel() } }
+        // Those of a machine that was just restored may be on their way.
+        for _ in 0..<50_000 where gate.heldCount < vcpus.count && !hasUrgentMessage { usleep(100) }
+        guard gate.heldCount == vcpus.count else { throw SavedStateError(.system, "a processor of the machine does not stop") }
         // The event loop waits, and every thread of a device.
         let (reached, go) = (try EventFD(), try EventFD())
         board.loop.async {
@@ -363,10 +384,9 @@ package final class Machine: Sendable {
         defer { go.signal() }
         guard board.gate.close(milliseconds: 10_000) else { throw SavedStateError(.system, "a device does not come to rest; a disk may not be answering") }
         defer { board.gate.open() }
-        let state = try board.makeState(owner: request.owner)
-        try SavedStateFile.write(to: request.path, description: try request.encode(state), memory: board.memory, progress: request.progress)
+        return try body()
     }
-    private var hasUrgentMessage: Bool {
+    var hasUrgentMessage: Bool {
         shared.withLock { $0.messages.contains { if case .exited = $0 { return true } else { return false } } }
     }
 }

@@ -69,13 +69,9 @@
             func run() throws {
                 try Machines.report {
                     let disk = try OverlayDiskAttachment(url: URL(fileURLWithPath: file))
-                    var shown = -1
-                    try disk.merge { part in
-                        guard isatty(2) == 1, Int(part * 100) > shown else { return }
-                        shown = Int(part * 100)
-                        FileHandle.standardError.write(Data("\rvz: merging \(shown) %".utf8))
-                    }
-                    if shown >= 0 { FileHandle.standardError.write(Data("\r\n".utf8)) }
+                    let progress = Percentage("merging")
+                    try disk.merge { progress.show(Int($0 * 100)) }
+                    progress.end()
                     unlink(file)
                 }
             }

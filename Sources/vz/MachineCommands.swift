@@ -20,13 +20,9 @@ struct Save: ParsableCommand {
     func run() throws {
         try Machines.report {
             let machine = try Machines.running(name)
-            var shown = -1
-            try ControlSocket.ask(machine.control.path, "save") { line in
-                guard line.hasPrefix("progress "), let part = Int(line.dropFirst(9)), part > shown, isatty(2) == 1 else { return }
-                shown = part
-                FileHandle.standardError.write(Data("\rvz: saving \(name) \(part) %".utf8))
-            }
-            if shown >= 0 { FileHandle.standardError.write(Data("\r\n".utf8)) }
+            let progress = Percentage("saving \(name)")
+            try ControlSocket.ask(machine.control.path, "save") { if $0.hasPrefix("progress "), let part = Int($0.dropFirst(9)) { progress.show(part) } }
+            progress.end()
             Terminal.say("\(name) is saved; `vz restore \(name)` goes on with it")
         }
     }
@@ -77,7 +73,7 @@ struct List: ParsableCommand {
 
 struct Delete: ParsableCommand {
     static let configuration = CommandConfiguration(
-        abstract: "Forget a saved machine and its disk.", discussion: "EXAMPLES\n  vz delete dev")
+        abstract: "Forget a machine that does not run, its disk and its snapshots.", discussion: "EXAMPLES\n  vz delete dev")
     @Argument(help: "The machine's name.") var name: String
 
     func run() throws {
@@ -85,7 +81,7 @@ struct Delete: ParsableCommand {
             let machine = try NamedMachine(name)
             switch machine.status {
             case .running: throw LibraryError("the machine \(name) runs; switch it off first")
-            case .saved, .lost: try machine.remove()
+            case .saved, .off, .lost: try machine.remove()
             case nil: throw Machines.unknown(name, among: nil)
             }
         }

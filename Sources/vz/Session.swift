@@ -21,6 +21,9 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
     /// The machine lives on in its saved state.
     private var isSaved = false
     private var control: ControlSocket?
+    /// While a snapshot is being written, the process does not end: how it will.
+    private var isTakingSnapshot = false
+    private var waitingEnd: (status: Int32, message: String?)?
 
     /// - Parameters:
     ///   - named: the machine's place, for one with a name.
@@ -35,6 +38,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         do {
             let configuration = try makeConfiguration()
             try configuration.validate()
+            try noteDisks(configuration)
             machine = VZVirtualMachine(configuration: configuration)
             machine.delegate = self
             #if os(Linux)
@@ -234,11 +238,59 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         guard let named else { return }
         control = try ControlSocket(at: named.control) { request, answer in
             DispatchQueue.main.async { [weak self] in
-                guard request == "save" else { return answer("error this machine does not know \"\(request)\"") }
-                guard let self, !self.isEnding else { return answer("error the machine is ending") }
-                self.save(answer)
+                guard let self, !self.isEnding, self.waitingEnd == nil else { return answer("error the machine is ending") }
+                guard !self.isTakingSnapshot else { return answer("error a snapshot of the machine is being taken; try again when it is done") }
+                let words = request.split(separator: " ").map(String.init)
+                switch words.first {
+                case "save": self.save(answer)
+                case "snapshot": self.takeSnapshot(words.count > 1 ? words[1] : nil, answer)
+                default: answer("error this machine does not know \"\(request)\"")
+                }
             }
         }
+    }
+    /// So that snapshots can be made, and gone back to, while the machine does not run.
+    private func noteDisks(_ configuration: VZVirtualMachineConfiguration) throws {
+        #if os(Linux)
+            guard let named else { return }
+            let written = configuration.storageDevices.map(\.attachment).filter { attachment in
+                switch attachment {
+                case let image as VZDiskImageStorageDeviceAttachment: !image.isReadOnly
+                case let device as VZDiskBlockDeviceStorageDeviceAttachment: !device.isReadOnly
+                case let server as VZNetworkBlockDeviceStorageDeviceAttachment: !server.isForcedReadOnly
+                case let overlay as OverlayDiskAttachment: !overlay.isReadOnly
+                default: true
+                }
+            }
+            let overlays = written.compactMap { ($0 as? OverlayDiskAttachment)?.url.path }
+            try named.update {
+                $0.disks = overlays.count == written.count ? overlays : nil
+                $0.isOff = false
+            }
+        #endif
+    }
+    private func takeSnapshot(_ name: String?, _ answer: @escaping @Sendable (String) -> Void) {
+        #if os(Linux)
+            guard let named else { return }
+            let snapshots = Snapshots(of: named)
+            let snapshot: Snapshot
+            do { snapshot = try snapshots.begin(name) } catch { return answer("error \(error)") }
+            isTakingSnapshot = true
+            machine.takeSnapshot(to: snapshots.state(snapshot), disks: snapshots.disks(snapshot), progress: { answer("progress \(Int($0 * 100))") }) { [self] result in
+                isTakingSnapshot = false
+                do {
+                    let pause = try result.get()
+                    try snapshots.finish(snapshot)
+                    answer("taken \(snapshot.name) \(Int((pause * 1000).rounded()))")
+                    answer("done")
+                } catch {
+                    snapshots.abandon(snapshot)
+                    answer("error \(error.localizedDescription)")
+                }
+                // The answer is on its way before the process ends.
+                if let ending = waitingEnd { DispatchQueue.main.asyncAfter(deadline: .now() + 0.05) { [self] in end(status: ending.status, message: ending.message) } }
+            }
+        #endif
     }
     private func save(_ answer: @escaping @Sendable (String) -> Void) {
         guard let named else { return }
@@ -313,6 +365,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
     }
     private func end(status: Int32, message: String? = nil) {
         guard !isEnding else { return }
+        guard !isTakingSnapshot else { return waitingEnd = (status, message) }
         isEnding = true
         Terminal.restore()
         removeScratch()
@@ -325,6 +378,13 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
     private func removeScratch() {
         if let scratchDisk { unlink(scratchDisk.path) }
         control?.close()
-        if let named, !isSaved, !(isRestoring && access(named.state.path, F_OK) == 0) { try? named.remove() }
+        if let named, !isSaved, !(isRestoring && access(named.state.path, F_OK) == 0) { leave(named) }
+    }
+    /// A machine that is switched off is gone, unless there are snapshots to go back to.
+    private func leave(_ named: NamedMachine) {
+        #if os(Linux)
+            if !Snapshots(of: named).list.isEmpty, (try? named.update({ $0.isOff = true })) != nil { return }
+        #endif
+        try? named.remove()
     }
 }

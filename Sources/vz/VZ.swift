@@ -4,7 +4,7 @@ import ArgumentParser
     private static var subcommands: [any ParsableCommand.Type] {
         let all: [any ParsableCommand.Type] = [Run.self, Save.self, Restore.self, List.self, Delete.self, ImageCommand.self, Doctor.self]
         #if os(Linux)
-            return all + [DiskCommand.self]
+            return all + [SnapshotCommand.self, DiskCommand.self]
         #else
             return all
         #endif
@@ -18,6 +18,7 @@ import ArgumentParser
               vz run debian -- uname -a           run a command in the guest, pass its status on
               vz run --kernel vmlinuz --initrd initrd.img --cmdline console=hvc0
               vz run debian --name dev            the same, with a name; vz save dev, vz restore dev
+              vz snapshot take dev                what it is now, to go back to; it runs on
               vz doctor                           what this host offers
             """,
         version: "0.1.0",

@@ -47,7 +47,8 @@ import Testing
 
     @Test func helpReachesEveryCommandAndHasExamples() throws {
         for command in [
-            [], ["run"], ["save"], ["restore"], ["list"], ["delete"], ["disk"], ["disk", "create"], ["disk", "merge"], ["image"], ["image", "build"], ["image", "list"],
+            [], ["run"], ["save"], ["restore"], ["list"], ["delete"], ["disk"], ["disk", "create"], ["disk", "merge"], ["snapshot"],
+            ["snapshot", "take"], ["snapshot", "list"], ["snapshot", "revert"], ["snapshot", "delete"], ["image"], ["image", "build"], ["image", "list"],
             ["image", "remove"], ["doctor"],
         ] {
             let outcome = try vz(command + ["--help"])
@@ -214,18 +215,18 @@ import Testing
             #expect(String(decoding: merged[37 * 4096..<37 * 4096 + 2], as: UTF8.self) == "1 ")
         }
     }
-    @Test func namedMachineIsSavedAndGoesOn() throws {
-        let console = FileManager.default.temporaryDirectory.appendingPathComponent("vz-named-\(getpid())")
-        defer { try? FileManager.default.removeItem(at: console) }
-        func numbers() -> [Int] {
+    /// A machine with a name whose console goes to a file, and the numbers that its guest writes there.
+    private struct Counting {
+        let console = FileManager.default.temporaryDirectory.appendingPathComponent("vz-named-\(UUID().uuidString)")
+        var numbers: [Int] {
             let text = (try? String(contentsOf: console, encoding: .utf8)) ?? ""
             return text.split(whereSeparator: \.isNewline).compactMap { $0.hasPrefix("N ") ? Int($0.dropFirst(2)) : nil }
         }
         func start(_ arguments: [String]) throws -> Process {
             let process = Process()
-            process.executableURL = Self.root.appendingPathComponent(".build/release/vz")
+            process.executableURL = CommandTests.root.appendingPathComponent(".build/release/vz")
             process.arguments = arguments
-            process.environment = ProcessInfo.processInfo.environment.merging(["VZ_HOME": Self.home.path]) { $1 }
+            process.environment = ProcessInfo.processInfo.environment.merging(["VZ_HOME": CommandTests.home.path]) { $1 }
             process.standardInput = FileHandle.nullDevice
             process.standardError = FileHandle.nullDevice
             try process.run()
@@ -233,14 +234,18 @@ import Testing
         }
         func waitFor(_ count: Int) -> Bool {
             for _ in 0..<6000 {
-                if (numbers().last ?? 0) >= count { return true }
+                if (numbers.last ?? 0) >= count { return true }
                 usleep(20_000)
             }
             return false
         }
-        let first = try start(try busybox("i=0; while true; do i=$((i+1)); echo N $i; sleep 0.05; done", ["--console", console.path, "--name", "one"]))
+    }
+    @Test func namedMachineIsSavedAndGoesOn() throws {
+        let guest = Counting()
+        defer { try? FileManager.default.removeItem(at: guest.console) }
+        let first = try guest.start(try busybox("i=0; while true; do i=$((i+1)); echo N $i; sleep 0.05; done", ["--console", guest.console.path, "--name", "one"]))
         defer { if first.isRunning { first.terminate() } }
-        try #require(waitFor(10))
+        try #require(guest.waitFor(10))
         #expect(try vz(["list"]).output.contains("one   running"))
         #expect(try vz(["run", "--kernel", "/etc/hostname", "--name", "one"]).errors.contains("runs already"))
         #expect(try vz(["delete", "one"]).errors.contains("switch it off"))
@@ -250,23 +255,104 @@ import Testing
         #expect(first.terminationStatus == 0)
         #expect(try vz(["list", "--format", "json"]).output.contains("\"saved\""))
         #expect(try vz(["save", "one"]).errors.contains("no running machine"))
-        let last = try #require(numbers().last)
-        let second = try start(["restore", "one"])
+        let last = try #require(guest.numbers.last)
+        let second = try guest.start(["restore", "one"])
         defer { if second.isRunning { second.terminate() } }
-        try #require(waitFor(last + 10))
-        #expect(numbers().first.map { $0 <= last + 2 } == true)
+        try #require(guest.waitFor(last + 10))
+        #expect(guest.numbers.first.map { $0 <= last + 2 } == true)
         second.terminate()
         second.waitUntilExit()
         #expect(try vz(["list"]).output == "NAME  STATUS\n")
         // One whose process is killed keeps its disk until somebody says otherwise.
-        try FileManager.default.removeItem(at: console)
-        let third = try start(try busybox("echo N 1; sleep 1000", ["--console", console.path, "--name", "one"]))
-        try #require(waitFor(1))
+        try FileManager.default.removeItem(at: guest.console)
+        let third = try guest.start(try busybox("echo N 1; sleep 1000", ["--console", guest.console.path, "--name", "one"]))
+        try #require(guest.waitFor(1))
         kill(third.processIdentifier, SIGKILL)
         third.waitUntilExit()
         #expect(try vz(["list"]).output.contains("one   lost"))
         #expect(try vz(["run", "--kernel", "/etc/hostname", "--name", "one"]).errors.contains("without being switched off"))
         #expect(try vz(["delete", "one"]).status == 0)
+        #expect(try vz(["list"]).output == "NAME  STATUS\n")
+    }
+
+    @Test func snapshotsAreATreeToGoBackIn() throws {
+        let guest = Counting()
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent("vz-snapshots-\(UUID().uuidString)")
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        defer { for url in [guest.console, folder] { try? FileManager.default.removeItem(at: url) } }
+        let base = folder.appendingPathComponent("base")
+        _ = FileManager.default.createFile(atPath: base.path, contents: Data(count: 1 << 20))
+        // What the guest counts in memory, it counts on the disk, too, and ends when they differ.
+        let script = """
+            i=0; while true; do i=$((i+1)); echo $i | dd of=/dev/vda bs=512 conv=sync,fsync,notrunc 2>/dev/null; echo 3 >/proc/sys/vm/drop_caches
+            [ "$(dd if=/dev/vda bs=512 count=1 2>/dev/null | head -1)" = $i ] || break; echo N $i; sleep 0.02; done
+            """
+        let disk = "\(base.path),overlay=\(folder.path)/top"
+        var process = try guest.start(try busybox(script, ["--console", guest.console.path, "--name", "tree", "--disk", disk]))
+        defer { if process.isRunning { process.terminate() } }
+        func snapshot(_ arguments: String...) throws -> Outcome { try vz(["snapshot"] + arguments) }
+        /// With dots for the depth.
+        func tree() throws -> [String] {
+            try snapshot("list", "tree").output.split(separator: "\n").dropFirst().map { line in
+                String(repeating: ".", count: line.prefix { $0 == " " }.count / 2) + line.split(separator: " ")[0]
+            }
+        }
+        func goOn(_ name: String, from count: Int) throws {
+            #expect(try snapshot("revert", "tree", name).status == 0)
+            try? FileManager.default.removeItem(at: guest.console)
+            process = try guest.start(["restore", "tree"])
+            try #require(guest.waitFor(count + 5))
+            #expect(try #require(guest.numbers.first) <= count + 3)
+        }
+        try #require(guest.waitFor(5))
+        let taken = try snapshot("take", "tree", "one")
+        #expect(taken.status == 0 && taken.errors.contains("did not run for"), "\(taken.errors)")
+        let one = try #require(guest.numbers.last)
+        try #require(guest.waitFor(one + 5))
+        #expect(try snapshot("take", "tree", "one").errors.contains("already"))
+        #expect(try snapshot("take", "tree", "-x").status != 0)
+        #expect(try snapshot("take", "tree", "two").status == 0)
+        let two = try #require(guest.numbers.last)
+        try #require(guest.waitFor(two + 5))
+        #expect(try snapshot("revert", "tree", "one").errors.contains("vz save tree"))
+        #expect(try snapshot("delete", "tree", "one").errors.contains("vz save tree"))
+        #expect(try vz(["save", "tree"]).status == 0)
+        process.waitUntilExit()
+        #expect(try snapshot("take", "tree", "three").status == 0)
+        let three = try #require(guest.numbers.last)
+        #expect(try snapshot("revert", "tree", "four").errors.contains("one, two, three"))
+
+        try goOn("one", from: one)
+        #expect(try snapshot("take", "tree", "beside").status == 0)
+        let beside = try #require(guest.numbers.last)
+        #expect(try tree() == ["one", ".two", "..three", ".beside"])
+        // Switched off, it stays for its snapshots' sake.
+        process.terminate()
+        process.waitUntilExit()
+        #expect(try vz(["list"]).output.contains("tree  off"))
+        #expect(try vz(["run", "--kernel", "/etc/hostname", "--name", "tree"]).errors.contains("has snapshots"))
+        // Those that stand on a deleted one keep what they need of it.
+        #expect(try snapshot("delete", "tree", "one").status == 0)
+        #expect(try !snapshot("list", "tree").output.contains("one"))
+        try goOn("three", from: three)
+        process.terminate()
+        process.waitUntilExit()
+        #expect(try snapshot("delete", "tree", "two").status == 0)
+        try goOn("beside", from: beside)
+        process.terminate()
+        process.waitUntilExit()
+        try goOn("three", from: three)
+        #expect(try vz(["save", "tree"]).status == 0)
+        process.waitUntilExit()
+        for name in ["three", "beside"] { #expect(try snapshot("delete", "tree", name).status == 0) }
+        // Nothing is left of them but the machine itself.
+        let machine = Self.home.appendingPathComponent("machines/tree")
+        #expect(try FileManager.default.contentsOfDirectory(atPath: machine.appendingPathComponent("snapshots").path) == [])
+        #expect(try vz(["disk", "info", folder.path + "/top", "--format", "json"]).output.contains(base.path))
+        process = try guest.start(["restore", "tree"])
+        try #require(guest.waitFor(three + 10))
+        process.terminate()
+        process.waitUntilExit()
         #expect(try vz(["list"]).output == "NAME  STATUS\n")
     }
 

@@ -122,6 +122,89 @@ import Testing
             #expect(try [UInt8](Data(contentsOf: folder.url.appendingPathComponent("base"))) == model)
         }
     }
+    /// Layers come under a disk that goes on, are folded into the next, and are merged down in the end: what the disk, and each layer,
+    /// holds never changes by that. A copy of the files at any time is what a crash leaves: it has all that was flushed.
+    @Test func layersComeAndGoUnderADisk() throws {
+        let folder = try Folder()
+        let size = 1_000_448
+        var model = try folder.base("base", size: size)
+        try OverlayDisk.create(path: folder.path("top"), base: folder.path("base"), baseIsOverlay: false)
+        var disk = try OverlayDisk(path: folder.path("top"), readOnly: false)
+        var random = Generator(state: 99)
+        func change() {
+            for step in 0..<12 {
+                let start = Int.random(in: 0..<size / 512, using: &random)
+                let count = min(Int.random(in: 1...200, using: &random), size / 512 - start)
+                let range = start * 512..<(start + count) * 512
+                if step % 4 == 3 {
+                    #expect(disk.writeZeroes(at: UInt64(range.lowerBound), count: UInt64(range.count), mayUnmap: true) == 0)
+                    model.replaceSubrange(range, with: repeatElement(0, count: range.count))
+                } else {
+                    let bytes = range.map { UInt8(truncatingIfNeeded: $0 &* 3 &+ step &+ Int(random.state & 0xFF)) }
+                    #expect(Self.write(disk, range.lowerBound, bytes) == 0)
+                    model.replaceSubrange(range, with: bytes)
+                }
+            }
+        }
+        func contents(_ name: String) throws -> [UInt8]? { try Self.read(OverlayDisk(path: folder.path(name), readOnly: true), 0, size) }
+        var kept: [String: [UInt8]] = [:]
+        for number in 0..<6 {
+            change()
+            #expect(disk.flush() == 0)
+            let flushed = model
+            let branch = try OverlayBranch(disk, frozenPath: folder.path("kept\(number)"))
+            #expect(throws: DiskError.self) { try OverlayBranch(disk, frozenPath: folder.path("kept\(number)")) }
+            #expect(try contents("top") == flushed)
+            change()
+            branch.prepare()
+            let instant = model
+            branch.switchOver()
+            #expect(Self.read(disk, 0, size) == instant)
+            change()
+            // A crash now finds what was flushed; a flush, or the snapshot's end, makes the new layer permanent.
+            #expect(try contents("top") == instant)
+            if number % 2 == 0 { #expect(disk.flush() == 0) } else { try branch.complete() }
+            #expect(disk.flush() == 0)
+            #expect(try contents("top") == model)
+            kept["kept\(number)"] = instant
+            if number == 3 {
+                disk.finish()
+                disk = try OverlayDisk(path: folder.path("top"), readOnly: false)
+            }
+        }
+        func check() throws {
+            for (name, bytes) in kept { #expect(try contents(name) == bytes, "\(name)") }
+            #expect(try contents("top") == model)
+        }
+        try check()
+        disk.finish()
+        disk.unlock()
+        // One in the middle goes, then the first, then the last.
+        for (gone, next) in [("kept2", "kept3"), ("kept0", "kept1"), ("kept5", "top")] {
+            try OverlayDisk(path: folder.path(next), readOnly: true).absorbBase { _ in }
+            try FileManager.default.removeItem(atPath: folder.path(gone))
+            kept[gone] = nil
+            try check()
+        }
+        #expect(throws: DiskError.self) { try OverlayDisk(path: folder.path("kept1"), readOnly: true).absorbBase { _ in } }
+        // Down again, from the top to the image.
+        for name in ["top", "kept4", "kept3", "kept1"] {
+            try OverlayDisk(path: folder.path(name), readOnly: false).merge { _ in }
+            try FileManager.default.removeItem(atPath: folder.path(name))
+        }
+        #expect(try [UInt8](Data(contentsOf: folder.url.appendingPathComponent("base"))) == model)
+        #expect(try FileManager.default.contentsOfDirectory(atPath: folder.url.path) == ["base"])
+    }
+    @Test func imageGrowsWithALargerOverlay() throws {
+        let folder = try Folder()
+        let model = try folder.base("base", size: 100_352)
+        try OverlayDisk.create(path: folder.path("top"), base: folder.path("base"), baseIsOverlay: false, size: 300_032)
+        let disk = try OverlayDisk(path: folder.path("top"), readOnly: false)
+        let bytes = [UInt8](repeating: 5, count: 2048)
+        #expect(Self.write(disk, 297_984, bytes) == 0 && disk.flush() == 0)
+        try disk.merge { _ in }
+        #expect(try [UInt8](Data(contentsOf: folder.url.appendingPathComponent("base"))) == model + [UInt8](repeating: 0, count: 197_632) + bytes)
+    }
     @Test func fileGrowsWithWhatIsWrittenOnly() throws {
         let folder = try Folder()
         _ = try folder.base("base", size: 8 << 20)

@@ -149,6 +149,17 @@ final class TestGuest: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {
     func stop() throws { try perform { done in self.machine.stop { done($0) } } }
     func pause() throws { try perform { done in self.machine.pause { done($0.failure) } } }
     func save(to url: URL) throws { try perform { done in self.machine.saveMachineStateTo(url: url) { done($0) } } }
+    /// Returns how long the guest did not run, in seconds.
+    func snapshot(to url: URL, disks: [URL]) throws -> TimeInterval {
+        nonisolated(unsafe) var pause: TimeInterval = 0
+        try perform { done in
+            self.machine.takeSnapshot(to: url, disks: disks) {
+                if case .success(let time) = $0 { pause = time }
+                done($0.failure)
+            }
+        }
+        return pause
+    }
     func restore(from url: URL) throws {
         lock.withLock { failure = nil }
         try perform { done in self.machine.restoreMachineStateFrom(url: url) { done($0) } }

@@ -1,6 +1,5 @@
 import CLinux
 import Glibc
-import GuestMemory
 import LinuxSystem
 
 /// A saved state on disk. Documentation/saved-state.md has the layout; little-endian, pages of 4096 bytes:
@@ -56,7 +55,12 @@ package enum SavedStateFile {
 
     /// Writes a state under a temporary name beside `path`, makes it permanent, and gives it its name. Nothing is left when that
     /// fails, and an older file is untouched.
-    package static func write(to path: String, description: [UInt8], memory: GuestMemory, progress: (Double) -> Void) throws {
+    /// - Parameters:
+    ///   - memory: all of it, one region behind the other.
+    ///   - used: offsets in it of what may be other than zero, in ascending order.
+    package static func write(
+        to path: String, description: [UInt8], memory: UnsafeRawBufferPointer, used: [Range<Int>], progress: (Double) -> Void
+    ) throws {
         let temporary = path + ".partial-\(getpid())"
         let fd = clinux_open(temporary, O_RDWR | O_CREAT | O_TRUNC | O_CLOEXEC, 0o600)
         guard fd >= 0 else { throw SystemError("cannot write \(path)") }
@@ -65,24 +69,17 @@ package enum SavedStateFile {
             let memoryOffset = (pageSize + description.count + pageSize - 1) & ~(pageSize - 1)
             let header = Header(
                 descriptionCount: UInt64(description.count), descriptionChecksum: Checksum.of(description), memoryOffset: UInt64(memoryOffset),
-                memoryCount: memory.size)
+                memoryCount: UInt64(memory.count))
             try put(fd, header.bytes, at: 0, path)
             try put(fd, description, at: pageSize, path)
-            try putMemory(fd, memory, at: memoryOffset, path, progress)
-            guard ftruncate(fd, off_t(memoryOffset + Int(memory.size))) == 0, fsync(fd) == 0 else { throw SystemError("cannot write \(path)") }
+            try putMemory(fd, memory, used, at: memoryOffset, path, progress)
+            guard ftruncate(fd, off_t(memoryOffset + memory.count)) == 0, fsync(fd) == 0 else { throw SystemError("cannot write \(path)") }
             guard rename(temporary, path) == 0 else { throw SystemError("cannot write \(path)") }
-            syncDirectory(of: path)
+            HostDirectory.synchronize(of: path)
         } catch {
             unlink(temporary)
             throw error
         }
-    }
-    private static func syncDirectory(of path: String) {
-        let directory = path.lastIndex(of: "/").map { $0 == path.startIndex ? "/" : String(path[..<$0]) } ?? "."
-        let fd = open(directory, O_RDONLY | O_DIRECTORY | O_CLOEXEC)
-        guard fd >= 0 else { return }
-        fsync(fd)
-        close(fd)
     }
     private static func put(_ fd: Int32, _ bytes: [UInt8], at offset: Int, _ path: String) throws {
         try bytes.withUnsafeBytes { try put(fd, $0, at: offset, path) }
@@ -97,10 +94,8 @@ package enum SavedStateFile {
         }
     }
     /// Runs of pages that are not all zeroes, up to a few MiB at a time.
-    private static func putMemory(_ fd: Int32, _ memory: GuestMemory, at offset: Int, _ path: String, _ progress: (Double) -> Void) throws {
-        let contents = memory.contents
-        guard let base = contents.baseAddress else { return }
-        let ranges = memory.usedRanges
+    private static func putMemory(_ fd: Int32, _ memory: UnsafeRawBufferPointer, _ ranges: [Range<Int>], at offset: Int, _ path: String, _ progress: (Double) -> Void) throws {
+        guard let base = memory.baseAddress else { return }
         let total = max(ranges.reduce(0) { $0 + $1.count }, 1)
         var seen = 0
         for range in ranges {

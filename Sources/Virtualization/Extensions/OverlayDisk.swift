@@ -31,13 +31,30 @@ public final class OverlayDiskAttachment: VZStorageDeviceAttachment {
     /// Bytes of the disk, and of those that the overlay has itself, in pieces of 64 KiB.
     public var usage: (size: UInt64, own: UInt64) { (disk.byteCount, UInt64(disk.usage.own) * 65536) }
     public var base: URL { URL(fileURLWithPath: disk.basePath) }
-    /// Writes what the overlay has into its base, a raw image of the same size that nothing uses; the overlay is of no use then, and
-    /// so is every other one over that base.
+    /// Writes what the overlay has into its base, which nothing may be using; the overlay is of no use then, and so is every other one
+    /// over that base. A raw image grows when the overlay is larger.
     /// - Parameter progress: from 0 to 1, on this thread.
     public func merge(progress: (Double) -> Void = { _ in }) throws {
         try claim()
         defer { release() }
         do throws(DiskError) { try disk.merge(progress: progress) } catch { throw Self.error(error, url) }
+    }
+    /// What the overlay has gets another name, on the same file system, and the overlay goes on as a new one over that. Nothing may be
+    /// using it.
+    public func branch(keeping kept: URL) throws {
+        try claim()
+        defer { release() }
+        do throws(DiskError) {
+            let branch = try OverlayBranch(disk, frozenPath: kept.path)
+            branch.switchOver()
+            try branch.complete()
+        } catch { throw Self.error(error, url) }
+    }
+    /// Takes over what its base, which must be an overlay, has, and stands on the base's base then; the disk's contents are the same.
+    /// Nothing may be writing to either.
+    /// - Parameter progress: from 0 to 1, on this thread.
+    public func absorbBase(progress: (Double) -> Void = { _ in }) throws {
+        do throws(DiskError) { try disk.absorbBase(progress: progress) } catch { throw Self.error(error, url) }
     }
     private static func error(_ error: DiskError, _ url: URL) -> any Error {
         if error.kind != .system { return VZError(.invalidDiskImage, reason: error.description.capitalizedFirst + ".") }

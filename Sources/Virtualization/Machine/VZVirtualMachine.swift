@@ -254,6 +254,23 @@ open class VZVirtualMachine: NSObject {
             }
         }
     }
+    /// `Extensions/LiveSnapshot.swift` has the public form.
+    func saveSnapshot(to url: URL, disks: [URL], _ progress: @escaping (Double) -> Void, _ completionHandler: @escaping (Result<TimeInterval, any Error>) -> Void) {
+        checkQueue()
+        guard currentState == .running || currentState == .paused, let machine else {
+            let error = VZError(.invalidVirtualMachineState, reason: "The virtual machine is \(currentState.name), neither running nor paused.")
+            return later { completionHandler(.failure(error)) }
+        }
+        let handler = Unchecked(completionHandler)
+        let told = Unchecked(progress)
+        let queue = Unchecked(queue)
+        machine.snapshot(
+            to: url.path, disks: disks.map(\.path), owner: [SavedDescription.machineIdentifier: identifier], encode: SavedDescription.encode,
+            progress: { part in queue.value.async { told.value(part) } }
+        ) { result in
+            queue.value.async { handler.value(result.map { TimeInterval($0) / 1e9 }.mapError { VZError.state(.save, url, $0) }) }
+        }
+    }
     private var identifier: [UInt8] { [UInt8]((configuration.platform as? VZGenericPlatformConfiguration)?.machineIdentifier.dataRepresentation ?? Data()) }
 
     func restoreMachineState(from url: URL, _ completionHandler: @escaping ((any Error)?) -> Void) {
