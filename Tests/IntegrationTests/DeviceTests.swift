@@ -110,7 +110,7 @@ import Virtualization
         }
         try guest.start()
         #expect(guest.waitForStop())
-        close(output.fileHandleForWriting.fileDescriptor)
+        try output.fileHandleForWriting.close()
         let text = String(decoding: output.fileHandleForReading.readDataToEndOfFile(), as: UTF8.self)
         #expect(text.contains("shown"))
     }

@@ -24,10 +24,8 @@ final class NBDConnection {
         self.stop = stop
         deadline = Self.now() + UInt64(max(milliseconds, 1))
         descriptor = try Self.connect(address, until: deadline, stop: stop)
-        do throws(NBDError) { try negotiate() } catch {
-            Glibc.close(descriptor)
-            throw error
-        }
+        // A failure from here on runs deinit.
+        try negotiate()
     }
     deinit { Glibc.close(descriptor) }
 
