@@ -10,6 +10,7 @@ public struct Tool: Sendable {
     public static let mke2fs = Tool(name: "mke2fs", package: "e2fsprogs")
     public static let depmod = Tool(name: "depmod", package: "kmod")
     public static let busybox = Tool(name: "busybox", package: "busybox-static")
+    public static let qemuImg = Tool(name: "qemu-img", package: "qemu-utils")
     public static let all = [mmdebstrap, mke2fs, depmod, busybox]
 
     public var path: String? {

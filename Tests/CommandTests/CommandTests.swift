@@ -47,7 +47,8 @@ import Testing
 
     @Test func helpReachesEveryCommandAndHasExamples() throws {
         for command in [
-            [], ["run"], ["save"], ["restore"], ["list"], ["delete"], ["disk"], ["disk", "create"], ["disk", "merge"], ["snapshot"],
+            [], ["run"], ["save"], ["restore"], ["list"], ["delete"], ["disk"], ["disk", "create"], ["disk", "merge"], ["disk", "resize"], ["disk", "import"], ["disk", "export"],
+            ["snapshot"],
             ["snapshot", "take"], ["snapshot", "list"], ["snapshot", "revert"], ["snapshot", "delete"], ["image"], ["image", "build"], ["image", "list"],
             ["image", "remove"], ["doctor"],
         ] {
@@ -354,6 +355,44 @@ import Testing
         process.terminate()
         process.waitUntilExit()
         #expect(try vz(["list"]).output == "NAME  STATUS\n")
+    }
+
+    @Test func disksAreConvertedAndGrow() throws {
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent("vz-convert-\(UUID().uuidString)")
+        try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
+        defer { try? FileManager.default.removeItem(at: folder) }
+        func path(_ name: String) -> String { folder.appendingPathComponent(name).path }
+        func disk(_ arguments: String...) throws -> Outcome { try vz(["disk"] + arguments) }
+        var model = Data((0..<3_000_320).map { UInt8(truncatingIfNeeded: $0 &* 31 >> 7) }) + Data(count: 5 << 20)
+        try model.write(to: folder.appendingPathComponent("a.img"))
+        for format in ["qcow2", "vmdk", "vdi", "vhd", "vhdx"] {
+            #expect(try disk("export", path("a.img"), path("b.\(format)")).status == 0)
+            #expect(try disk("import", path("b.\(format)"), path("\(format).img")).status == 0)
+            // Some formats have a granularity.
+            #expect(try Data(contentsOf: folder.appendingPathComponent("\(format).img")).prefix(model.count) == model, "\(format)")
+        }
+        // An overlay with what its base has, larger than that.
+        #expect(try disk("create", path("o"), "--base", path("a.img")).status == 0)
+        #expect(try disk("resize", path("o"), "20MiB", "--overlay").status == 0)
+        #expect(try disk("export", path("o"), path("o.qcow2"), "--overlay").status == 0)
+        #expect(try disk("import", path("o.qcow2"), path("o.img")).status == 0)
+        model += Data(count: 20 << 20 - model.count)
+        #expect(try Data(contentsOf: folder.appendingPathComponent("o.img")) == model)
+        #expect(try disk("resize", path("o.img"), "30MiB").status == 0)
+        #expect(try disk("resize", path("o.img"), "10MiB").errors.contains("can only grow"))
+        #expect(try disk("resize", path("nowhere"), "10MiB").errors.contains("nowhere"))
+        // What names other files, or is something else than its name says.
+        let tool = Process()
+        tool.executableURL = URL(fileURLWithPath: "/usr/bin/qemu-img")
+        tool.arguments = ["create", "-q", "-f", "qcow2", "-b", "/etc/passwd", "-F", "raw", path("evil.qcow2")]
+        try tool.run()
+        tool.waitUntilExit()
+        #expect(try disk("import", path("evil.qcow2"), path("evil.img")).errors.contains("/etc/passwd"))
+        try FileManager.default.copyItem(atPath: path("a.img"), toPath: path("wrong.qcow2"))
+        #expect(try disk("import", path("wrong.qcow2"), path("wrong.img")).errors.contains("not in qcow2 format"))
+        #expect(try disk("import", path("a.img"), path("o.img")).errors.contains("exists"))
+        #expect(try disk("import", path("a.thing"), path("thing.img")).errors.contains("--format"))
+        #expect(try FileManager.default.contentsOfDirectory(atPath: folder.path).allSatisfy { !$0.contains("partial") && !$0.hasPrefix("evil.img") && !$0.hasPrefix("wrong.img") })
     }
 
     /// The image from Debian's packages, once for all that follows; needs root or subordinate ids, and a mirror.

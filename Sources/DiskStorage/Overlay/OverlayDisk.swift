@@ -46,6 +46,8 @@ package final class OverlayDisk: BlockBackend, @unchecked Sendable {  // `top` c
     package func merge(progress: (Double) -> Void) throws(DiskError) { try top.merge(progress: progress) }
     /// Takes over what the base, an overlay, has, and stands on the base's base then. Nothing else may use either.
     package func absorbBase(progress: (Double) -> Void) throws(DiskError) { try top.absorbBase(progress: progress) }
+    /// The disk becomes larger; opened anew, it is. Nothing else may use the file.
+    package func grow(to size: UInt64, progress: (Double) -> Void) throws(DiskError) { try top.grow(to: size, progress: progress) }
 
     // MARK: branching
 

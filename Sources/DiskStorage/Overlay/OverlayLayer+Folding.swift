@@ -43,16 +43,25 @@ extension OverlayLayer {
     /// name; this object still is the old one.
     func absorbBase(progress: (Double) -> Void) throws(DiskError) {
         guard let lower = base as? OverlayLayer else { throw DiskError(.notADisk, "the base of \(path) is no overlay") }
-        let temporary = path + ".folded"
+        try replace(over: lower.header, size: byteCount, also: lower, progress)
+    }
+    /// Puts a layer of a larger disk in its place; behind the old end it has zeroes. As with `absorbBase`, this object is the old one.
+    func grow(to size: UInt64, progress: (Double) -> Void) throws(DiskError) {
+        guard size >= byteCount else { throw DiskError(.notADisk, "the disk \(path) has \(byteCount) bytes already; it can only grow") }
+        try replace(over: header, size: size, also: nil, progress)
+    }
+    /// - Parameter also: a layer whose clusters are taken where this one has none.
+    private func replace(over other: OverlayHeader, size: UInt64, also lower: OverlayLayer?, _ progress: (Double) -> Void) throws(DiskError) {
+        let temporary = path + ".new"
         unlink(temporary)
-        try Self.create(path: temporary, base: lower.header.basePath, baseIsOverlay: lower.header.baseIsOverlay, size: byteCount)
+        try Self.create(path: temporary, base: other.basePath, baseIsOverlay: other.baseIsOverlay, size: size)
         do throws(DiskError) {
             let target = try OverlayLayer(path: temporary, readOnly: false)
             var result: Int32 = 0
             for index in 0..<table.count where result == 0 {
                 if table[index] != OverlayTable.inBase {
                     result = copy(index, from: self, to: target)
-                } else if index < lower.table.count, lower.table[index] != OverlayTable.inBase {
+                } else if let lower, index < lower.table.count, lower.table[index] != OverlayTable.inBase {
                     result = copy(index, from: lower, to: target)
                 }
                 progress(Double(index + 1) / Double(table.count))

@@ -56,6 +56,20 @@ public final class OverlayDiskAttachment: VZStorageDeviceAttachment {
     public func absorbBase(progress: (Double) -> Void = { _ in }) throws {
         do throws(DiskError) { try disk.absorbBase(progress: progress) } catch { throw Self.error(error, url) }
     }
+    /// Makes the disk larger, with zeroes behind its old end. Nothing may be using it; attachments that exist still have the old disk.
+    /// - Parameters:
+    ///   - size: in bytes, a multiple of 512, no less than it has, at most 16 TiB.
+    ///   - progress: from 0 to 1, on this thread.
+    public func grow(to size: UInt64, progress: (Double) -> Void = { _ in }) throws {
+        try claim()
+        defer { release() }
+        do throws(DiskError) { try disk.grow(to: size, progress: progress) } catch { throw Self.error(error, url) }
+    }
+    /// Writes the disk's contents to a raw image, a new file with holes where there are zeroes.
+    /// - Parameter progress: from 0 to 1, on this thread.
+    public func copy(to image: URL, progress: (Double) -> Void = { _ in }) throws {
+        do throws(DiskError) { try RawDisk.write(disk, to: image.path, progress: progress) } catch { throw Self.error(error, image) }
+    }
     private static func error(_ error: DiskError, _ url: URL) -> any Error {
         if error.kind != .system { return VZError(.invalidDiskImage, reason: error.description.capitalizedFirst + ".") }
         return NSError(
