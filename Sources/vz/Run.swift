@@ -26,7 +26,7 @@ struct Run: ParsableCommand {
     @Option(help: ArgumentHelp("Kernel arguments; with an image, added to its own.", valueName: "text")) var cmdline: String?
     @Option(
         help: ArgumentHelp(
-            "A raw disk image, a block device, or an NBD server's export (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH). ro: read-only; sync=none: the guest's flushes are ignored; cache=uncached: around the host's cache; overlay=FILE: what is written goes into FILE, which is made when it is missing, and the image stays as it is. May be repeated.",
+            "A raw disk image, a block device, or an NBD server's export (nbd://HOST/EXPORT, nbd+unix:///EXPORT?socket=PATH; encrypted with nbds). ro: read-only; sync=none: the guest's flushes are ignored; cache=uncached: around the host's cache; overlay=FILE: what is written goes into FILE, which is made when it is missing, and the image stays as it is. May be repeated.",
             valueName: "disk[,ro][,sync=full|none][,cache=cached|uncached][,overlay=file]")) var disk: [DiskOption] = []
     @Option(help: ArgumentHelp("As --disk, behind an NVMe controller. May be repeated.", valueName: "disk[,…]")) var nvme: [DiskOption] = []
     @Option(help: "A name: with it the machine can be saved (vz save) and gone on with (vz restore).") var name: String?

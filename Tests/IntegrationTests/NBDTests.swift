@@ -91,6 +91,70 @@ import Virtualization
         #expect(text.components(separatedBy: "SAME").count == 3, "\(text)")
         #expect(lines(text).contains("131072") && lines(text).contains("2") && lines(text).contains("FILE"), "\(text)")
     }
+    /// A certificate authority, and a certificate for localhost, in a directory.
+    private func makeCertificates(_ directory: URL) throws {
+        let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
+        let script = """
+            cd '\(directory.path)' && openssl req -x509 \(key) -keyout ca-key.pem -out ca-cert.pem -subj /CN=authority -days 2 &&
+            openssl req \(key) -keyout server-key.pem -out server.csr -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 &&
+            openssl x509 -req -in server.csr -CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -copy_extensions copy -out server-cert.pem -days 2
+            """
+        let process = Process()
+        process.executableURL = URL(fileURLWithPath: "/bin/sh")
+        process.arguments = ["-c", "(\(script)) >/dev/null 2>&1"]
+        try process.run()
+        process.waitUntilExit()
+        try #require(process.terminationStatus == 0, "openssl could not make certificates")
+    }
+    private func encrypted(_ server: Server, _ query: String) throws -> VZNetworkBlockDeviceStorageDeviceAttachment {
+        try VZNetworkBlockDeviceStorageDeviceAttachment(
+            url: try #require(URL(string: "nbds+unix:///?socket=\(server.socket)\(query)")), timeout: 10, isForcedReadOnly: false, synchronizationMode: .full)
+    }
+    @Test func encryptedConnectionsCarryADisk() throws {
+        let server = try Server("nbdkit", "--tls=require", "--tls-certificates=%d", "file", "%d/disk")
+        try TestAssets.disk(server.directory.appendingPathComponent("disk"), size: 64 << 20)
+        try makeCertificates(server.directory)
+        try server.start()
+        let guest = try guest("echo READY;" + Self.verify + Self.verify + Self.verify, cpus: 2, try encrypted(server, "&tls-certificates=\(server.directory.path)"))
+        defer { guest.finish() }
+        try guest.start()
+        try #require(guest.waitFor("READY"))
+        usleep(500_000)
+        server.stop()
+        try server.start()
+        #expect(guest.waitForStop(seconds: 240))
+        #expect(guest.transcript.components(separatedBy: "SAME").count == 7, "\(guest.transcript)")
+    }
+    @Test func serversThatAreNotWhoTheyShouldBeAreRefused() throws {
+        let server = try Server("nbdkit", "--tls=require", "--tls-certificates=%d", "memory", "16M")
+        try makeCertificates(server.directory)
+        try server.start()
+        let plain = try Server("nbdkit", "memory", "16M")
+        try plain.start()
+        let other = try TestAssets.scratch()
+        defer { try? FileManager.default.removeItem(at: other) }
+        try makeCertificates(other)
+        func refusal(_ attachment: VZNetworkBlockDeviceStorageDeviceAttachment) throws -> String {
+            let guest = try guest("", attachment)
+            defer { guest.finish() }
+            do { try guest.start() } catch let error as VZError {
+                #expect(error.code == .networkBlockDeviceNegotiationFailed)
+                return error.localizedDescription
+            }
+            return "started"
+        }
+        let mine = "&tls-certificates=\(server.directory.path)"
+        #expect(try refusal(encrypted(server, "&tls-certificates=\(other.path)")).contains("certificate"))
+        #expect(try refusal(encrypted(server, "")).contains("certificate"))
+        #expect(try refusal(encrypted(server, mine + "&tls-hostname=example.org")).contains("ostname mismatch"))
+        #expect(try refusal(encrypted(server, mine + "&tls-hostname=127.0.0.2")).contains("IP address mismatch"))
+        #expect(try refusal(encrypted(server, "&tls-certificates=/nowhere")).contains("/nowhere/ca-cert.pem"))
+        #expect(try refusal(encrypted(plain, mine)).contains("does not encrypt"))
+        #expect(try refusal(attachment(server)).contains("nbds"))
+        #expect(throws: VZError.self) { try encrypted(server, mine + "&tls-verify-peer=perhaps") }
+        #expect(try refusal(encrypted(server, mine + "&tls-hostname=127.0.0.1")) == "started")
+        #expect(try refusal(encrypted(server, "&tls-verify-peer=false")) == "started")
+    }
     @Test func serverThatIsKilledAndComesBackLosesNothing() throws {
         let server = try Server("nbdkit", "file", "%d/disk")
         try TestAssets.disk(server.directory.appendingPathComponent("disk"), size: 64 << 20)

@@ -8,9 +8,12 @@ package struct NBDAddress: Equatable, Sendable, CustomStringConvertible {
     package var server: Server
     /// The empty name is the server's default export.
     package var exportName: String
-    package init(_ server: Server, exportName: String) {
+    /// nil: the connection is not encrypted.
+    package var encryption: TLSOptions?
+    package init(_ server: Server, exportName: String, encryption: TLSOptions? = nil) {
         self.server = server
         self.exportName = exportName
+        self.encryption = encryption
     }
     package var description: String {
         let name = exportName.isEmpty ? "" : "export “\(exportName)” of "

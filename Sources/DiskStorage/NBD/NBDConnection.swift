@@ -12,7 +12,9 @@ final class NBDConnection {
         var maximumBlock = UInt32(NBD.defaultPayload)
         var hasStructuredReplies = false
     }
-    let descriptor: Int32
+    private(set) var descriptor: Int32
+    /// Where the connection is encrypted.
+    private var tunnel: TLSTunnel?
     private(set) var export = Export()
     private let address: NBDAddress
     private let stop: Int32
@@ -112,7 +114,7 @@ final class NBDConnection {
         while done < count {
             let step = bytes.withUnsafeMutableBytes { raw in raw.baseAddress.map { recv(descriptor, $0 + done, count - done, 0) } ?? -1 }
             if step > 0 { done += step; continue }
-            if step == 0 { throw NBDError("\(address) closed the connection during the handshake", isPassing: true) }
+            if step == 0 { throw ended }
             try waitForSocket(POLLIN)
         }
         return bytes
@@ -125,10 +127,15 @@ final class NBDConnection {
             try waitForSocket(POLLOUT)
         }
     }
+    private var ended: NBDError {
+        if let failure = tunnel?.failure { return NBDError("no encrypted connection to \(address): \(failure)") }
+        return NBDError("\(address) closed the connection during the handshake", isPassing: true)
+    }
     /// After a call that moved nothing.
     private func waitForSocket(_ events: Int32) throws(NBDError) {
         let code = errno
         if code == EINTR { return }
+        if code != EAGAIN, tunnel?.failure != nil { throw ended }
         guard code == EAGAIN else { throw NBDError("\(address) is gone: \(String(cString: strerror(code)).lowercased())", isPassing: true) }
         guard Self.wait(descriptor, events, until: deadline, stop: stop) else { throw NBDError("\(address) does not answer", isPassing: true) }
     }
@@ -142,6 +149,7 @@ final class NBDConnection {
         let server: UInt16 = Self.big(greeting[16..<18])
         guard server & NBD.fixedNewStyle != 0 else { throw NBDError("\(address) speaks an old NBD handshake") }
         try write(Self.bytes(UInt32(server & (NBD.fixedNewStyle | NBD.noZeroes))))
+        if let encryption = address.encryption { try encrypt(encryption) }
         export.hasStructuredReplies = try option(NBD.Option.structuredReply, []) { _, _ in } == NBD.OptionReply.acknowledge
         let name = Array(address.exportName.utf8)
         let ask = Self.bytes(UInt32(name.count)) + name + Self.bytes(1 as UInt16) + Self.bytes(NBD.Information.blockSize)
@@ -163,11 +171,22 @@ final class NBDConnection {
         case NBD.OptionReply.acknowledge: guard hasExport else { throw NBDError("\(address) says nothing of the export") }
         case NBD.OptionReply.unsupported: try useExportName(name, zeroes: server & NBD.noZeroes == 0)
         case NBD.OptionReply.unknown: throw NBDError("\(address) does not exist")
-        case NBD.OptionReply.tlsRequired: throw NBDError("\(address) takes encrypted connections only (nbds), which are not supported")
+        case NBD.OptionReply.tlsRequired: throw NBDError("\(address) takes encrypted connections only; name it with nbds:// or nbds+unix://")
         case NBD.OptionReply.policy: throw NBDError("\(address) is not for this client")
         default: throw NBDError("\(address) refuses the export (\(answer & ~NBD.OptionReply.error))")
         }
         try checkExport()
+    }
+    /// NBD_OPT_STARTTLS; everything after it goes through the tunnel.
+    private func encrypt(_ options: TLSOptions) throws(NBDError) {
+        guard try option(NBD.Option.startTLS, [], { _, _ in }) == NBD.OptionReply.acknowledge else { throw NBDError("\(address) does not encrypt connections") }
+        // A duplicate, since the tunnel closes it whatever happens.
+        let socket = fcntl(descriptor, F_DUPFD_CLOEXEC, 3)
+        guard socket >= 0 else { throw NBDError("cannot duplicate a socket: \(String(cString: strerror(errno)))", isPassing: true) }
+        let tunnel = try TLSTunnel(over: socket, options)
+        Glibc.close(descriptor)
+        descriptor = tunnel.descriptor
+        self.tunnel = tunnel
     }
     private func checkExport() throws(NBDError) {
         guard export.flags.contains(.hasFlags) else { throw NBDError("\(address) sends no flags") }

@@ -12,6 +12,7 @@ enum NBD {
 
     enum Option {
         static let exportName: UInt32 = 1
+        static let startTLS: UInt32 = 5
         static let go: UInt32 = 7
         static let structuredReply: UInt32 = 8
     }

@@ -1,7 +1,10 @@
 import DiskStorage
 import Foundation
 
-/// A disk of a Network Block Device server: `nbd://HOST[:PORT]/[EXPORT]`, `nbd+unix:///[EXPORT]?socket=PATH`. Connected when a
+/// A disk of a Network Block Device server: `nbd://HOST[:PORT]/[EXPORT]`, `nbd+unix:///[EXPORT]?socket=PATH`, and `nbds://`,
+/// `nbds+unix://` for encrypted connections (TLS 1.2 or later). Those take `tls-certificates=DIRECTORY` (ca-cert.pem, and client-cert.pem
+/// and client-key.pem; otherwise the system's authorities are trusted), `tls-hostname=NAME` (otherwise the URL's host, localhost for a
+/// socket) and `tls-verify-peer=false`, as in the URLs of other NBD clients. Connected when a
 /// machine starts. While the server is away the guest's requests wait, and go on when it is back within `timeout`; then the disk
 /// is dead, and the delegate is told.
 open class VZNetworkBlockDeviceStorageDeviceAttachment: VZStorageDeviceAttachment {
@@ -36,19 +39,29 @@ open class VZNetworkBlockDeviceStorageDeviceAttachment: VZStorageDeviceAttachmen
         func refused(_ reason: String) -> VZError { VZError.configuration("The URL \(url.absoluteString) is not one of a network block device: \(reason).") }
         guard let parts = URLComponents(url: url, resolvingAgainstBaseURL: true) else { throw refused("it cannot be read") }
         let name = String(parts.path.drop { $0 == "/" })
-        switch parts.scheme?.lowercased() {
-        case "nbd":
+        func query(_ name: String) -> String? { parts.queryItems?.first { $0.name == name }?.value }
+        let scheme = parts.scheme?.lowercased() ?? ""
+        let server: NBDAddress.Server
+        switch scheme {
+        case "nbd", "nbds":
             let host = (parts.host ?? "").trimmingCharacters(in: CharacterSet(charactersIn: "[]"))
             guard let port = UInt16(exactly: parts.port ?? Int(NBDAddress.defaultPort)), port > 0 else { throw refused("the port is out of range") }
-            return NBDAddress(.host(host.isEmpty ? "localhost" : host, port: port), exportName: name)
-        case "nbd+unix":
-            guard let path = parts.queryItems?.first(where: { $0.name == "socket" })?.value, !path.isEmpty else {
-                throw refused("it names no socket (nbd+unix:///EXPORT?socket=PATH)")
-            }
-            return NBDAddress(.unixSocket(path: path), exportName: name)
-        case "nbds", "nbds+unix": throw VZError(.notSupported, reason: "Encrypted network block devices (\(url.absoluteString)) are not supported yet.")
-        default: throw refused("its scheme is neither nbd nor nbd+unix")
+            server = .host(host.isEmpty ? "localhost" : host, port: port)
+        case "nbd+unix", "nbds+unix":
+            guard let path = query("socket"), !path.isEmpty else { throw refused("it names no socket (\(scheme):///EXPORT?socket=PATH)") }
+            server = .unixSocket(path: path)
+        default: throw refused("its scheme is neither nbd, nbds, nbd+unix nor nbds+unix")
         }
+        guard scheme.hasPrefix("nbds") else { return NBDAddress(server, exportName: name) }
+        var encryption = TLSOptions(host: "localhost", certificates: query("tls-certificates"))
+        if case .host(let host, _) = server { encryption.host = host }
+        if let host = query("tls-hostname") { encryption.host = host }
+        switch query("tls-verify-peer") {
+        case nil, "1", "true", "yes", "on": break
+        case "0", "false", "no", "off": encryption.verifiesPeer = false
+        case let other?: throw refused("tls-verify-peer is \(other), neither true nor false")
+        }
+        return NBDAddress(server, exportName: name, encryption: encryption)
     }
 
     override func validate() throws {}
