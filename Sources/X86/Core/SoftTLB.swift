@@ -85,6 +85,7 @@ extension X86Core {
         // Code that the kernel runs from global pages stays where it is.
         if supervisorRunsPrivatePages { return newContext() }
         userJumps.clear()
+        forgetPlaces(user: true)
         returns.forget(state, user: true)
     }
     func noteFill(_ linear: UInt64) {
@@ -129,7 +130,12 @@ extension X86Core {
         if state.pointee.mode != 2 { return newContext() }
         userJumps.forget(linear)
         supervisorJumps.forget(linear)
+        for user in [false, true] { translations?.unlinkCrossing(user: user) }
         forgetReturns()
+    }
+    private func forgetPlaces(user: Bool) {
+        translations?.unlinkCrossing(user: user)
+        if user { userPlaces.clear() } else { supervisorPlaces.clear() }
     }
     private func forgetReturns() {
         returns.forget(state, user: false)
@@ -140,6 +146,7 @@ extension X86Core {
         forgetReturns()
         supervisorJumps.clear()
         userJumps.clear()
+        for user in [false, true] { forgetPlaces(user: user) }
         supervisorRunsPrivatePages = false
         executedPages.clear()
         updateContext()

@@ -36,6 +36,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     var filledSupervisor = FilledEntries()
     var filledUser = FilledEntries()
     var executedPages = ExecutedPages()
+    var supervisorPlaces = CodePlaces()
+    var userPlaces = CodePlaces()
     var returns = ReturnStack()
     var supervisorJumps = JumpTable()
     var userJumps = JumpTable()
@@ -79,6 +81,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         filledSupervisor.deallocate()
         filledUser.deallocate()
         executedPages.deallocate()
+        supervisorPlaces.deallocate()
+        userPlaces.deallocate()
         returns.deallocate()
         supervisorJumps.deallocate()
         userJumps.deallocate()
@@ -301,6 +305,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             }
         }
         // Each privilege has its own blocks: translated code names the base caches of one.
+        if let page = memory.page(gpa) { notePlace(memory.versionCell(page), linear & ~4095, user: user) }
         let key = gpa << 3 | (user ? 4 : 0) | UInt64(s.pointee.mode)
         if !stepping, let known = blocks.find(key) {
             noteBlock(rip, known)
@@ -370,6 +375,17 @@ package final class X86Core: @unchecked Sendable {  // see above
     private func noteExecution(_ linear: UInt64, global: Bool, user: Bool) {
         executedPages.insert(linear)
         if !user, !global { supervisorRunsPrivatePages = true }
+    }
+    private func notePlace(_ page: UInt, _ linear: UInt64, user: Bool) {
+        guard let translations else { return }
+        switch user ? userPlaces.note(page, at: linear) : supervisorPlaces.note(page, at: linear) {
+        case .known: break
+        case .secondPlace: translations.unlinkCrossing(user: user)
+        case .full:
+            // What is not known to be run anywhere must be found anew before it is.
+            newContext()
+            _ = user ? userPlaces.note(page, at: linear) : supervisorPlaces.note(page, at: linear)
+        }
     }
     private func fetchFault(_ linear: UInt64, _ code: UInt64) -> Op? {
         state.pointee.cr2 = linear

@@ -40,7 +40,20 @@ final class TranslationCache {
         var kind: EdgeKind
         /// Where the slot points while the edge is not linked.
         var stub: Int
+        /// Of an edge that leads to another page.
+        var crossing: Crossing?
     }
+    /// What an edge to another page stands on: that both pages are where they were when it was linked.
+    struct Crossing {
+        /// The version cell of the page that the edge lies in; it names the page.
+        var source: UInt
+        /// From that page's address to the target's.
+        var distance: Int64
+        var isUser: Bool
+    }
+    /// How often such an edge goes through the jump cache before it is linked, for each address space anew: linking costs as much as
+    /// some hundred questions to the jump cache.
+    static let patience: Int32 = 256
     /// Ways into the interpreter, the operation in r11: with its handler in r9, or taken from the operation.
     struct Exit {
         var withHandler = 0
@@ -61,8 +74,10 @@ final class TranslationCache {
     private static let coldStart = (slotBytes + size) / 2
     private var slots = 0
     private(set) var edges: [Edge] = []
-    /// Linked edges by the page that both ends lie in.
+    /// Linked edges by the page that they lead to.
     private var linked: [Int: [Int]] = [:]
+    /// Linked edges to other pages, the supervisor's and the user's.
+    private var crossing: [[Int]] = [[], []]
 
     // Executable addresses of shared code.
     private(set) var exitWithFlags = Exit()
@@ -77,6 +92,8 @@ final class TranslationCache {
     private(set) var returnElsewhere = 0
     private(set) var returnWithoutCall = 0
     private(set) var returnToUnknown = 0
+    /// To the target in r11, flags in memory, through the jump cache.
+    private(set) var lookUpTarget = 0
     /// By base cache, for reading and for writing.
     private(set) var lookUp: [(read: Int, write: Int)] = []
 
@@ -120,6 +137,7 @@ final class TranslationCache {
         cx_discard(writable + kept, UInt(Self.size - kept), 1)
         edges.removeAll(keepingCapacity: true)
         linked.removeAll(keepingCapacity: true)
+        for bank in 0..<2 { crossing[bank].removeAll(keepingCapacity: true) }
     }
 
     // MARK: code
@@ -147,12 +165,37 @@ final class TranslationCache {
         defer { slots += 1 }
         return Int(bitPattern: executable) + slots * 16
     }
+    /// The same with a count behind it.
+    func makeCountedSlot() -> Int {
+        defer { slots += 2 }
+        return Int(bitPattern: executable) + slots * 16
+    }
     func makeEdge(slot: Int, kind: EdgeKind, stub: Int) -> Int {
         edges.append(Edge(slot: slot, kind: kind, stub: stub))
         set(slot, stub)
         set(slot + 8, stub)
         return edges.count - 1
     }
+    func makeEdge(countedSlot slot: Int, kind: EdgeKind, crossing: Crossing) -> Int {
+        edges.append(Edge(slot: slot, kind: kind, stub: 0, crossing: crossing))
+        return edges.count - 1
+    }
+    /// - Parameter poll: where the edge leads when somebody wants something.
+    func setStub(ofCounted edge: Int, _ stub: Int, poll: Int) {
+        edges[edge].stub = stub
+        set(edges[edge].slot + 8, poll)
+        unlink(edge)
+    }
+    private func unlink(_ edge: Int) {
+        set(edges[edge].slot, edges[edge].stub)
+        if edges[edge].crossing != nil { setPatience(edge, Self.patience) }
+    }
+    /// How often an edge to another page goes through the jump cache before it asks to be linked.
+    func setPatience(_ edge: Int, _ count: Int32) {
+        UnsafeMutablePointer<Int32>(bitPattern: countCell(edges[edge].slot))?.pointee = count
+    }
+    /// The count behind a slot's addresses, where it can be written.
+    func countCell(_ slot: Int) -> UInt { UInt(bitPattern: writable) + UInt(slot + 16 - Int(bitPattern: executable)) }
     private func set(_ slot: Int, _ target: Int) {
         (writable + (slot - Int(bitPattern: executable))).storeBytes(of: UInt64(target), as: UInt64.self)
     }
@@ -168,14 +211,22 @@ final class TranslationCache {
     func link(_ edge: Int, to target: Int, page: Int) {
         set(edges[edge].slot, target)
         linked[page, default: []].append(edge)
+        if let crossing = edges[edge].crossing { self.crossing[crossing.isUser ? 1 : 0].append(edge) }
+    }
+    /// Another address space: edges to other pages may lead elsewhere.
+    func unlinkCrossing(user: Bool) {
+        let bank = user ? 1 : 0
+        for edge in crossing[bank] { unlink(edge) }
+        crossing[bank].removeAll(keepingCapacity: true)
     }
     func unlink(page: Int) {
         guard let list = linked.removeValue(forKey: page) else { return }
-        for edge in list { set(edges[edge].slot, edges[edge].stub) }
+        for edge in list { unlink(edge) }
     }
     func unlinkAll() {
-        for list in linked.values { for edge in list { set(edges[edge].slot, edges[edge].stub) } }
+        for list in linked.values { for edge in list { unlink(edge) } }
         linked.removeAll(keepingCapacity: true)
+        for bank in 0..<2 { crossing[bank].removeAll(keepingCapacity: true) }
     }
 
     // MARK: shared code
@@ -277,11 +328,21 @@ final class TranslationCache {
         code.jump(to: exitWithMemory.withHandler)
         code.patch(first)
         code.patch(second)
+        let hit = code.here
         code.load(Host.scratch, .memory(base: Host.scratch, displacement: 8))
         code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
         code.int32(-4096)
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.op(0xFF, reg: 4, .memory(base: Host.scratch, displacement: 8), wide: false)
+        lookUpTarget = code.here
+        code.hashTarget()
+        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
+        code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
+        code.jump(if: 4, to: hit)
+        code.bytes(0x49, 0x83, 0xF1, 0x10)  // xor r9, 16
+        code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
+        code.jump(if: 4, to: hit)
+        code.jump(to: exitToLoop)
         returnWithoutCall = code.here
         code.lea(4, .memory(base: 4, displacement: -8))
         code.jump(to: returnElsewhere)

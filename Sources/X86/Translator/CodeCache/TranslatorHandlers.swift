@@ -69,9 +69,13 @@ extension X86Core {
     func link(_ edge: Int, to first: Op) {
         guard let translations, edge < translations.edges.count else { return }
         let header = first - 1
+        let (kind, crossing) = (translations.edges[edge].kind, translations.edges[edge].crossing)
+        if let crossing, !mayLink(crossing, header) {
+            // In another address space there may be nothing against it.
+            return translations.setPatience(edge, 64 * TranslationCache.patience)
+        }
         // Whether a crossing block is the right one depends on where its second page is mapped now.
         guard header.pointee.reg == 0 else { return }
-        let kind = translations.edges[edge].kind
         let target: Int
         if first.pointee.aux == 1 {
             // Behind the version check: a change unlinks the edge.
@@ -80,7 +84,14 @@ extension X86Core {
             guard !translations.isFull else { return }
             target = translations.makeWayOut(first, kind)
         }
-        // Both ends lie in the page whose version the target's header watches.
+        // The target's header watches its page's version; the other end is as it was when it was translated, or never runs again.
         translations.link(edge, to: target, page: Int(header.pointee.imm))
+    }
+    /// Whether both ends of an edge are in pages that this address space has in one place only, where they are now.
+    private func mayLink(_ crossing: TranslationCache.Crossing, _ header: Op) -> Bool {
+        guard header.pointee.reg == 0 else { return false }
+        let target = state.pointee.block_base
+        let places = crossing.isUser ? userPlaces : supervisorPlaces
+        return places.place(of: UInt(header.pointee.imm)) == target && places.place(of: crossing.source) == target &- UInt64(bitPattern: crossing.distance)
     }
 }

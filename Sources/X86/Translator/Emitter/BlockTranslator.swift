@@ -85,7 +85,7 @@ struct BlockTranslator {
     var advancing: UInt16 = 0
     var current = 0
     var conversions: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
-    var stubs: [(slot: Int, kind: TranslationCache.EdgeKind, target: Int)] = []
+    var stubs: [(slot: Int, kind: TranslationCache.EdgeKind, target: Int, crossing: TranslationCache.Crossing?)] = []
     var staleJumps: [UnsafeMutablePointer<UInt8>] = []
     var loopExits: [UnsafeMutablePointer<UInt8>] = []
     var body = 0
@@ -298,6 +298,10 @@ struct BlockTranslator {
         }
         conversions = []
         for stub in stubs {
+            if let crossing = stub.crossing {
+                finishCrossing(stub.slot, stub.kind, stub.target, crossing)
+                continue
+            }
             let address = code.here
             let edge = cache.makeEdge(slot: stub.slot, kind: stub.kind, stub: address)
             code.moveImmediate(Host.address, UInt64(stub.target) << 32 | UInt64(edge))

@@ -26,14 +26,7 @@ extension BlockTranslator {
     /// Goes on at an offset from the page's start.
     mutating func edge(_ line: Line, to offset: Int, isCall: Bool = false) {
         flushVectors()
-        guard Self.inPage.contains(offset) else {
-            flagsToMemory()
-            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
-            dispatch()
-            slowPath([], line)
-            return
-        }
+        guard Self.inPage.contains(offset) else { return crossingEdge(line, to: offset, isCall: isCall) }
         if isCall {
             flagsToMemory()
             pushReturn()
@@ -45,15 +38,64 @@ extension BlockTranslator {
             return
         }
         let slot = cache.makeSlot()
-        stubs.append((slot, flags == .host ? .flags : .memory, offset))
-        if offset <= line.offset {
-            // Backward: the second target of the pair when somebody wants something.
-            code.load(Host.address, Host.cell(Int(X86_POLL_OFFSET)))
-            code.leaRIP(Host.scratch, slot)
-            code.op(0xFF, reg: isCall ? 2 : 4, .memory(base: Host.scratch, index: Host.address, scale: 3), wide: false)
-        } else {
-            code.jumpThrough(slot, isCall: isCall)
+        stubs.append((slot, flags == .host ? .flags : .memory, offset, nil))
+        go(through: slot, isBackward: offset <= line.offset, isCall: isCall)
+    }
+    private mutating func go(through slot: Int, isBackward: Bool, isCall: Bool) {
+        guard isBackward else { return code.jumpThrough(slot, isCall: isCall) }
+        // The second target of the pair when somebody wants something.
+        code.load(Host.address, Host.cell(Int(X86_POLL_OFFSET)))
+        code.leaRIP(Host.scratch, slot)
+        code.op(0xFF, reg: isCall ? 2 : 4, .memory(base: Host.scratch, index: Host.address, scale: 3), wide: false)
+    }
+    /// To another page. Linked as long as both pages are where they are (`CodePlaces`); `block_base` goes along. Changes no flags.
+    private mutating func crossingEdge(_ line: Line, to offset: Int, isCall: Bool) {
+        let within = offset & 4095
+        guard Self.inPage.contains(within), offset >> 12 != 0 else {
+            // Whether a block that goes on in the next page is the right one depends on that one, too.
+            flagsToMemory()
+            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
+            if isCall {
+                dispatch(isCall: true) { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
+            } else {
+                dispatch()
+            }
+            return slowPath([], line)
         }
+        if isCall {
+            flagsToMemory()
+            pushReturn()
+            code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+        }
+        let distance = offset - within
+        code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: distance)))
+        code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        let slot = cache.makeCountedSlot()
+        let crossing = TranslationCache.Crossing(source: versions[0].cell, distance: Int64(distance), isUser: bank > 0)
+        stubs.append((slot, flags == .host ? .flags : .memory, within, crossing))
+        go(through: slot, isBackward: offset <= line.offset, isCall: isCall)
+    }
+    /// Where an edge to another page leads while it is not linked: through the jump cache, and to be linked after a while.
+    mutating func finishCrossing(_ slot: Int, _ kind: TranslationCache.EdgeKind, _ offset: Int, _ crossing: TranslationCache.Crossing) {
+        let edge = cache.makeEdge(countedSlot: slot, kind: kind, crossing: crossing)
+        let stub = code.here
+        if kind == .flags { saveFlags() }
+        code.moveImmediate(Host.address, UInt64(cache.countCell(slot)))
+        code.op(0x83, reg: 5, .memory(base: Host.address), wide: false)  // sub dword, 1
+        code.byte(1)
+        let enough = code.jump(if: 8)
+        code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.lea(Host.address, .memory(base: Host.address, displacement: Int32(offset)))
+        code.jump(to: cache.lookUpTarget)
+        let poll = code.here
+        if kind == .flags { saveFlags() }
+        code.patch(enough)
+        code.moveImmediate(Host.address, UInt64(offset) << 32 | UInt64(edge))
+        code.store(Host.address, Host.cell(Int(X86_T1_EDGE_OFFSET)))
+        leave(first, unsafeBitCast(TranslatorHandlers.linkEdge, to: UInt.self), .memory)
+        cache.setStub(ofCounted: edge, stub, poll: poll)
     }
 
     // MARK: calls and returns, see ReturnStack
@@ -77,7 +119,7 @@ extension BlockTranslator {
         landings.append(code.jump(if: 5))
         code.store(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         let slot = cache.makeSlot()
-        stubs.append((slot, .memory, offset))
+        stubs.append((slot, .memory, offset, nil))
         code.jumpThrough(slot)
     }
 
@@ -108,16 +150,8 @@ extension BlockTranslator {
         flushVectors()
         storeReturnAddress(line)
         let offset = target(line)
-        guard !Self.inPage.contains(offset) else {
-            code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
-            edge(line, to: offset, isCall: true)
-            return land(line)
-        }
-        flagsToMemory()
-        code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-        code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
-        dispatch(isCall: true) { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
-        slowPath([], line)
+        if Self.inPage.contains(offset) { code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
+        edge(line, to: offset, isCall: true)
         land(line)
     }
     mutating func ret(_ line: Line) {
