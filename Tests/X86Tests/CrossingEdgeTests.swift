@@ -15,7 +15,9 @@ struct CrossingEdgeTests {
     private static func machine(global: Bool) -> TestMachine {
         let machine = TestMachine(base: base)
         func put(_ address: UInt64, _ value: UInt64) { (machine.bytes + Int(address - base)).storeBytes(of: value, as: UInt64.self) }
-        func put(_ address: UInt64, _ code: [UInt8]) { for (n, byte) in code.enumerated() { machine.bytes.storeBytes(of: byte, toByteOffset: Int(address - base) + n, as: UInt8.self) } }
+        func put(_ address: UInt64, _ code: [UInt8]) {
+            for (n, byte) in code.enumerated() { machine.bytes.storeBytes(of: byte, toByteOffset: Int(address - base) + n, as: UInt8.self) }
+        }
         let bits: UInt64 = global ? 0x103 : 3
         for (root, behind) in [(base + 0x1000, onePage), (base + 0x5000, thousandPage)] {
             put(root, root + 0x1000 | 3)
