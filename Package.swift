@@ -48,26 +48,27 @@ let package = Package(
             name: "vz", dependencies: ["MachineLibrary", "Virtualization", .product(name: "ArgumentParser", package: "swift-argument-parser")],
             cSettings: linux, swiftSettings: settings),
         // Tests.
+        .target(name: "TestSupport", path: "Tests/TestSupport", swiftSettings: settings),
         .target(name: "CHostRunner"),
         .target(name: "CAllocationCounter"),
         .target(name: "CZydisOracle", linkerSettings: [.linkedLibrary("Zydis")]),
         .testTarget(
             name: "VirtioDevicesTests",
-            dependencies: ["VirtioDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem", "CAllocationCounter"],
+            dependencies: ["TestSupport", "VirtioDevices", "DiskStorage", "HostNetwork", "GuestMemory", "Hypervisor", "PlatformDevices", "LinuxSystem", "CAllocationCounter"],
             swiftSettings: settings),
         .testTarget(
-            name: "UserNetworkTests", dependencies: ["UserNetwork", "HostNetwork", "CLinux"], cSettings: linux, swiftSettings: settings),
-        .testTarget(name: "DiskStorageTests", dependencies: ["DiskStorage"], swiftSettings: settings),
+            name: "UserNetworkTests", dependencies: ["TestSupport", "UserNetwork", "HostNetwork", "CLinux"], cSettings: linux, swiftSettings: settings),
+        .testTarget(name: "DiskStorageTests", dependencies: ["TestSupport", "DiskStorage"], swiftSettings: settings),
         .testTarget(
-            name: "NVMeTests", dependencies: ["NVMe", "DiskStorage", "GuestMemory", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
-        .testTarget(name: "FileServerTests", dependencies: ["FileServer"], cSettings: linux, swiftSettings: settings),
+            name: "NVMeTests", dependencies: ["TestSupport", "NVMe", "DiskStorage", "GuestMemory", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
+        .testTarget(name: "FileServerTests", dependencies: ["TestSupport", "FileServer"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "PlatformDevicesTests", dependencies: ["PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),
         .testTarget(name: "RepositoryTests", swiftSettings: settings),
         .testTarget(name: "GuestBootTests", dependencies: ["GuestBoot"], swiftSettings: settings),
         .testTarget(name: "KVMEngineTests", dependencies: ["KVMEngine", "Hypervisor", "GuestMemory"], swiftSettings: settings),
         .testTarget(name: "VirtualizationTests", dependencies: ["Virtualization"], cSettings: linux, swiftSettings: settings),
-        .testTarget(name: "IntegrationTests", dependencies: ["Virtualization", "Monitor", "GuestBoot", "HostNetwork"], cSettings: linux, swiftSettings: settings),
-        .testTarget(name: "X86Tests", dependencies: ["X86", "CX86", "CHostRunner", "CZydisOracle"], swiftSettings: settings),
+        .testTarget(name: "IntegrationTests", dependencies: ["TestSupport", "Virtualization", "Monitor", "GuestBoot", "HostNetwork"], cSettings: linux, swiftSettings: settings),
+        .testTarget(name: "X86Tests", dependencies: ["TestSupport", "X86", "CX86", "CHostRunner", "CZydisOracle"], swiftSettings: settings),
     ]
 )

@@ -116,44 +116,13 @@ package final class RawDisk: BlockBackend {
     }
 
     package func read(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32 {
-        transfer(offset, vectors, count) { preadv($0, $1, $2, $3) }
+        FileTransfer.move(first, orElse: fileDescriptor, at: offset, vectors, count) { preadv($0, $1, $2, $3) }
     }
     package func write(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32 {
-        transfer(offset, vectors, count) { pwritev($0, $1, $2, $3) }
+        FileTransfer.move(first, orElse: fileDescriptor, at: offset, vectors, count) { pwritev($0, $1, $2, $3) }
     }
-    @inline(__always) private func transfer(
-        _ offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int, _ call: (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int
-    ) -> Int32 {
-        var offset = off_t(offset)
-        var vector = vectors
-        var left = count
-        var fd = directDescriptor >= 0 ? directDescriptor : fileDescriptor
-        while left > 0 {
-            let done = call(fd, vector, Int32(left), offset)
-            if done < 0 {
-                if Glibc.errno == EINTR { continue }
-                // O_DIRECT refuses what is not aligned: that part goes through the cache.
-                if Glibc.errno == EINVAL, fd == directDescriptor {
-                    fd = fileDescriptor
-                    continue
-                }
-                return Glibc.errno
-            }
-            if done == 0 { return EIO }  // the file became shorter
-            offset += done
-            var rest = done
-            while left > 0, rest >= vector.pointee.iov_len {
-                rest -= vector.pointee.iov_len
-                vector += 1
-                left -= 1
-            }
-            if rest > 0 {
-                vector.pointee.iov_base += rest
-                vector.pointee.iov_len -= rest
-            }
-        }
-        return 0
-    }
+    /// O_DIRECT refuses what is not aligned: that part goes through the cache.
+    private var first: Int32 { directDescriptor >= 0 ? directDescriptor : fileDescriptor }
     package func flush() -> Int32 {
         if synchronization == .none || isReadOnly { return 0 }
         return fdatasync(fileDescriptor) == 0 ? 0 : Glibc.errno
@@ -171,16 +140,10 @@ package final class RawDisk: BlockBackend {
     }
     private func zeroByWriting(_ offset: UInt64, _ count: UInt64) -> Int32 {
         let zeroes = [UInt8](repeating: 0, count: 64 * 1024)
-        var at = off_t(offset)
-        var left = Int(count)
-        while left > 0 {
-            let done = pwrite(fileDescriptor, zeroes, min(left, zeroes.count), at)
-            if done < 0 {
-                if Glibc.errno == EINTR { continue }
-                return Glibc.errno
-            }
-            at += done
-            left -= done
+        for at in stride(from: Int(offset), to: Int(offset + count), by: zeroes.count) {
+            let step = min(zeroes.count, Int(offset + count) - at)
+            let result = zeroes.withUnsafeBytes { FileTransfer.write(fileDescriptor, UnsafeRawBufferPointer(rebasing: $0[..<step]), at: at) }
+            if result != 0 { return result }
         }
         return 0
     }

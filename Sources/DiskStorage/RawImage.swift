@@ -1,5 +1,6 @@
 import CLinux
 import Glibc
+import LinuxSystem
 
 /// Raw images as files.
 extension RawDisk {
@@ -35,13 +36,8 @@ extension RawDisk {
             let length = min(65536, count - start)
             let piece = memory + start
             if piece.loadUnaligned(as: UInt64.self) == 0, memcmp(piece, piece + 8, length - 8) == 0 { continue }
-            var done = 0
-            while done < length {
-                let step = pwrite(fd, piece + done, length - done, off_t(offset) + off_t(start + done))
-                if step < 0, errno == EINTR { continue }
-                guard step > 0 else { return errno }
-                done += step
-            }
+            let result = FileTransfer.write(fd, UnsafeRawBufferPointer(start: piece, count: length), at: Int(offset) + start)
+            if result != 0 { return result }
         }
         return 0
     }

@@ -98,12 +98,10 @@ extension GuestMemory {
         }
         var copied = 0
         for part in own where !part.isEmpty {
-            var at = part.lowerBound
-            while at < part.upperBound {
-                let step = pwrite(fileDescriptor, mapping + at, part.upperBound - at, off_t(at))
-                if step < 0, Glibc.errno == EINTR { continue }
-                guard step > 0 else { return nil }
-                at += step
+            let result = FileTransfer.write(fileDescriptor, UnsafeRawBufferPointer(start: mapping + part.lowerBound, count: part.count), at: part.lowerBound)
+            guard result == 0 else {
+                errno = result
+                return nil
             }
             copied += part.count
         }

@@ -1,6 +1,7 @@
 import DiskStorage
 import Foundation
 import Synchronization
+import TestSupport
 import Testing
 
 #if canImport(Glibc)
@@ -312,7 +313,7 @@ private func pattern(_ offset: UInt64, _ count: Int) -> [UInt8] { (0..<count).ma
     @Test func randomAnswersHarmNobody() throws {
         for seed in 0..<300 {
             let server = try FakeServer { peer, number in
-                var random = Generator(state: UInt64(seed) &* 0x9E37_79B9 + UInt64(number) + 1)
+                var random = SeededGenerator(state: UInt64(seed) &* 0x9E37_79B9 + UInt64(number) + 1)
                 peer.greet(size: Self.size)
                 guard number < 2, let (_, handle, offset, length) = peer.request() else { return }
                 var answer = big(NBD.structuredReplyMagic) + big(1 as UInt16) + big(NBD.Chunk.data) + big(handle) + big(length + 8) + big(offset)
@@ -325,15 +326,6 @@ private func pattern(_ offset: UInt64, _ count: Int) -> [UInt8] { (0..<count).ma
             client.submit(.read, 4096, 1024, at: 4096)
             #expect(client.run().count == 1, "seed \(seed)")
             #expect(client.bytes(0, 4096).allSatisfy { $0 == 0xEE } && client.bytes(5120, 4096).allSatisfy { $0 == 0xEE }, "seed \(seed)")
-        }
-    }
-    private struct Generator: RandomNumberGenerator {
-        var state: UInt64
-        mutating func next() -> UInt64 {
-            state ^= state << 13
-            state ^= state >> 7
-            state ^= state << 17
-            return state
         }
     }
 }

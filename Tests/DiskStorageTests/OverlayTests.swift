@@ -1,5 +1,6 @@
 import DiskStorage
 import Foundation
+import TestSupport
 import Testing
 
 #if canImport(Glibc)
@@ -44,16 +45,6 @@ import Testing
         do throws(DiskError) { _ = try OverlayDisk(path: path, readOnly: true) } catch { return error.description }
         return nil
     }
-    private struct Generator: RandomNumberGenerator {
-        var state: UInt64
-        mutating func next() -> UInt64 {
-            state ^= state << 13
-            state ^= state >> 7
-            state ^= state << 17
-            return state
-        }
-    }
-
     /// Against a plain array; reopened now and then, cleanly and as after a crash: then each sector is what was flushed, or later.
     @Test(arguments: [false, true]) func randomOperationsAgree(deep: Bool) throws {
         let folder = try Folder()
@@ -73,7 +64,7 @@ import Testing
         model += [UInt8](repeating: 0, count: grown - size)
         var disk = try OverlayDisk(path: folder.path("top"), readOnly: false)
         #expect(disk.byteCount == UInt64(grown) && disk.usage.own == 0)
-        var random = Generator(state: deep ? 11 : 5)
+        var random = SeededGenerator(state: deep ? 11 : 5)
         var flushed = model
         var touched = [Bool](repeating: false, count: grown / 512)
         for step in 0..<1500 {
@@ -130,7 +121,7 @@ import Testing
         var model = try folder.base("base", size: size)
         try OverlayDisk.create(path: folder.path("top"), base: folder.path("base"), baseIsOverlay: false)
         var disk = try OverlayDisk(path: folder.path("top"), readOnly: false)
-        var random = Generator(state: 99)
+        var random = SeededGenerator(state: 99)
         func change() {
             for step in 0..<12 {
                 let start = Int.random(in: 0..<size / 512, using: &random)

@@ -1,6 +1,7 @@
 import FileServer
 import Foundation
 import Glibc
+import TestSupport
 import Testing
 
 /// A driver that says what it likes to a file server.
@@ -174,7 +175,7 @@ private final class FakeClient {
         try FileManager.default.createDirectory(at: place.share.appendingPathComponent("dir"), withIntermediateDirectories: true)
         try FileManager.default.createSymbolicLink(at: place.share.appendingPathComponent("out"), withDestinationURL: place.root)
         let client = try place.client(mostOpen: 64)
-        var generator = Generator(state: ProcessInfo.processInfo.environment["VZ_SEED"].flatMap { UInt64($0) } ?? 42)
+        var generator = SeededGenerator(state: ProcessInfo.processInfo.environment["VZ_SEED"].flatMap { UInt64($0) } ?? 42)
         let names = ["file", "dir", "out", "new", "..", ".", "", "a/b", "../secret", "user.x", "file\0dir", "x\0../secret"]
         let rounds = ProcessInfo.processInfo.environment["VZ_FUSE_FUZZ"].flatMap { Int($0) } ?? 60_000
         for _ in 0..<rounds {
@@ -201,16 +202,5 @@ private final class FakeClient {
         #expect(try FileManager.default.contentsOfDirectory(atPath: place.root.path).sorted() == ["secret", "share"])
         _ = try client.ask(26, 1, FakeClient.bytes(UInt32(7)) + FakeClient.bytes(UInt32(38)) + [UInt8](repeating: 0, count: 8))
         _ = try client.attributes(1)
-    }
-}
-
-private struct Generator: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-        return z ^ (z >> 31)
     }
 }

@@ -1,5 +1,6 @@
 import Foundation
 import Monitor
+import TestSupport
 import Testing
 import Virtualization
 
@@ -327,15 +328,6 @@ import Virtualization
         #expect(try FileManager.default.contentsOfDirectory(atPath: share.appendingPathComponent("deep/deeper").path).count == 52, "\(text)")
     }
 
-    private struct Generator: RandomNumberGenerator {
-        var state: UInt64
-        mutating func next() -> UInt64 {
-            state ^= state << 13
-            state ^= state >> 7
-            state ^= state << 17
-            return state
-        }
-    }
     private static let changes = ProcessInfo.processInfo.environment["VZ_CHANGES"].flatMap { Int($0) } ?? (isInLab ? 8 : 25)
     /// Numbers in the description that make no sense, under a right checksum: an error, or a guest that comes to grief by itself.
     @Test func wrongNumbersHarmNobody() throws {
@@ -367,7 +359,7 @@ import Virtualization
         try first.stop()
         let file = try SavedStateFile.Opened(path: family.state.path)
         let whole = try FileHandle(forReadingFrom: family.state)
-        var random = Generator(state: 4242)
+        var random = SeededGenerator(state: 4242)
         let text = Array(file.description)
         var numbers: [Range<Int>] = []
         var start: Int?

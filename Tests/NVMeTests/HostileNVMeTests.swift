@@ -4,6 +4,7 @@ import GuestMemory
 import Hypervisor
 import LinuxSystem
 import NVMe
+import TestSupport
 import Testing
 
 /// A driver that writes what it likes into registers, doorbells, queues and page lists.
@@ -17,15 +18,6 @@ import Testing
         func unbindNotify(address: UInt64, eventFileDescriptor: Int32) {}
         func makeImage() throws -> MachineImage { throw EngineError("There is nothing behind this machine.") }
         func restore(_ image: MachineImage) throws {}
-    }
-    private struct Generator: RandomNumberGenerator {
-        var state: UInt64
-        mutating func next() -> UInt64 {
-            state ^= state << 13
-            state ^= state >> 7
-            state ^= state << 17
-            return state
-        }
     }
     private final class Drive {
         let memory: GuestMemory
@@ -139,7 +131,7 @@ import Testing
         for _ in 0..<4 { #expect(try drive.submit(0, [0x0C]) == nil) }
     }
     @Test func randomAccessesDoNoHarm() throws {
-        var random = Generator(state: 99)
+        var random = SeededGenerator(state: 99)
         for _ in 0..<40 {
             let drive = try Drive()
             drive.enable()

@@ -2,6 +2,7 @@ import CLinux
 import Foundation
 import Glibc
 import HostNetwork
+import TestSupport
 import Testing
 
 import UserNetwork
@@ -195,16 +196,5 @@ import UserNetwork
         while guest.receive(0) != nil {}
         guest.send(Guest.ip(1, [8, 0, 0, 0, 0, 1, 0, 1]))
         #expect(guest.receive()?[34] == 0)
-    }
-}
-
-struct SeededGenerator: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-        return z ^ (z >> 31)
     }
 }

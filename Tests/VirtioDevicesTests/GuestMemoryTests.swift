@@ -1,5 +1,6 @@
 import Foundation
 import GuestMemory
+import TestSupport
 import Testing
 
 #if canImport(Glibc)
@@ -9,23 +10,14 @@ import Testing
 /// Memory that is frozen, restored, given back and settled, against a plain array.
 @Suite struct GuestMemoryTests {
     private static let size = 40 << 20
-    private struct Generator: RandomNumberGenerator {
-        var state: UInt64
-        mutating func next() -> UInt64 {
-            state ^= state << 13
-            state ^= state >> 7
-            state ^= state << 17
-            return state
-        }
-    }
     private final class Subject {
         let memory: GuestMemory
         var model: [UInt8]
-        var random: Generator
+        var random: SeededGenerator
         init(_ memory: GuestMemory, _ model: [UInt8], seed: UInt64) {
             self.memory = memory
             self.model = model
-            random = Generator(state: seed)
+            random = SeededGenerator(state: seed)
         }
         func change(_ times: Int) throws {
             for _ in 0..<times {

@@ -1,4 +1,5 @@
 import CX86
+import TestSupport
 import X86
 
 /// A core over one piece of RAM, in 64-bit mode with paging off (linear = physical): for running short code.
@@ -67,15 +68,8 @@ extension X86Environment {
 }
 
 /// SplitMix64: the same cases on every machine.
-struct Generator: RandomNumberGenerator {
-    var state: UInt64
-    mutating func next() -> UInt64 {
-        state &+= 0x9E37_79B9_7F4A_7C15
-        var z = state
-        z = (z ^ (z >> 30)) &* 0xBF58_476D_1CE4_E5B9
-        z = (z ^ (z >> 27)) &* 0x94D0_49BB_1331_11EB
-        return z ^ (z >> 31)
-    }
+typealias Generator = SeededGenerator
+extension SeededGenerator {
     /// A value that arithmetic finds hard, or any.
     mutating func corner() -> UInt64 {
         switch next() % 8 {

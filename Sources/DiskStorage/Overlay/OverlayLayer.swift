@@ -145,14 +145,7 @@ final class OverlayLayer: BlockBackend {
         }
     }
     private static func bytes(_ fd: Int32, _ offset: Int, _ count: Int, _ path: String) throws(DiskError) -> [UInt8] {
-        var bytes = [UInt8](repeating: 0, count: count)
-        var done = 0
-        while done < count {
-            let step = bytes.withUnsafeMutableBytes { raw in raw.baseAddress.map { pread(fd, $0 + done, count - done, off_t(offset + done)) } ?? -1 }
-            if step < 0, errno == EINTR { continue }
-            guard step > 0 else { throw DiskError(.notADisk, "the overlay \(path) is not complete") }
-            done += step
-        }
+        guard let bytes = FileTransfer.read(fd, at: offset, count) else { throw DiskError(.notADisk, "the overlay \(path) is not complete") }
         return bytes
     }
     /// The table, checked: each cluster is in the file and belongs to one entry.
@@ -205,7 +198,7 @@ final class OverlayLayer: BlockBackend {
                 switch entry {
                 case OverlayTable.zeroes: return Self.clear(part, number)
                 case OverlayTable.inBase: return readBase(at, part, number, length)
-                default: return Self.move(file, place(entry) + Int(at % UInt64(Self.cluster)), part, number) { preadv($0, $1, $2, $3) }
+                default: return FileTransfer.move(file, at: UInt64(place(entry) + Int(at % UInt64(Self.cluster))), part, number) { preadv($0, $1, $2, $3) }
                 }
             }
             if result != 0 { return result }
@@ -239,27 +232,6 @@ final class OverlayLayer: BlockBackend {
         for index in 0..<number { memset(part[index].iov_base, 0, part[index].iov_len) }
         return 0
     }
-    private static func move(
-        _ fd: Int32, _ offset: Int, _ part: UnsafeMutablePointer<iovec>, _ number: Int, _ call: (Int32, UnsafePointer<iovec>, Int32, off_t) -> Int
-    ) -> Int32 {
-        var (at, vector, left) = (offset, part, number)
-        while left > 0 {
-            var done = call(fd, vector, Int32(left), off_t(at))
-            if done < 0, errno == EINTR { continue }
-            if done <= 0 { return done < 0 ? errno : EIO }
-            at += done
-            while left > 0, done >= vector.pointee.iov_len {
-                done -= vector.pointee.iov_len
-                vector += 1
-                left -= 1
-            }
-            if done > 0 {
-                vector.pointee.iov_base += done
-                vector.pointee.iov_len -= done
-            }
-        }
-        return 0
-    }
 
     // MARK: writing
 
@@ -272,7 +244,7 @@ final class OverlayLayer: BlockBackend {
             let isOwn = entry != OverlayTable.inBase && entry != OverlayTable.zeroes
             let step = isOwn ? length : min(length, Self.cluster - Int(at % UInt64(Self.cluster)))
             let result = pieces.take(step) { part, number in
-                if isOwn { return Self.move(file, place(entry) + Int(at % UInt64(Self.cluster)), part, number) { pwritev($0, $1, $2, $3) } }
+                if isOwn { return FileTransfer.move(file, at: UInt64(place(entry) + Int(at % UInt64(Self.cluster))), part, number) { pwritev($0, $1, $2, $3) } }
                 return writeNew(at, part, number, step)
             }
             if result != 0 { return result }
@@ -288,14 +260,14 @@ final class OverlayLayer: BlockBackend {
             // Another request may have been first.
             let entry = table[index]
             if entry != OverlayTable.inBase, entry != OverlayTable.zeroes {
-                return Self.move(file, place(entry) + within, part, number) { pwritev($0, $1, $2, $3) }
+                return FileTransfer.move(file, at: UInt64(place(entry) + within), part, number) { pwritev($0, $1, $2, $3) }
             }
             guard state.next < OverlayTable.zeroes - 1 else { return ENOSPC }
             let new = state.next
             let size = min(Self.cluster, Int(byteCount - UInt64(index) * UInt64(Self.cluster)))
             var result: Int32 = 0
             if entry == OverlayTable.inBase, length < size { result = copyBase(index, size, to: place(new)) }
-            if result == 0 { result = Self.move(file, place(new) + within, part, number) { pwritev($0, $1, $2, $3) } }
+            if result == 0 { result = FileTransfer.move(file, at: UInt64(place(new) + within), part, number) { pwritev($0, $1, $2, $3) } }
             // The file's end is a cluster's, so that the table can be checked against it.
             if result == 0, ftruncate(file, off_t(place(new) + Self.cluster)) != 0 { result = errno }
             guard result == 0 else {
@@ -318,7 +290,7 @@ final class OverlayLayer: BlockBackend {
             if result != 0 { return result }
             if memory.load(as: UInt64.self) == 0, size > 8, memcmp(memory, memory + 8, size - 8) == 0 { return 0 }
             vector = iovec(iov_base: memory, iov_len: size)
-            return Self.move(file, place, &vector, 1) { pwritev($0, $1, $2, $3) }
+            return FileTransfer.move(file, at: UInt64(place), &vector, 1) { pwritev($0, $1, $2, $3) }
         }
     }
 

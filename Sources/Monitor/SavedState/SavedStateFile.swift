@@ -85,13 +85,8 @@ package enum SavedStateFile {
         try bytes.withUnsafeBytes { try put(fd, $0, at: offset, path) }
     }
     private static func put(_ fd: Int32, _ bytes: UnsafeRawBufferPointer, at offset: Int, _ path: String) throws {
-        var done = 0
-        while done < bytes.count, let base = bytes.baseAddress {
-            let step = pwrite(fd, base + done, bytes.count - done, off_t(offset + done))
-            if step < 0, errno == EINTR { continue }
-            guard step > 0 else { throw SystemError("cannot write \(path)") }
-            done += step
-        }
+        let result = FileTransfer.write(fd, bytes, at: offset)
+        if result != 0 { throw SystemError("cannot write \(path)", errno: result) }
     }
     /// Runs of pages that are not all zeroes, up to a few MiB at a time.
     private static func putMemory(_ fd: Int32, _ memory: UnsafeRawBufferPointer, _ ranges: [Range<Int>], at offset: Int, _ path: String, _ progress: (Double) -> Void) throws {
@@ -153,14 +148,7 @@ package enum SavedStateFile {
         deinit { close(fileDescriptor) }
 
         private static func read(_ fd: Int32, at offset: Int, _ count: Int) throws(SavedStateError) -> [UInt8] {
-            var bytes = [UInt8](repeating: 0, count: count)
-            var done = 0
-            while done < count {
-                let step = bytes.withUnsafeMutableBytes { raw in raw.baseAddress.map { pread(fd, $0 + done, count - done, off_t(offset + done)) } ?? -1 }
-                if step < 0, errno == EINTR { continue }
-                guard step > 0 else { throw SavedStateError(.damaged, "it is not complete") }
-                done += step
-            }
+            guard let bytes = FileTransfer.read(fd, at: offset, count) else { throw SavedStateError(.damaged, "it is not complete") }
             return bytes
         }
     }

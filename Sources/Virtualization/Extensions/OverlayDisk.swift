@@ -7,9 +7,7 @@ public final class OverlayDiskAttachment: VZStorageDeviceAttachment {
     public let url: URL
     public let isReadOnly: Bool
     private let disk: OverlayDisk
-    /// Machines that run with this attachment, on any queue.
-    private let users = NSLock()
-    private var userCount = 0
+    private let machines = DiskClaim()
 
     /// Makes an overlay file, empty to begin with; there must be no file of that name.
     /// - Parameters:
@@ -78,21 +76,6 @@ public final class OverlayDiskAttachment: VZStorageDeviceAttachment {
 
     override func validate() throws {}
     override func makeStorage(_ queue: DispatchQueue) throws -> any BlockStorage { disk }
-    override func claim() throws {
-        users.lock()
-        defer { users.unlock() }
-        if userCount > 0, !isReadOnly {
-            throw VZError.configuration("The storage device attachment is invalid. The overlay \(url.path) is in use by another virtual machine of this process.")
-        }
-        if userCount == 0 {
-            do throws(DiskError) { try disk.lock() } catch { throw VZError.configuration("The storage device attachment is invalid. \(error.description.capitalizedFirst).") }
-        }
-        userCount += 1
-    }
-    override func release() {
-        users.lock()
-        defer { users.unlock() }
-        userCount -= 1
-        if userCount == 0 { disk.unlock() }
-    }
+    override func claim() throws { try machines.claim(isShared: isReadOnly, "overlay \(url.path)") { try disk.lock() } }
+    override func release() { machines.release { disk.unlock() } }
 }

@@ -8,9 +8,7 @@ open class VZDiskImageStorageDeviceAttachment: VZStorageDeviceAttachment {
     public let cachingMode: VZDiskImageCachingMode
     public let synchronizationMode: VZDiskImageSynchronizationMode
     let disk: RawDisk
-    /// Machines that run with this attachment, on any queue.
-    private let users = NSLock()
-    private var userCount = 0
+    private let machines = DiskClaim()
 
     public convenience init(url: URL, readOnly: Bool) throws {
         try self.init(url: url, readOnly: readOnly, cachingMode: .automatic, synchronizationMode: .full)
@@ -41,23 +39,6 @@ open class VZDiskImageStorageDeviceAttachment: VZStorageDeviceAttachment {
     override func validate() throws {}
     override func makeStorage(_ queue: DispatchQueue) throws -> any BlockStorage { disk }
     /// Claims the image for a machine that starts.
-    override func claim() throws {
-        users.lock()
-        defer { users.unlock() }
-        if userCount > 0, !isReadOnly {
-            throw VZError.configuration("The storage device attachment is invalid. The disk image \(url.path) is in use by another virtual machine of this process.")
-        }
-        if userCount == 0 {
-            do throws(DiskError) { try disk.lock(path: url.path) } catch {
-                throw VZError.configuration("The storage device attachment is invalid. \(error.description).")
-            }
-        }
-        userCount += 1
-    }
-    override func release() {
-        users.lock()
-        defer { users.unlock() }
-        userCount -= 1
-        if userCount == 0 { disk.unlock() }
-    }
+    override func claim() throws { try machines.claim(isShared: isReadOnly, "disk image \(url.path)") { try disk.lock(path: url.path) } }
+    override func release() { machines.release { disk.unlock() } }
 }
