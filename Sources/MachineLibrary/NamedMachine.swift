@@ -90,7 +90,15 @@ public struct NamedMachine: Sendable {
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys, .withoutEscapingSlashes]
         try encoder.encode(record).write(to: recordFile, options: .atomic)
     }
-    public func remove() throws {
+    /// Removes the machine's place; what disks elsewhere need of it goes to them before.
+    /// - Parameter progress: from 0 to 1, on this thread.
+    public func forget(progress: (Double) -> Void = { _ in }) throws {
+        #if os(Linux)
+            try Snapshots(of: self).release(progress)
+        #endif
+        try remove()
+    }
+    private func remove() throws {
         guard access(directory.path, F_OK) == 0 else { return }
         try FileManager.default.removeItem(at: directory)
     }

@@ -140,6 +140,16 @@
             if machine.record?.snapshot == snapshot.number { try machine.update { $0.snapshot = snapshot.parent } }
             try collect(progress)
         }
+        /// Before the machine's place goes: overlays elsewhere that stand on something in it take that over.
+        func release(_ progress: (Double) -> Void) throws {
+            let place = machine.directory.resolvingSymlinksInPath().path + "/"
+            for disk in (machine.record?.disks ?? []).map({ URL(fileURLWithPath: $0) }) where access(disk.path, F_OK) == 0 {
+                if disk.resolvingSymlinksInPath().path.hasPrefix(place) { continue }
+                while case let overlay = try OverlayDiskAttachment(url: disk, readOnly: true), overlay.base.resolvingSymlinksInPath().path.hasPrefix(place) {
+                    try overlay.absorbBase(progress: progress)
+                }
+            }
+        }
         /// The overlays that stand on each of a snapshot's disks.
         private func users(of snapshot: Snapshot) -> [[URL]] {
             let overlays = all.filter { $0.number != snapshot.number }.flatMap(disks) + snapshot.disks.map { URL(fileURLWithPath: $0) }

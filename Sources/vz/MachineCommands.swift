@@ -81,7 +81,10 @@ struct Delete: ParsableCommand {
             let machine = try NamedMachine(name)
             switch machine.status {
             case .running: throw LibraryError("the machine \(name) runs; switch it off first")
-            case .saved, .off, .lost: try machine.remove()
+            case .saved, .off, .lost:
+                let progress = Percentage("merging the snapshots of \(name)")
+                try machine.forget { progress.show(Int($0 * 100)) }
+                progress.end()
             case nil: throw Machines.unknown(name, among: nil)
             }
         }

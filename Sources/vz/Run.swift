@@ -30,6 +30,7 @@ struct Run: ParsableCommand {
             valueName: "disk[,ro][,sync=full|none][,cache=cached|uncached][,overlay=file]")) var disk: [DiskOption] = []
     @Option(help: ArgumentHelp("As --disk, behind an NVMe controller. May be repeated.", valueName: "disk[,…]")) var nvme: [DiskOption] = []
     @Option(help: "A name: with it the machine can be saved (vz save) and gone on with (vz restore).") var name: String?
+    @Flag(help: "Say at once if the machine could not be saved; goes with --name.") var suspendable = false
     @Option(help: "Number of processors.") var cpus: Int = 1
     @Option(help: "Memory, such as 512MiB or 2GiB.") var memory: MemorySize = MemorySize(bytes: 1 << 30)
     @Option(help: ArgumentHelp("Memory that the guest keeps when the host is short of it; without this it keeps all.", valueName: "size")) var memoryMin: MemorySize?
@@ -55,6 +56,7 @@ struct Run: ParsableCommand {
         if image == nil, !command.isEmpty { throw ValidationError("a COMMAND needs an image: other guests have nothing to run it with") }
         if initrd != nil, kernel == nil { throw ValidationError("--initrd goes with --kernel") }
         if name != nil, !command.isEmpty { throw ValidationError("--name is for machines with a console, not for a COMMAND") }
+        if suspendable, name == nil { throw ValidationError("--suspendable goes with --name") }
         if net != "nat", net != "none", !net.hasPrefix("bridged=") { throw ValidationError("--net takes nat, bridged=BRIDGE or none") }
         if net != "nat", !publish.isEmpty { throw ValidationError("--publish goes with --net nat") }
         if MachineEngine(rawValue: engine) == nil { throw ValidationError("--engine takes auto, kvm or software") }

@@ -38,6 +38,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         do {
             let configuration = try makeConfiguration()
             try configuration.validate()
+            if options.suspendable { try configuration.validateSaveRestoreSupport() }
             try noteDisks(configuration)
             machine = VZVirtualMachine(configuration: configuration)
             machine.delegate = self
@@ -385,6 +386,9 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         #if os(Linux)
             if !Snapshots(of: named).list.isEmpty, (try? named.update({ $0.isOff = true })) != nil { return }
         #endif
-        try? named.remove()
+        do { try named.forget() } catch {
+            Terminal.say("\(named.name) is kept: \(error.localizedDescription)")
+            try? named.update { $0.isOff = true }
+        }
     }
 }

@@ -167,14 +167,29 @@ import Testing
         #expect(stat(share.path + "/root", &info) == 0 && info.st_uid == 65534)
     }
     /// The process is killed while the guest writes: what it was told is on the disk is there.
-    @Test(arguments: [false, true]) func killedProcessLosesNothingThatWasFlushed(overlay: Bool) throws {
-        let folder = FileManager.default.temporaryDirectory.appendingPathComponent("vz-kill-\(getpid())-\(overlay)")
+    @Test(arguments: ["image", "overlay", "server"]) func killedProcessLosesNothingThatWasFlushed(kind: String) throws {
+        let overlay = kind == "overlay"
+        let folder = FileManager.default.temporaryDirectory.appendingPathComponent("vz-kill-\(getpid())-\(kind)")
         try FileManager.default.createDirectory(at: folder, withIntermediateDirectories: true)
         defer { try? FileManager.default.removeItem(at: folder) }
         let base = folder.appendingPathComponent("base")
         _ = FileManager.default.createFile(atPath: base.path, contents: nil)
         try #require(truncate(base.path, 64 << 20) == 0)
-        let disk = base.path + (overlay ? ",overlay=" + folder.appendingPathComponent("overlay").path : "")
+        let server = Process()
+        defer { if server.isRunning { server.terminate() } }
+        if kind == "server" {
+            server.executableURL = URL(fileURLWithPath: "/usr/bin/env")
+            server.arguments = ["nbdkit", "-f", "-U", folder.path + "/socket", "file", base.path]
+            server.standardOutput = FileHandle.nullDevice
+            try server.run()
+            for _ in 0..<500 where access(folder.path + "/socket", F_OK) != 0 { usleep(20_000) }
+        }
+        let disk =
+            switch kind {
+            case "overlay": base.path + ",overlay=" + folder.appendingPathComponent("overlay").path
+            case "server": "nbd+unix:///?socket=\(folder.path)/socket"
+            default: base.path
+            }
         var last = 0
         for round in 0..<4 {
             let script = """
@@ -348,12 +363,21 @@ import Testing
         for name in ["three", "beside"] { #expect(try snapshot("delete", "tree", name).status == 0) }
         // Nothing is left of them but the machine itself.
         let machine = Self.home.appendingPathComponent("machines/tree")
+        func info() throws -> String { try vz(["disk", "info", folder.path + "/top", "--format", "json"]).output }
         #expect(try FileManager.default.contentsOfDirectory(atPath: machine.appendingPathComponent("snapshots").path) == [])
-        #expect(try vz(["disk", "info", folder.path + "/top", "--format", "json"]).output.contains(base.path))
+        #expect(try info().contains(base.path))
+        // A machine that goes leaves a disk that is not its own whole.
+        #expect(try snapshot("take", "tree", "last").status == 0)
+        #expect(try info().contains(machine.path))
         process = try guest.start(["restore", "tree"])
         try #require(guest.waitFor(three + 10))
         process.terminate()
         process.waitUntilExit()
+        #expect(try vz(["delete", "tree"]).status == 0)
+        #expect(try info().contains(base.path))
+        let reader = try vz(try busybox("dd if=/dev/vda bs=512 count=1 2>/dev/null | head -1 | sed 's/^/DISK /'", ["--disk", disk]))
+        let counts = reader.output.split(whereSeparator: \.isNewline).compactMap { $0.hasPrefix("DISK ") ? Int($0.dropFirst(5)) : nil }
+        #expect(try #require(counts.first) >= three + 10, "\(reader.output)")
         #expect(try vz(["list"]).output == "NAME  STATUS\n")
     }
 

@@ -311,7 +311,7 @@ private func pattern(_ offset: UInt64, _ count: Int) -> [UInt8] { (0..<count).ma
     }
     /// Random bytes in the place of an answer, and answers with random changes: an error or a right end, and nothing outside.
     @Test func randomAnswersHarmNobody() throws {
-        for seed in 0..<300 {
+        for seed in Fuzzing.seeds(300) {
             let server = try FakeServer { peer, number in
                 var random = SeededGenerator(state: UInt64(seed) &* 0x9E37_79B9 + UInt64(number) + 1)
                 peer.greet(size: Self.size)

@@ -213,6 +213,43 @@ import Testing
         #expect(blocks() - empty <= 65536)
         #expect(Self.read(disk, 3 << 30, 4096) == [UInt8](repeating: 0, count: 4096))
     }
+    /// Headers and tables with random changes, under a right checksum: an error, or a disk whose requests end, and a base that nobody
+    /// has written.
+    @Test func randomDamageHarmsNobody() throws {
+        let folder = try Folder()
+        let model = try folder.base("base", size: 1 << 20)
+        try OverlayDisk.create(path: folder.path("top"), base: folder.path("base"), baseIsOverlay: false)
+        let disk = try OverlayDisk(path: folder.path("top"), readOnly: false)
+        #expect(Self.write(disk, 65536, [UInt8](repeating: 9, count: 300_032)) == 0 && disk.flush() == 0)
+        let good = try [UInt8](Data(contentsOf: folder.url.appendingPathComponent("top")))
+        let bad = folder.url.appendingPathComponent("bad")
+        var opened = 0
+        for seed in Fuzzing.seeds(400) {
+            var random = SeededGenerator(state: UInt64(seed))
+            var bytes = good
+            for _ in 0..<Int.random(in: 1...3, using: &random) {
+                // The header's numbers, the path, or the table.
+                let place =
+                    [Int.random(in: 8..<64, using: &random), Int.random(in: 64..<200, using: &random), Int.random(in: 4096..<4160, using: &random)].randomElement(using: &random)
+                    ?? 8
+                bytes[place] = [0, 1, 0x7F, 0x80, 0xFF, UInt8.random(in: 0...255, using: &random)].randomElement(using: &random) ?? 0
+            }
+            if Int.random(in: 0..<4, using: &random) == 0 { bytes = Array(bytes.prefix(Int.random(in: 4096..<bytes.count, using: &random))) }
+            let sum = bytes[..<4092].reduce(0x811C_9DC5 as UInt32) { ($0 ^ UInt32($1)) &* 0x0100_0193 }
+            for index in 0..<4 { bytes[4092 + index] = UInt8(truncatingIfNeeded: sum >> UInt32(8 * index)) }
+            try Data(bytes).write(to: bad)
+            guard let subject = try? OverlayDisk(path: bad.path, readOnly: false) else { continue }
+            opened += 1
+            let size = Int(min(subject.byteCount, 4 << 20))
+            _ = Self.read(subject, 0, size)
+            _ = Self.write(subject, Int.random(in: 0..<size / 512, using: &random) * 512, [UInt8](repeating: 3, count: 512))
+            _ = subject.discard(at: 0, count: UInt64(size) & ~65535)
+            _ = subject.flush()
+            subject.finish()
+        }
+        #expect(opened > 0 || ProcessInfo.processInfo.environment["VZ_FUZZ_SECONDS"] != nil)
+        #expect(try [UInt8](Data(contentsOf: folder.url.appendingPathComponent("base"))) == model)
+    }
     @Test func damagedOverlaysAndChangedBasesAreRefused() throws {
         let folder = try Folder()
         _ = try folder.base("base", size: 1 << 20)

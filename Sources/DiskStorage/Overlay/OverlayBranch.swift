@@ -13,10 +13,12 @@ package final class OverlayBranch: Sendable {
     private let temporary: String
     private let isSealed = Mutex(false)
 
+    /// Where the next layer of a disk is until it has the disk's name.
+    static func temporary(for path: String) -> String { path + ".next" }
     /// - Parameter frozenPath: a name for what the disk has now, on the same file system; there must be no such file.
     package init(_ disk: OverlayDisk, frozenPath: String) throws(DiskError) {
         let path = disk.path
-        temporary = path + ".next"
+        temporary = Self.temporary(for: path)
         self.frozenPath = frozenPath
         self.disk = disk
         guard link(path, frozenPath) == 0 else {

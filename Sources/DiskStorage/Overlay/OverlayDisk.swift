@@ -26,7 +26,11 @@ package final class OverlayDisk: BlockBackend, @unchecked Sendable {  // `top` c
     /// Clusters of the disk, and how many of them the top layer has itself.
     package var usage: (clusters: Int, own: Int) { top.usage }
     /// Claims the overlay for a running machine, and its bases for reading.
-    package func lock() throws(DiskError) { try top.lock() }
+    package func lock() throws(DiskError) {
+        try top.lock()
+        // What a killed process left of a layer that it was about to begin.
+        if !isReadOnly, pending.withLock({ $0 == nil }) { unlink(OverlayBranch.temporary(for: path)) }
+    }
     package func unlock() { top.unlock() }
 
     package func read(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32 { top.read(at: offset, vectors, count) }
