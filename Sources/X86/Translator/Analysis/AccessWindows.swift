@@ -111,7 +111,7 @@ struct AccessWindow {
             let adds = i.base == Int8(register) && i.index < 0 && !i.isRIPRelative && i.addressSize == 8 && i.operandSize == 8
             return adds && abs(i.displacement) < 1 << 30 ? Int(i.displacement) : nil
         case .nop, .zeroUpper, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
-        case .modRM: break
+        case .modRM, .divide: break
         }
         if i.map == .one, !plan.isExtended, i.opcode == 0x81 || i.opcode == 0x83, !i.isMemory, i.rm == register, i.operandSize == 8, i.group == 0 || i.group == 5 {
             return i.group == 0 ? Int(i.immediate) : -Int(i.immediate)
@@ -122,6 +122,7 @@ struct AccessWindow {
         if plan.writesRCX, register == 1 { return nil }
         let multiplies = i.map == .one && i.opcode & 0xFE == 0xF6 && i.group >= 4
         if multiplies, register == 0 || register == 2 { return nil }
+        if i.map == .two, i.opcode == 0xC7, !i.isVEX, register == 0 || register == 2 { return nil }
         let compares = i.map == .two && i.opcode & 0xFE == 0xB0 && !i.isVEX
         return compares && register == 0 ? nil : 0
     }

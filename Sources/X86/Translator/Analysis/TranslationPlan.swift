@@ -6,6 +6,8 @@ struct TranslationPlan {
         case modRM
         case pushRegister, popRegister, pushImmediate, pushMemory, leave
         case exchangeAccumulator, moveImmediate, byteSwap
+        /// DIV and IDIV by what cannot fault, which is found out first.
+        case divide
         /// No operands but fixed registers, which are the same on the host.
         case plain
         case lea
@@ -198,7 +200,9 @@ struct TranslationPlan {
             writesRM = true
             definesFlags = true
         case 4, 5: definesFlags = true
-        default: return false  // DIV and IDIV may fault
+        default:
+            guard i.opcode == 0xF7, i.operandSize >= 4, !i.hasLock else { return false }
+            kind = .divide
         }
         return true
     }
@@ -301,6 +305,14 @@ struct TranslationPlan {
             guard opcode != 0xB8 else { return false }
             sized(i, byte: false)
             writesReg = true  // kept when the source is zero
+            mergesFlags = true
+        case 0xC7:
+            // CMPXCHG8B and CMPXCHG16B; the kernel's allocator lives on the latter.
+            guard i.isMemory, i.group == 1, !i.has66, i.rep == 0 else { return false }
+            size = i.rexW ? 16 : 8
+            aligned = i.rexW
+            reg = .none
+            writesRM = true
             mergesFlags = true
         case 0xC8...0xCF:
             guard i.operandSize != 2 else { return false }

@@ -57,6 +57,7 @@ extension BlockTranslator {
         case .exchangeAccumulator: exchangeAccumulator(line.instruction)
         case .moveImmediate: moveImmediate(line.instruction)
         case .byteSwap: byteSwap(line.instruction)
+        case .divide: divide(line)
         case .plain: plain(line)
         case .lea: lea(line)
         case .zeroUpper: zeroUpper(line)
@@ -221,6 +222,44 @@ extension BlockTranslator {
         if i.rexW { code.byte(0x48) }
         code.byte(i.opcode)
         if line.plan.immediateSize > 0 { code.immediate(i.immediate, size: line.plan.immediateSize) }
+    }
+    /// The interpreter does what may fault: a quotient that does not fit, or, for IDIV, more than a dividend that is one word, sign
+    /// extended, by neither 0 nor -1. Flags stay as they are, as the interpreter leaves them.
+    mutating func divide(_ line: Line) {
+        let i = line.instruction
+        let wide = i.operandSize == 8
+        if i.isMemory {
+            code.op(0x8B, reg: Host.address, memoryOperand(line), wide: wide)
+        } else if let host = Host.register(i.rm) {
+            code.move(Host.address, host, wide: wide)
+        } else {
+            code.op(0x8B, reg: Host.address, Host.home(i.rm), wide: wide)
+        }
+        aboutToClobberHolding(line)
+        var jumps: [UnsafeMutablePointer<UInt8>] = []
+        if i.group == 6 {
+            code.op(0x39, reg: Host.address, .register(2), wide: wide)  // cmp rdx, r11
+            jumps.append(code.jump(if: 3))
+        } else {
+            code.move(Host.scratch, Host.rax, wide: wide)
+            code.op(0xC1, reg: 7, .register(Host.scratch), wide: wide)  // sar r9, …
+            code.byte(wide ? 63 : 31)
+            code.op(0x39, reg: 2, .register(Host.scratch), wide: wide)  // cmp r9, rdx
+            jumps.append(code.jump(if: 5))
+            code.lea(Host.scratch, .memory(base: Host.address, displacement: 1), wide: wide)
+            code.op(0x83, reg: 7, .register(Host.scratch), wide: wide)  // cmp r9, 1
+            code.byte(1)
+            jumps.append(code.jump(if: 6))
+        }
+        slowPath(jumps, line)
+        code.op(0xF7, reg: i.group, .register(Host.address), wide: wide)
+    }
+    /// As `aboutToClobber`, with r11 kept.
+    private mutating func aboutToClobberHolding(_ line: Line) {
+        guard flags == .host, line.liveAfter else { return aboutToClobber(line) }
+        code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        aboutToClobber(line)
+        code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
     }
     mutating func lea(_ line: Line) {
         let i = line.instruction
