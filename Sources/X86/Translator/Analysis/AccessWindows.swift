@@ -84,7 +84,7 @@ struct AccessWindow {
             result.append(Operand(base: UInt8(i.base), offset: Int(i.displacement), size: plan.size, writes: plan.writesRM, isStack: false))
         }
         switch plan.kind {
-        case .pushRegister, .pushImmediate, .pushMemory, .call, .callIndirect: result.append(Operand(base: 4, offset: -8, size: 8, writes: true, isStack: true))
+        case .pushRegister, .pushImmediate, .pushMemory, .pushFlags, .call, .callIndirect: result.append(Operand(base: 4, offset: -8, size: 8, writes: true, isStack: true))
         case .popRegister, .ret: result.append(Operand(base: 4, offset: 0, size: 8, writes: false, isStack: true))
         case .leave: result.append(Operand(base: 5, offset: 0, size: 8, writes: false, isStack: true))
         default: break
@@ -98,7 +98,7 @@ struct AccessWindow {
         func isChanged(_ n: UInt8, byte: Bool) -> Bool { n == register || (byte && !i.hasREX && n & 3 == register) }
         let named = (i.opcode & 7) | i.opcodeRegisterExtension
         switch plan.kind {
-        case .pushRegister, .pushImmediate, .pushMemory: return register == 4 ? -8 : 0
+        case .pushRegister, .pushImmediate, .pushMemory, .pushFlags: return register == 4 ? -8 : 0
         case .popRegister:
             if named == register { return nil }
             return register == 4 ? 8 : 0
@@ -110,7 +110,7 @@ struct AccessWindow {
             guard i.reg == register else { return 0 }
             let adds = i.base == Int8(register) && i.index < 0 && !i.isRIPRelative && i.addressSize == 8 && i.operandSize == 8
             return adds && abs(i.displacement) < 1 << 30 ? Int(i.displacement) : nil
-        case .nop, .zeroUpper, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
+        case .nop, .zeroUpper, .clearInterrupt, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
         case .modRM, .divide: break
         }
         if i.map == .one, !plan.isExtended, i.opcode == 0x81 || i.opcode == 0x83, !i.isMemory, i.rm == register, i.operandSize == 8, i.group == 0 || i.group == 5 {

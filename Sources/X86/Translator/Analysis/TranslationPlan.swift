@@ -8,6 +8,7 @@ struct TranslationPlan {
         case exchangeAccumulator, moveImmediate, byteSwap
         /// DIV and IDIV by what cannot fault, which is found out first.
         case divide
+        case pushFlags, clearInterrupt
         /// No operands but fixed registers, which are the same on the host.
         case plain
         case lea
@@ -147,6 +148,9 @@ struct TranslationPlan {
         case 0x90...0x97:
             kind = .exchangeAccumulator
         case 0x98, 0x99: kind = .plain
+        case 0x9C where !i.has66:
+            kind = .pushFlags
+            readsFlags = true
         case 0xA8, 0xA9:
             kind = .plain
             definesFlags = true
@@ -170,6 +174,7 @@ struct TranslationPlan {
             mergesFlags = true
             readsFlags = opcode == 0xF5
         case 0xF6, 0xF7: return groupThree(i)
+        case 0xFA: kind = .clearInterrupt
         case 0xFE, 0xFF: return groupFive(i)
         default: return false
         }

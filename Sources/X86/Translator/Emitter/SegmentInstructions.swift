@@ -58,6 +58,8 @@ extension BlockTranslator {
         case .moveImmediate: moveImmediate(line.instruction)
         case .byteSwap: byteSwap(line.instruction)
         case .divide: divide(line)
+        case .pushFlags: pushFlags(line)
+        case .clearInterrupt: clearInterrupt(line)
         case .plain: plain(line)
         case .lea: lea(line)
         case .zeroUpper: zeroUpper(line)
@@ -260,6 +262,36 @@ extension BlockTranslator {
         code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
         aboutToClobber(line)
         code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+    }
+    mutating func pushFlags(_ line: Line) {
+        needFlags(line)
+        let image = Host.cell(Int(X86_T1_TARGET_OFFSET))
+        code.byte(0x9C)  // pushfq
+        code.op(0x8F, reg: 0, image, wide: false)  // pop
+        aboutToClobber(line)
+        // The arithmetic flags are the host's, the others the guest's, but RF and VM.
+        let arithmetic: Int32 = 0x8D5
+        code.load(Host.scratch, Host.cell(Int(X86_RFLAGS_OFFSET)))
+        code.op(0x81, reg: 4, .register(Host.scratch), wide: false)
+        code.int32(~(arithmetic | Int32(EFlags.rf | EFlags.vm)))
+        code.op(0x81, reg: 4, image)
+        code.int32(arithmetic)
+        code.op(0x09, reg: Host.scratch, image)
+        code.op(0x83, reg: 1, image, wide: false)  // or, 2: the bit that is always set
+        code.byte(2)
+        let operand = pushOperand(line)
+        code.load(Host.scratch, image)
+        code.store(Host.scratch, operand)
+        moveStack(-8)
+    }
+    /// The interpreter sees to privileges that are neither the kernel's nor the user's, and to the user's.
+    mutating func clearInterrupt(_ line: Line) {
+        aboutToClobber(line)
+        code.op(0x80, reg: 7, Host.cell(Int(X86_CPL_OFFSET)), wide: false)
+        code.byte(0)
+        slowPath([code.jump(if: 5)], line)
+        code.op(0x81, reg: 4, Host.cell(Int(X86_RFLAGS_OFFSET)), wide: false)
+        code.int32(~Int32(EFlags.interruptEnable))
     }
     mutating func lea(_ line: Line) {
         let i = line.instruction
