@@ -176,11 +176,18 @@ import Testing
         _ = FileManager.default.createFile(atPath: base.path, contents: nil)
         try #require(truncate(base.path, 64 << 20) == 0)
         let server = Process()
-        defer { if server.isRunning { server.terminate() } }
+        // Not asked to end: what descends from a test's thread has that signal blocked.
+        defer {
+            if server.isRunning {
+                kill(server.processIdentifier, SIGKILL)
+                server.waitUntilExit()
+            }
+        }
         if kind == "server" {
             server.executableURL = URL(fileURLWithPath: "/usr/bin/env")
             server.arguments = ["nbdkit", "-f", "-U", folder.path + "/socket", "file", base.path]
             server.standardOutput = FileHandle.nullDevice
+            server.standardError = FileHandle.nullDevice
             try server.run()
             for _ in 0..<500 where access(folder.path + "/socket", F_OK) != 0 { usleep(20_000) }
         }
