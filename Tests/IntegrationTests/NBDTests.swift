@@ -95,7 +95,8 @@ import Virtualization
     private func makeCertificates(_ directory: URL) throws {
         let key = "-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes"
         let script = """
-            cd '\(directory.path)' && openssl req -x509 \(key) -keyout ca-key.pem -out ca-cert.pem -subj /CN=authority -days 2 &&
+            cd '\(directory.path)' && printf '[req]\\ndistinguished_name=name\\n[name]\\n' >openssl.cnf && export OPENSSL_CONF="$PWD/openssl.cnf" &&
+            openssl req -x509 \(key) -keyout ca-key.pem -out ca-cert.pem -subj /CN=authority -addext basicConstraints=critical,CA:TRUE -days 2 &&
             openssl req \(key) -keyout server-key.pem -out server.csr -subj /CN=localhost -addext subjectAltName=DNS:localhost,IP:127.0.0.1 &&
             openssl x509 -req -in server.csr -CA ca-cert.pem -CAkey ca-key.pem -CAcreateserial -copy_extensions copy -out server-cert.pem -days 2
             """
