@@ -24,7 +24,7 @@ let package = Package(
         // The rooms, lowest first: each may import those above it in this list.
         room("LinuxSystem", ["CLinux"]),
         room("GuestMemory", ["CLinux", "LinuxSystem"]),
-        room("Hypervisor", ["GuestMemory"]),
+        room("Hypervisor", ["GuestMemory", "LinuxSystem"]),
         .target(name: "X86", dependencies: ["CX86"], exclude: ["README.md"], cSettings: linux, swiftSettings: settings),
         room("SoftwareEngine", ["X86", "Hypervisor", "GuestMemory", "LinuxSystem"]),
         room("KVMEngine", ["CLinux", "Hypervisor", "GuestMemory", "LinuxSystem"]),

@@ -81,6 +81,8 @@ package struct VCPUState: Equatable, Sendable, Codable {
     package var ymmHigh = [UInt8](repeating: 0, count: 256)
     package var xcr0: UInt64 = 1
     package var cpl: UInt8 = 0
+    /// The next instruction runs before any interrupt: the one before was STI or loaded SS.
+    package var interruptShadow: Bool?
     package init() {}
 }
 
@@ -157,8 +159,8 @@ package protocol InterruptController: AnyObject, Sendable {
     func stop()
     /// By processor, and the I/O controller. Only while no processor runs.
     func makeImages() -> ([LocalAPICImage], IOAPICImage)
-    /// - Parameter clockBase: of the controller's clock from now on.
-    func restore(_ local: [LocalAPICImage], _ io: IOAPICImage, clockBase: UInt64)
+    /// With the guest's clock already what it is to be.
+    func restore(_ local: [LocalAPICImage], _ io: IOAPICImage)
 }
 
 package enum InterruptEvent: Sendable {

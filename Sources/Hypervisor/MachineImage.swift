@@ -38,15 +38,18 @@ package struct ProcessorImage: Equatable, Sendable, Codable {
     package var state: VCPUState
     package var apic: LocalAPICImage
     package var activity: Activity
-    /// Further model-specific registers: PAT, the paravirtual clock's, by number.
+    /// Further model-specific registers: PAT, the paravirtual clock's, by their number in hexadecimal.
     package var registers: [String: UInt64]
+    /// What CPUID shows there; nil in states of early versions.
+    package var identity: [CPUIDLeaf]?
     /// What only the engine that made it understands.
     package var engineState: [UInt8]
-    package init(state: VCPUState, apic: LocalAPICImage, activity: Activity, registers: [String: UInt64], engineState: [UInt8] = []) {
+    package init(state: VCPUState, apic: LocalAPICImage, activity: Activity, registers: [String: UInt64], identity: [CPUIDLeaf], engineState: [UInt8] = []) {
         self.state = state
         self.apic = apic
         self.activity = activity
         self.registers = registers
+        self.identity = identity
         self.engineState = engineState
     }
 }
@@ -62,13 +65,15 @@ package struct MachineImage: Equatable, Sendable, Codable {
     /// The guest's time stamp counter, and its frequency in kHz.
     package var timeStampCounter: UInt64
     package var timeStampFrequency: UInt64
+    /// The paravirtual clock, in nanoseconds; nil in states of early versions.
+    package var systemTime: UInt64?
     /// Host time of the moment, in nanoseconds since 1970.
     package var savedAt: UInt64
     /// What only the engine that made it understands.
     package var engineState: [UInt8]
     package init(
         engine: String, features: [String], processors: [ProcessorImage], ioapic: IOAPICImage, timeStampCounter: UInt64, timeStampFrequency: UInt64,
-        savedAt: UInt64, engineState: [UInt8] = []
+        systemTime: UInt64, savedAt: UInt64, engineState: [UInt8] = []
     ) {
         self.engine = engine
         self.features = features
@@ -76,7 +81,17 @@ package struct MachineImage: Equatable, Sendable, Codable {
         self.ioapic = ioapic
         self.timeStampCounter = timeStampCounter
         self.timeStampFrequency = timeStampFrequency
+        self.systemTime = systemTime
         self.savedAt = savedAt
         self.engineState = engineState
     }
+}
+
+extension MachineImage {
+    /// How long ago it was made, in nanoseconds of the host's clock; none if that was set back.
+    package func age(at now: UInt64) -> UInt64 { now > savedAt ? now - savedAt : 0 }
+}
+extension ProcessorImage {
+    /// The value of a model-specific register.
+    package func register(_ number: UInt32) -> UInt64? { registers[String(number, radix: 16)] }
 }

@@ -38,6 +38,16 @@ package struct KVMEngine: HypervisorEngine {
         sigaction(clinux_sigrtmin(), &action, nil)
     }()
 
+    /// Of the guests' time stamp counters where KVM does not scale them, in kHz; nil where there is no KVM to ask.
+    package static func timeStampFrequency() -> UInt64? {
+        guard let engine = try? KVMEngine(), let vm = try? engine.system.call(KVMRequest.createVM, 0, "create a KVM machine") else { return nil }
+        let machine = KVMDescriptor(Int32(vm))
+        guard let vcpu = try? machine.call(KVMRequest.createVCPU, 0, "create processor 0") else { return nil }
+        let processor = KVMDescriptor(Int32(vcpu))
+        let frequency = clinux_ioctl(processor.fd, KVMStructure.getFrequency, 0)
+        return frequency > 0 ? UInt64(frequency) : nil
+    }
+
     package var name: String { "kvm" }
     package var maximumVCPUCount: Int { 64 }
 

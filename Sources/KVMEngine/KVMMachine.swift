@@ -9,8 +9,10 @@ final class KVMMachine: HypervisorMachine, @unchecked Sendable {  // descriptors
     let vm: KVMDescriptor
     private let memory: GuestMemory
     let processors: [KVMVCPU]
-    /// What CPUID shows, word by word: a state fits where this is the same.
+    /// What CPUID shows, word by word: a state of an early version fits where this is the same.
     let features: [String]
+    /// What KVM on this host can show, by name: a state that has no more than this fits.
+    let offered: Set<String>
     private let routes: KVMInterruptRoutes
     var vcpus: [any VirtualCPU] { processors }
 
@@ -32,9 +34,10 @@ final class KVMMachine: HypervisorMachine, @unchecked Sendable {  // descriptors
         let mapSize = try system.call(KVMRequest.getVCPUMapSize, 0, "ask for the size of KVM's run area")
         let cpuid = try KVMProcessorIdentity(system: system, baseline: baseline)
         features = cpuid.words
+        offered = cpuid.offered
         var made: [KVMVCPU] = []
         for index in 0..<vcpuCount {
-            made.append(try KVMVCPU(index: index, count: vcpuCount, vm: vm, mapSize: mapSize, cpuid: cpuid, bus: bus))
+            made.append(try KVMVCPU(index: index, vm: vm, mapSize: mapSize, identity: cpuid.leaves(index: index, count: vcpuCount), bus: bus))
         }
         processors = made
     }

@@ -10,6 +10,8 @@ final class KVMVCPU: VirtualCPU, @unchecked Sendable {  // `run` area and regist
     let fd: KVMDescriptor
     private let area: UnsafeMutablePointer<kvm_run>
     private let mapSize: Int
+    /// What CPUID shows. Changed only before it runs.
+    private(set) var identity: [CPUIDLeaf]
     private unowned let bus: any AccessBus
     private struct Kick {
         var cancelled = false
@@ -17,15 +19,16 @@ final class KVMVCPU: VirtualCPU, @unchecked Sendable {  // `run` area and regist
     }
     private let kick = Mutex(Kick())
 
-    init(index: Int, count: Int, vm: KVMDescriptor, mapSize: Int, cpuid: KVMProcessorIdentity, bus: any AccessBus) throws {
+    init(index: Int, vm: KVMDescriptor, mapSize: Int, identity: [CPUIDLeaf], bus: any AccessBus) throws {
         self.index = index
         self.bus = bus
         self.mapSize = mapSize
+        self.identity = identity
         fd = KVMDescriptor(Int32(try vm.call(KVMRequest.createVCPU, UInt(index), "create processor \(index)")))
         let map = mmap(nil, mapSize, PROT_READ | PROT_WRITE, MAP_SHARED, fd.fd, 0)
         guard let map, map != MAP_FAILED else { throw SystemError("map processor \(index)") }
         area = map.assumingMemoryBound(to: kvm_run.self)
-        try cpuid.apply(to: fd, index: index, count: count)
+        try KVMProcessorIdentity.show(identity, on: fd)
         setInitialMSRs()
     }
     deinit { munmap(area, mapSize) }
@@ -120,66 +123,20 @@ final class KVMVCPU: VirtualCPU, @unchecked Sendable {  // `run` area and regist
 
     // MARK: state
 
+    /// Before it runs.
+    func show(_ leaves: [CPUIDLeaf]) throws {
+        try KVMProcessorIdentity.show(leaves, on: fd)
+        identity = leaves
+    }
+
     func setState(_ state: VCPUState) throws {
         var special = kvm_sregs()
         try fd.exchange(KVMRequest.getSpecialRegisters, &special, "read processor \(index)")
-        special.cr0 = state.cr0
-        special.cr3 = state.cr3
-        special.cr4 = state.cr4
-        special.efer = state.efer
-        if state.segments.count == 6 {
-            special.es = Self.segment(state.segments[0])
-            special.cs = Self.segment(state.segments[1])
-            special.ss = Self.segment(state.segments[2])
-            special.ds = Self.segment(state.segments[3])
-            special.fs = Self.segment(state.segments[4])
-            special.gs = Self.segment(state.segments[5])
-        }
-        special.tr = Self.segment(state.tr)
-        special.ldt = Self.segment(state.ldtr)
-        special.gdt.base = state.gdtBase
-        special.gdt.limit = UInt16(truncatingIfNeeded: state.gdtLimit)
-        special.idt.base = state.idtBase
-        special.idt.limit = UInt16(truncatingIfNeeded: state.idtLimit)
+        special.set(state)
         try fd.exchange(KVMRequest.setSpecialRegisters, &special, "set up processor \(index)")
         var registers = kvm_regs()
-        let g = state.gpr
-        (registers.rax, registers.rcx, registers.rdx, registers.rbx) = (g[0], g[1], g[2], g[3])
-        (registers.rsp, registers.rbp, registers.rsi, registers.rdi) = (g[4], g[5], g[6], g[7])
-        (registers.r8, registers.r9, registers.r10, registers.r11) = (g[8], g[9], g[10], g[11])
-        (registers.r12, registers.r13, registers.r14, registers.r15) = (g[12], g[13], g[14], g[15])
-        registers.rip = state.rip
-        registers.rflags = state.rflags
+        registers.set(state)
         try fd.exchange(KVMRequest.setRegisters, &registers, "set up processor \(index)")
     }
-    func getState() throws -> VCPUState {
-        var registers = kvm_regs()
-        var special = kvm_sregs()
-        try fd.exchange(KVMRequest.getRegisters, &registers, "read processor \(index)")
-        try fd.exchange(KVMRequest.getSpecialRegisters, &special, "read processor \(index)")
-        var state = VCPUState()
-        state.gpr = [
-            registers.rax, registers.rcx, registers.rdx, registers.rbx, registers.rsp, registers.rbp, registers.rsi, registers.rdi, registers.r8,
-            registers.r9, registers.r10, registers.r11, registers.r12, registers.r13, registers.r14, registers.r15,
-        ]
-        state.rip = registers.rip
-        state.rflags = registers.rflags
-        (state.cr0, state.cr3, state.cr4, state.efer) = (special.cr0, special.cr3, special.cr4, special.efer)
-        return state
-    }
-    private static func segment(_ s: SegmentState) -> kvm_segment {
-        var out = kvm_segment()
-        out.base = s.base
-        out.limit = s.limit
-        out.selector = s.selector
-        out.type = UInt8(s.attributes & 15)
-        out.s = UInt8(s.attributes >> 4 & 1)
-        out.dpl = UInt8(s.attributes >> 5 & 3)
-        out.present = UInt8(s.attributes >> 7 & 1)
-        out.avl = UInt8(s.attributes >> 8 & 1)
-        out.l = UInt8(s.attributes >> 9 & 1)
-        out.db = UInt8(s.attributes >> 10 & 1)
-        out.g = UInt8(s.attributes >> 11 & 1)
-        return out
-    }
+    func getState() throws -> VCPUState { try makeImage().state }
 }

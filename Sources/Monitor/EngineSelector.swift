@@ -1,6 +1,7 @@
 import Glibc
 import Hypervisor
 import KVMEngine
+import LinuxSystem
 import PlatformDevices
 import SoftwareEngine
 
@@ -10,7 +11,12 @@ package enum EngineSelector {
         package let engine: any HypervisorEngine
         package let reason: String
     }
-    package static let software: any HypervisorEngine = SoftwareEngine { try SoftwareInterruptController(cpuCount: $0, clockBase: $1) }
+    package static let software: any HypervisorEngine = {
+        HostTimeStamp.begin()
+        return SoftwareEngine(frequency: { timeStampFrequency }) { try SoftwareInterruptController(cpuCount: $0, clock: $1) }
+    }()
+    /// The host's own where that is known, so that a saved state can go on under a KVM that cannot scale.
+    private static let timeStampFrequency: UInt64 = KVMEngine.timeStampFrequency() ?? HostTimeStamp.frequency ?? 1_000_000
 
     /// KVM if it passes its self-test, else the software engine with the reason.
     package static let automatic: Choice = {

@@ -1,3 +1,4 @@
+import Hypervisor
 import X86
 
 /// What CPUID answers: x86-64-v1 with SSE3 and CMPXCHG16B and what the baseline adds, by the name of a processor that no speculation bug affects, so
@@ -6,8 +7,18 @@ struct ProcessorIdentity: Sendable {
     let index: UInt32
     let count: UInt32
     let features: X86Features
+    /// Of the time stamp counter, in kHz.
+    let frequency: UInt64
 
-    func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {
+    /// All that is not zero.
+    var leaves: [CPUIDLeaf] {
+        let numbers: [(leaf: UInt32, subleaves: UInt32)] =
+            [(0, 1), (1, 1), (2, 1), (4, 3), (6, 1), (7, 1), (0xB, 3), (0xD, 3), (0x15, 1), (0x16, 1), (0x4000_0000, 1), (0x4000_0001, 1)]
+            + (0x8000_0000...0x8000_0008).map { ($0, 1) }
+        return numbers.flatMap { number in (0..<number.subleaves).map { CPUIDLeaf(number.leaf, $0, cpuid(number.leaf, $0)) } }.filter { $0.values != (0, 0, 0, 0) }
+    }
+
+    private func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {
         switch leaf {
         case 0: return (0x16, 0x756E_6547, 0x6C65_746E, 0x4965_6E69)  // GenuineIntel
         case 1:
@@ -32,8 +43,9 @@ struct ProcessorIdentity: Sendable {
             default: return (0, 0, subleaf, index)
             }
         case 0xD where features.contains(.avx): return extendedState(subleaf)
-        case 0x15: return (1, 1, 1_000_000_000, 0)  // TSC = crystal = 1 GHz
-        case 0x16: return (1000, 1000, 100, 0)
+        // The counter's frequency as a multiple of the crystal's, in Hz: as much as fits.
+        case 0x15: return frequency < 4_000_000 ? (1, 1, UInt32(frequency) * 1000, 0) : (1, 32, UInt32(truncatingIfNeeded: frequency * 1000 / 32), 0)
+        case 0x16: return (UInt32(frequency / 1000), UInt32(frequency / 1000), 100, 0)
         case 0x4000_0000: return (0x4000_0001, 0x4B4D_564B, 0x564B_4D56, 0x0000_004D)  // KVMKVMKVM
         case 0x4000_0001: return (1 << 1 | 1 << 3 | 1 << 24, 0, 0, 0)  // NOP_IO_DELAY, CLOCKSOURCE2, STABLE
         case 0x8000_0000: return (0x8000_0008, 0, 0, 0)

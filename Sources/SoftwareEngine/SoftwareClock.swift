@@ -1,48 +1,47 @@
 import GuestMemory
+import Hypervisor
 import LinuxSystem
-import Synchronization
 
-/// The guest's time: a TSC of 1 GHz that is CLOCK_MONOTONIC since the machine was made, the same on every vCPU, and the KVM
-/// paravirtual clock that tells the guest so. Linux Documentation/virt/kvm/x86/msr.rst, cpuid.rst.
+/// The KVM paravirtual clock, which tells the guest how its time stamp counter, the same on every vCPU, makes nanoseconds.
+/// Linux Documentation/virt/kvm/x86/msr.rst, cpuid.rst.
 final class SoftwareClock: Sendable {
     private let memory: GuestMemory
-    private let origin: Atomic<UInt64>
-    /// CLOCK_MONOTONIC at which the TSC is zero. Set before any processor runs.
-    var base: UInt64 {
-        get { origin.load(ordering: .relaxed) }
-        set { origin.store(newValue, ordering: .relaxed) }
-    }
+    let guest: GuestClock
 
-    init(memory: GuestMemory, base: UInt64) {
+    init(memory: GuestMemory, guest: GuestClock) {
         self.memory = memory
-        origin = Atomic(base)
+        self.guest = guest
     }
-    var timeStampCounter: UInt64 { monotonicNanoseconds() &- base }
-    static let frequencyInKHz: UInt64 = 1_000_000
 
     /// `pvclock_wall_clock`: version, seconds, nanoseconds of the moment system time was zero.
     func writeWallClock(at address: UInt64) {
-        let boot = realtimeNanoseconds() &- timeStampCounter
+        let boot = realtimeNanoseconds() &- guest.systemTime
         try? memory.store(UInt32(1), at: address)
         try? memory.store(UInt32(truncatingIfNeeded: boot / 1_000_000_000), at: address &+ 4)
         try? memory.store(UInt32(truncatingIfNeeded: boot % 1_000_000_000), at: address &+ 8)
         try? memory.store(UInt32(2), at: address)
     }
 
-    /// `pvclock_vcpu_time_info`: system time = (tsc - 0) * 1, for good, since the TSC counts nanoseconds.
-    func writeSystemTime(at address: UInt64) {
-        try? memory.store(UInt32(1), at: address)
-        try? memory.store(UInt64(0), at: address &+ 8)
-        try? memory.store(UInt64(0), at: address &+ 16)
-        try? memory.store(UInt32(0x8000_0000), at: address &+ 24)
-        try? memory.store(UInt8(1), at: address &+ 28)  // shift
-        try? memory.store(UInt8(1), at: address &+ 29)  // PVCLOCK_TSC_STABLE_BIT
-        try? memory.store(UInt32(2), at: address)
+    /// `pvclock_vcpu_time_info`: system time = start + (tsc - tsc at start) * 2^shift * multiplier / 2^32, for good.
+    /// - Parameter afterStop: tells the guest that it did not run for a while, so that its watchdogs do not bark.
+    func writeSystemTime(at address: UInt64, afterStop: Bool = false) {
+        let version = ((try? memory.load(address) as UInt32) ?? 0) & ~1
+        let clock = guest.timeStamp
+        let (multiplier, shift) = Self.factor(clock.frequency)
+        try? memory.store(version &+ 1, at: address)
+        try? memory.store(clock.start, at: address &+ 8)
+        try? memory.store(guest.systemTimeAtStart, at: address &+ 16)
+        try? memory.store(multiplier, at: address &+ 24)
+        try? memory.store(UInt8(bitPattern: shift), at: address &+ 28)
+        try? memory.store(UInt8(afterStop ? 3 : 1), at: address &+ 29)  // PVCLOCK_TSC_STABLE_BIT, PVCLOCK_GUEST_STOPPED
+        try? memory.store(version &+ 2, at: address)
     }
 
-    /// Tells the guest that it did not run for a while, so that its watchdogs do not bark (PVCLOCK_GUEST_STOPPED).
-    func noteStop(at address: UInt64) {
-        guard let flags: UInt8 = try? memory.load(address &+ 29) else { return }
-        try? memory.store(flags | 2, at: address &+ 29)
+    /// Nanoseconds a tick as 2^shift * multiplier / 2^32, with the multiplier's highest bit set.
+    static func factor(_ frequency: UInt64) -> (multiplier: UInt32, shift: Int8) {
+        let ratio = (1_000_000 << 32) / frequency
+        let shift = 32 - ratio.leadingZeroBitCount
+        let multiplier = shift >= 0 ? ratio >> UInt64(shift) : (1_000_000 << UInt64(32 - shift)) / frequency
+        return (UInt32(truncatingIfNeeded: multiplier), Int8(shift))
     }
 }

@@ -5,11 +5,18 @@ import X86
 
 /// Virtual machines on our own x86-64 processor: works wherever the process runs.
 package struct SoftwareEngine: HypervisorEngine {
-    private let makeInterruptController: @Sendable (_ cpuCount: Int, _ clockBase: UInt64) throws -> any InterruptController
+    private let makeInterruptController: @Sendable (_ cpuCount: Int, _ clock: GuestClock) throws -> any InterruptController
+    private let frequency: @Sendable () -> UInt64
 
-    /// - Parameter makeInterruptController: the machine's local and I/O interrupt controllers, made for each machine; they
-    ///   live in a room above this one.
-    package init(_ makeInterruptController: @escaping @Sendable (_ cpuCount: Int, _ clockBase: UInt64) throws -> any InterruptController) {
+    /// - Parameters:
+    ///   - frequency: of new machines' time stamp counters, in kHz.
+    ///   - makeInterruptController: the machine's local and I/O interrupt controllers, made for each machine; they live in a room
+    ///     above this one.
+    package init(
+        frequency: @escaping @Sendable () -> UInt64,
+        _ makeInterruptController: @escaping @Sendable (_ cpuCount: Int, _ clock: GuestClock) throws -> any InterruptController
+    ) {
+        self.frequency = frequency
         self.makeInterruptController = makeInterruptController
     }
     package var name: String { "software" }
@@ -29,10 +36,10 @@ package struct SoftwareEngine: HypervisorEngine {
     package var maximumVCPUCount: Int { 8 }
 
     package func makeMachine(memory: GuestMemory, vcpuCount: Int, baseline: ProcessorBaseline, bus: any AccessBus) throws -> any HypervisorMachine {
-        let clockBase = monotonicNanoseconds()
+        let clock = GuestClock(frequency: frequency)
         return SoftwareMachine(
-            memory: memory, vcpuCount: vcpuCount, features: try features(of: baseline), bus: bus, interrupts: try makeInterruptController(vcpuCount, clockBase),
-            clockBase: clockBase)
+            memory: memory, vcpuCount: vcpuCount, features: try features(of: baseline), bus: bus, interrupts: try makeInterruptController(vcpuCount, clock),
+            clock: clock)
     }
 }
 
@@ -42,12 +49,12 @@ final class SoftwareMachine: HypervisorMachine {
     private let clock: SoftwareClock
     private let features: X86Features
 
-    init(memory: GuestMemory, vcpuCount: Int, features: X86Features, bus: any AccessBus, interrupts: any InterruptController, clockBase: UInt64) {
+    init(memory: GuestMemory, vcpuCount: Int, features: X86Features, bus: any AccessBus, interrupts: any InterruptController, clock: GuestClock) {
         let physical = PhysicalMemory(regions: memory.regions.map { ($0.base, $0.size, $0.host) })
         memory.deviceWriteObserver = { address, count in physical.noteDeviceWrite(address, count) }
         self.interrupts = interrupts
         self.features = features
-        let clock = SoftwareClock(memory: memory, base: clockBase)
+        let clock = SoftwareClock(memory: memory, guest: clock)
         self.clock = clock
         processors = (0..<vcpuCount).map {
             SoftwareVCPU(index: $0, count: vcpuCount, features: features, physical: physical, bus: bus, interrupts: interrupts, clock: clock)
@@ -64,22 +71,37 @@ final class SoftwareMachine: HypervisorMachine {
 
     func makeImage() -> MachineImage {
         let (local, io) = interrupts.makeImages()
+        let time = clock.guest
         return MachineImage(
             engine: "software", features: features.names, processors: zip(processors, local).map { $0.makeImage($1) }, ioapic: io,
-            timeStampCounter: clock.timeStampCounter, timeStampFrequency: SoftwareClock.frequencyInKHz, savedAt: realtimeNanoseconds())
+            timeStampCounter: time.counter, timeStampFrequency: time.timeStamp.frequency, systemTime: time.systemTime, savedAt: realtimeNanoseconds())
     }
     func restore(_ image: MachineImage) throws {
-        guard image.engine == "software" else { throw EngineError("The state is one of the \(image.engine) engine; this machine runs on the software engine.") }
-        let missing = Set(image.features).subtracting(features.names)
-        guard missing.isEmpty else { throw EngineError("The processor of this machine lacks \(missing.sorted().joined(separator: ", ")), which the saved one has.") }
-        guard image.processors.count == processors.count, image.timeStampFrequency == SoftwareClock.frequencyInKHz else {
+        let features = try features(for: image)
+        guard image.processors.count == processors.count, TimeStampClock.frequencies.contains(image.timeStampFrequency) else {
             throw EngineError("The processors of the state are not those of this machine.")
         }
         // As if the guest had been asleep.
-        let now = realtimeNanoseconds()
-        let slept = now > image.savedAt ? now - image.savedAt : 0
-        clock.base = monotonicNanoseconds() &- image.timeStampCounter &- slept
-        interrupts.restore(image.processors.map(\.apic), image.ioapic, clockBase: clock.base)
-        for (processor, saved) in zip(processors, image.processors) { processor.restore(saved) }
+        let slept = image.age(at: realtimeNanoseconds())
+        let sleptTicks = TimeStampClock(origin: 0, start: 0, frequency: image.timeStampFrequency).ticks(in: slept)
+        clock.guest.goOn(
+            from: image.timeStampCounter &+ sleptTicks, systemTime: (image.systemTime ?? image.timeStampCounter) &+ slept, frequency: image.timeStampFrequency)
+        interrupts.restore(image.processors.map(\.apic), image.ioapic)
+        for (processor, saved) in zip(processors, image.processors) { processor.restore(saved, features: features) }
+    }
+    /// What the cores are to have for the machine that `image` shows; throws what is missing.
+    private func features(for image: MachineImage) throws -> X86Features {
+        guard let identity = image.processors.first?.identity, !identity.isEmpty else {
+            let missing = Set(image.features).subtracting(features.names)
+            guard image.engine == "software", missing.isEmpty else {
+                throw EngineError("The state is one of the \(image.engine) engine, by an early version; this machine runs on the software engine.")
+            }
+            return features
+        }
+        let own = ProcessorIdentity(index: 0, count: 1, features: .host, frequency: image.timeStampFrequency).leaves
+        let offered = ProcessorFeatures.names(in: own).union(ProcessorFeatures.speculationControls)
+        if let objection = ProcessorFeatures.objection(to: identity, offered: offered, by: "the software engine") { throw EngineError(objection) }
+        let shown = ProcessorFeatures.names(in: identity)
+        return X86Features(names: shown)
     }
 }

@@ -8,12 +8,16 @@ import X86
 final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
     // The core and `paravirtual…` belong to the running thread; `signals` is locked.
     let index: Int
+    private let count: Int
     private var core: X86Core!
     private unowned let bus: any AccessBus  // the board owns the machine that owns this
     private let interrupts: any InterruptController
     private let clock: SoftwareClock
-    private let identity: ProcessorIdentity
+    /// What CPUID answers.
+    private var identity: [CPUIDLeaf]
     private var pat: UInt64 = 0x0007_0406_0007_0406
+    /// What else a guest wrote that does nothing here, by number: how speculation is to be held back.
+    private var inertRegisters: [UInt32: UInt64] = [:]
     private var halted = false
     /// Where the paravirtual clock is, as the guest wrote it: bit 0 says whether it is on.
     private var systemTime: UInt64 = 0
@@ -34,14 +38,14 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
         index: Int, count: Int, features: X86Features, physical: PhysicalMemory, bus: any AccessBus, interrupts: any InterruptController, clock: SoftwareClock
     ) {
         self.index = index
+        self.count = count
         self.bus = bus
         self.interrupts = interrupts
         self.clock = clock
-        identity = ProcessorIdentity(index: UInt32(index), count: UInt32(count), features: features)
+        identity = []
         signals = Mutex(Signals(waitingForStartup: index != 0))
         wake = try? EventFD()
         core = X86Core(memory: physical, environment: self)
-        core.timeStampBase = clock.base
         core.features = features
         ProcessorTrace.attach(to: core, index: index)
         interrupts.connect(index) { [weak self] event in self?.receive(event) }
@@ -72,6 +76,9 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
     }
 
     func run() -> VCPUExit {
+        let time = clock.guest.timeStamp
+        core.setTimeStamp(origin: time.origin, start: time.start, scale: time.scale)
+        if identity.isEmpty { identity = ownIdentity(time.frequency) }
         while true {
             let (cancelled, waiting, initialize) = signals.withLock { state in
                 defer {
@@ -125,16 +132,25 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
     /// Only while `run` is not.
     func makeImage(_ apic: LocalAPICImage) -> ProcessorImage {
         let waiting = signals.withLock { $0.waitingForStartup && $0.startupPage == nil }
+        if identity.isEmpty { identity = ownIdentity(clock.guest.timeStamp.frequency) }
+        var registers = [Register.pat: pat, Register.systemTime: systemTime]
+        registers.merge(inertRegisters) { own, _ in own }
         return ProcessorImage(
             state: getState(), apic: apic, activity: waiting ? .waitingForStartup : halted ? .halted : .running,
-            registers: ["pat": pat, "systemTime": systemTime])
+            registers: Dictionary(uniqueKeysWithValues: registers.map { (String($0.key, radix: 16), $0.value) }), identity: identity)
     }
-    func restore(_ image: ProcessorImage) {
+    func restore(_ image: ProcessorImage, features: X86Features) {
         setState(image.state)
-        core.timeStampBase = clock.base
-        pat = image.registers["pat"] ?? pat
-        systemTime = image.registers["systemTime"] ?? 0
-        if systemTime & 1 != 0 { clock.noteStop(at: systemTime & ~1) }
+        if let saved = image.identity, !saved.isEmpty {
+            identity = saved
+            core.features = features
+            core.hasCompatibilitySyscall = saved.first { $0.leaf == 0 }?.ebx == 0x6874_7541  // "Auth" of AuthenticAMD
+        }
+        // Early versions had names.
+        pat = image.register(Register.pat) ?? image.registers["pat"] ?? pat
+        systemTime = image.register(Register.systemTime) ?? image.registers["systemTime"] ?? 0
+        for number in Register.inert { inertRegisters[number] = image.register(number) }
+        if systemTime & 1 != 0 { clock.writeSystemTime(at: systemTime & ~1, afterStop: true) }
         halted = image.activity == .halted
         signals.withLock {
             $0.waitingForStartup = image.activity == .waitingForStartup
@@ -161,7 +177,22 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
         get { interrupts.taskPriority(index) }
         set { interrupts.setTaskPriority(index, newValue) }
     }
-    func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) { identity.cpuid(leaf, subleaf) }
+    func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {
+        identity.first { $0.answers(leaf, subleaf) }?.values ?? (0, 0, 0, 0)
+    }
+    private func ownIdentity(_ frequency: UInt64) -> [CPUIDLeaf] {
+        ProcessorIdentity(index: UInt32(index), count: UInt32(count), features: core.features, frequency: frequency).leaves
+    }
+
+    private enum Register {
+        static let pat: UInt32 = 0x277
+        static let systemTime: UInt32 = 0x4B56_4D01
+        static let architecturalCapabilities: UInt32 = 0x10A
+        /// SPEC_CTRL, ARCH_CAPABILITIES, VIRT_SPEC_CTRL, DE_CFG.
+        static let inert: [UInt32] = [0x48, architecturalCapabilities, 0xC001_011F, 0xC001_1029]
+        /// PRED_CMD, FLUSH_CMD: commands to forget.
+        static let commands: Set<UInt32> = [0x49, 0x10B]
+    }
 
     func readMSR(_ msr: UInt32) -> UInt64? {
         if let value = interrupts.readMSR(index, msr) { return value }
@@ -170,7 +201,7 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
         case 0x8B, 0x17, 0xCE, 0x1D9, 0x3B, 0x79: return 0
         case 0x1A0: return 1  // fast strings
         case 0x4B56_4D00, 0x4B56_4D01: return 0
-        default: return nil
+        default: return inertRegisters[msr]
         }
     }
     func writeMSR(_ msr: UInt32, _ value: UInt64) -> Bool {
@@ -182,7 +213,11 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
         case 0x4B56_4D01, 0x12:
             systemTime = value
             if value & 1 != 0 { clock.writeSystemTime(at: value & ~1) }
-        default: return false
+        case let number where Register.commands.contains(number): return !inertRegisters.isEmpty
+        default:
+            // Only a machine that came from elsewhere has them.
+            guard inertRegisters[msr] != nil, msr != Register.architecturalCapabilities else { return false }
+            inertRegisters[msr] = value
         }
         return true
     }

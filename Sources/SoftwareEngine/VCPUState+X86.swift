@@ -28,6 +28,7 @@ extension X86State {
         (sysenterCS, sysenterESP, sysenterEIP) = (value.sysenterCS, value.sysenterESP, value.sysenterEIP)
         (mxcsr, xcr0, cpl) = (value.mxcsr, value.xcr0, value.cpl)
         x87Control = value.x87Control
+        interruptShadow = value.interruptShadow ?? false
     }
 }
 extension VCPUState {
@@ -42,5 +43,6 @@ extension VCPUState {
         (sysenterCS, sysenterESP, sysenterEIP) = (state.sysenterCS, state.sysenterESP, state.sysenterEIP)
         (mxcsr, xcr0, cpl) = (state.mxcsr, state.xcr0, state.cpl)
         x87Control = state.x87Control
+        interruptShadow = state.interruptShadow
     }
 }

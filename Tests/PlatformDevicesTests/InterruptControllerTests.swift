@@ -18,8 +18,8 @@ import Testing
     private static let base: UInt64 = 0xFEE0_0000
     private static let io: UInt64 = 0xFEC0_0000
 
-    private func make(cpus: Int = 2) throws -> (SoftwareInterruptController, Log) {
-        let controller = try SoftwareInterruptController(cpuCount: cpus, clockBase: 0)
+    private func make(cpus: Int = 2, clock: GuestClock = GuestClock { 1_000_000 }) throws -> (SoftwareInterruptController, Log) {
+        let controller = try SoftwareInterruptController(cpuCount: cpus, clock: clock)
         let log = Log()
         for cpu in 0..<cpus {
             controller.connect(cpu) { event in
@@ -95,8 +95,9 @@ import Testing
         #expect(controller.acknowledge(1) == 0x77)
         #expect(!controller.writeMSR(1, 0x1B, 0x400))
     }
-    @Test func timersFireInTheirModes() throws {
-        let (controller, _) = try make()
+    @Test(arguments: [1_000_000, 2_496_321]) func timersFireInTheirModes(frequency: UInt64) throws {
+        let clock = GuestClock { frequency }
+        let (controller, _) = try make(clock: clock)
         defer { controller.stop() }
         func wait(_ cpu: Int) -> UInt8? {
             for _ in 0..<2000 {
@@ -117,8 +118,10 @@ import Testing
         for _ in 0..<3 { #expect(wait(0) == 0x71) }
         _ = controller.memoryWrite(0, Self.base + 0x380, 0)
         _ = controller.memoryWrite(1, Self.base + 0x320, 0x4_0072)
-        #expect(controller.writeMSR(1, 0x6E0, monotonicNanoseconds() + 1_000_000))
+        let deadline = clock.counter + 2 * frequency
+        #expect(controller.writeMSR(1, 0x6E0, deadline))
         #expect(wait(1) == 0x72)
+        #expect(clock.counter >= deadline && clock.counter < deadline + 1000 * frequency)
         #expect(controller.readMSR(1, 0x6E0) == 0)
     }
     @Test func ioapicEdgeAndLevelLines() throws {

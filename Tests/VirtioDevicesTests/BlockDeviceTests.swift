@@ -2,6 +2,7 @@ import CAllocationCounter
 import DiskStorage
 import Foundation
 import GuestMemory
+import Hypervisor
 import LinuxSystem
 import PlatformDevices
 import Testing
@@ -116,7 +117,7 @@ import VirtioDevices
     /// Popping, reading or writing, completing, MSI-X and the software interrupt controller: nothing of it allocates.
     @Test func requestsAllocateNothingInSteadyState() throws {
         try withDevice { driver, _ in
-            let controller = try SoftwareInterruptController(cpuCount: 2, clockBase: 0)
+            let controller = try SoftwareInterruptController(cpuCount: 2, clock: GuestClock { 1_000_000 })
             defer { controller.stop() }
             controller.connect(0) { _ in }
             _ = controller.memoryWrite(0, 0xFEE0_00F0, 0x1FF)

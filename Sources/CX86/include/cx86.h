@@ -116,11 +116,14 @@ typedef struct x86_cpu {
   uint64_t xcr0;
   uint64_t host_stack;   // the host's stack pointer while translated code runs
   uint64_t return_stack; // translated code's own stack, see ReturnStack.swift
-  uint64_t tsc_base;     // the time stamp counter is CLOCK_MONOTONIC in nanoseconds less this
+  uint64_t tsc_origin;   // the time stamp counter was tsc_start when CLOCK_MONOTONIC was this many nanoseconds,
+  uint64_t tsc_start;
+  uint64_t tsc_scale;    // and has this many ticks a nanosecond, times 2^32
   uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
   x86_base_cache base_cache[2 * X86_BASE_CACHES]; // see BaseCache in SegmentMemory.swift
   uint64_t t1_delta[2];  // host less guest address in the windows of the running segment
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
+  uint64_t pad10[6];     // up to the alignment of what follows
   uint8_t xmm[512];      // 16 registers of 32 bytes
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
   uint8_t fxarea[512];  // FXSAVE image

@@ -89,7 +89,7 @@ struct LocalAPICState: Equatable, Sendable {
     var lvtError: UInt32 = 1 << 16
     var initialCount: UInt32 = 0
     var divide: UInt32 = 0
-    /// When the running timer fires, in nanoseconds of the controller's clock; nil when it is not running.
+    /// When the running timer fires, in nanoseconds of CLOCK_MONOTONIC; nil when it is not running.
     var deadline: UInt64?
     var timerStart: UInt64 = 0
     var tscDeadline: UInt64 = 0

@@ -3,8 +3,8 @@ import Hypervisor
 extension LocalAPICState {
     /// - Parameters:
     ///   - id: of this processor, whatever the image says.
-    ///   - now: nanoseconds of the controller's clock.
-    init(_ image: LocalAPICImage, id: UInt32, now: UInt64) {
+    ///   - now: nanoseconds of CLOCK_MONOTONIC.
+    init(_ image: LocalAPICImage, id: UInt32, now: UInt64, clock: TimeStampClock) {
         self.init(id: id)
         func register(_ offset: LocalAPICRegister) -> UInt32 {
             let index = Int(offset.rawValue >> 4)
@@ -33,7 +33,7 @@ extension LocalAPICState {
         }
         if timerMode == 2 {
             tscDeadline = image.timeStampDeadline
-            deadline = tscDeadline == 0 ? nil : tscDeadline
+            deadline = tscDeadline == 0 ? nil : clock.nanoseconds(when: tscDeadline)
         } else {
             timerStart = now
             deadline = image.timerRemaining.map { now &+ $0 }

@@ -5,7 +5,8 @@ import Glibc
 
 /// Local APICs and an I/O APIC in software, with the thread that fires their timers. Any thread.
 ///
-/// The clock of timers and TSC deadlines is CLOCK_MONOTONIC in nanoseconds less `clockBase`: the guest's TSC runs at 1 GHz.
+/// Times are nanoseconds of CLOCK_MONOTONIC, which is also the clock of the timers (1 GHz, as in KVM); TSC deadlines are
+/// translated by the guest's clock.
 package final class SoftwareInterruptController: InterruptController, @unchecked Sendable {  // state is under one lock
     struct State {
         var local: [LocalAPICState]
@@ -16,12 +17,12 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
     }
     let state: Mutex<State>
     private static let shortestPeriod: UInt64 = 50_000
-    private let clockBase: Atomic<UInt64>
+    private let clock: GuestClock
     private let timerWake: EventFD
     private var timerThread: HostThread?
 
-    package init(cpuCount: Int, clockBase: UInt64) throws(SystemError) {
-        self.clockBase = Atomic(clockBase)
+    package init(cpuCount: Int, clock: GuestClock) throws(SystemError) {
+        self.clock = clock
         state = Mutex(State(local: (0..<cpuCount).map { LocalAPICState(id: UInt32($0)) }, notify: Array(repeating: nil, count: cpuCount)))
         timerWake = try EventFD()
         timerThread = try HostThread(name: "vz-timer") { [unowned self] in runTimers() }
@@ -35,7 +36,7 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
         timerThread?.join()
     }
 
-    private var now: UInt64 { monotonicNanoseconds() &- clockBase.load(ordering: .relaxed) }
+    private var now: UInt64 { monotonicNanoseconds() }
 
     package func connect(_ cpu: Int, _ notify: @escaping @Sendable (InterruptEvent) -> Void) {
         state.withLock { $0.notify[cpu] = notify }
@@ -208,7 +209,7 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
             case 0x6E0:
                 guard state.local[cpu].timerMode == 2 else { return true }
                 state.local[cpu].tscDeadline = value
-                state.local[cpu].deadline = value == 0 ? nil : value
+                state.local[cpu].deadline = value == 0 ? nil : clock.timeStamp.nanoseconds(when: value)
                 return true
             case 0x830 where state.local[cpu].x2:
                 state.local[cpu].interruptCommand = value
@@ -355,18 +356,17 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
                 return LocalAPICImage(
                     registers: (0..<LocalAPICImage.registerCount).map { read(plain, UInt32($0) << 4) },
                     base: 0xFEE0_0000 | (local.enabled ? 1 << 11 : 0) | (local.x2 ? 1 << 10 : 0) | (local.id == 0 ? 1 << 8 : 0), identifier: local.id,
-                    timeStampDeadline: isCounting ? 0 : local.deadline ?? 0,
+                    timeStampDeadline: isCounting ? 0 : local.tscDeadline,
                     timerRemaining: isCounting ? local.deadline.map { $0 > now ? $0 - now : 0 } : nil)
             }
             return (local, state.io.image)
         }
     }
-    package func restore(_ local: [LocalAPICImage], _ io: IOAPICImage, clockBase: UInt64) {
-        self.clockBase.store(clockBase, ordering: .relaxed)
+    package func restore(_ local: [LocalAPICImage], _ io: IOAPICImage) {
         update { state, calls in
             let now = now
             for (cpu, image) in local.prefix(state.local.count).enumerated() {
-                state.local[cpu] = LocalAPICState(image, id: UInt32(cpu), now: now)
+                state.local[cpu] = LocalAPICState(image, id: UInt32(cpu), now: now, clock: clock.timeStamp)
                 Self.poke(&state, cpu, &calls)
             }
             state.io = IOAPICState(io)

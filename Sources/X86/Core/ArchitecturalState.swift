@@ -56,6 +56,8 @@ package struct X86State: Equatable, Sendable, Codable {
     /// The upper halves of the vector registers.
     package var ymmHigh = [UInt8](repeating: 0, count: 256)
     package var xcr0: UInt64 = 1
+    /// The next instruction runs before any interrupt: the one before was STI or loaded SS.
+    package var interruptShadow = false
     package var cpl: UInt8 = 0
 
     package init() {}
@@ -102,6 +104,7 @@ extension X86Core {
         value.ymmHigh = (0..<16).flatMap { UnsafeRawBufferPointer(start: raw + vectorOffset($0) + 16, count: 16) }
         value.xcr0 = s.pointee.xcr0
         value.cpl = s.pointee.cpl
+        value.interruptShadow = s.pointee.inhibit != 0
         return value
     }
 
@@ -149,7 +152,7 @@ extension X86Core {
         s.pointee.xcr0 = value.xcr0
         updateVectorAccess(s)
         s.pointee.cpl = value.cpl & 3
-        s.pointee.inhibit = 0
+        s.pointee.inhibit = value.interruptShadow ? 1 : 0
         updateMode()
         flushTLB()
     }

@@ -286,7 +286,10 @@ let leaveBlock: Handler = { op, s in
     Unmanaged<X86Core>.fromOpaque(s.pointee.core.unsafelyUnwrapped)._withUnsafeGuaranteedRef(body)
 }
 /// Not inlined: the local that clock_gettime fills would keep a handler from ending in a jump.
-@inline(never) func timeStampCounter(_ s: CPU) -> UInt64 { cx_monotonic() &- s.pointee.tsc_base }
+@inline(never) func timeStampCounter(_ s: CPU) -> UInt64 {
+    let product = (cx_monotonic() &- s.pointee.tsc_origin).multipliedFullWidth(by: s.pointee.tsc_scale)
+    return s.pointee.tsc_start &+ (product.high << 32 | product.low >> 32)
+}
 @inline(never) func slowLoad(_ op: Op, _ s: CPU, _ linear: UInt64, _ size: Int) -> UInt64 {
     core(s).load(op, linear, size, .read)
 }

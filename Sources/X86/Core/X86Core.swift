@@ -68,6 +68,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         userJumps.table = supervisorJumps.table + Int(X86_JCACHE_SIZE)
         makeTables()
         state.pointee.core = Unmanaged.passUnretained(self).toOpaque()
+        state.pointee.tsc_scale = 1 << 32
         reset()
         translations = TranslationCache(state: state)
         returns.prepare(state, empty: translations?.returnWithoutCall ?? 0, unknown: translations?.returnToUnknown ?? 0)
@@ -88,10 +89,15 @@ package final class X86Core: @unchecked Sendable {  // see above
         userJumps.deallocate()
     }
 
-    /// What CLOCK_MONOTONIC said, in nanoseconds, when the time stamp counter of 1 GHz was 0. Before the first run.
-    package var timeStampBase: UInt64 {
-        get { state.pointee.tsc_base }
-        set { state.pointee.tsc_base = newValue }
+    /// Whether SYSCALL enters the kernel from compatibility mode (AMD APM vol. 3), too.
+    package var hasCompatibilitySyscall = false
+
+    /// The time stamp counter was `start` when CLOCK_MONOTONIC was `origin` nanoseconds, and counts `scale` / 2^32 ticks a
+    /// nanosecond. Only while it does not run; 1 GHz since the host's start until then.
+    package func setTimeStamp(origin: UInt64, start: UInt64, scale: UInt64) {
+        state.pointee.tsc_origin = origin
+        state.pointee.tsc_start = start
+        state.pointee.tsc_scale = scale
     }
     var timeStampCounter: UInt64 { X86.timeStampCounter(state) }
 

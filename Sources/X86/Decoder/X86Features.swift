@@ -31,6 +31,9 @@ package struct X86Features: OptionSet, Sendable, Hashable {
     package static let names = [
         "ssse3", "sse4.1", "sse4.2", "popcnt", "movbe", "aes", "pclmulqdq", "sha", "avx", "avx2", "f16c", "fma", "bmi1", "bmi2", "lzcnt",
     ]
+    package init(names: Set<String>) {
+        self.init(rawValue: Self.names.indices.reduce(0) { names.contains(Self.names[$1]) ? $0 | 1 << UInt32($1) : $0 })
+    }
     package var names: [String] { Self.names.indices.filter { rawValue >> UInt32($0) & 1 != 0 }.map { Self.names[$0] } }
 
     /// What this machine's processor and kernel let a program use.

@@ -203,7 +203,9 @@ enum SystemHandlers {
         return 0
     }
     static let syscall: Handler = { op, s in
-        guard s.pointee.efer & ControlRegister.sce != 0, s.pointee.mode == 2 else { return raise(op, s, Vector.invalidOpcode) }
+        guard s.pointee.efer & ControlRegister.sce != 0, s.pointee.mode == 2 || entersFromCompatibilityMode(s) else {
+            return raise(op, s, Vector.invalidOpcode)
+        }
         enterKernel(op, s)
         return resume(s)
     }

@@ -106,11 +106,14 @@ func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool {
     return 0
 }
 
-/// SYSCALL in 64-bit mode. SDM vol. 2.
+/// Whether SYSCALL works here though it is no 64-bit code: on AMD's processors.
+func entersFromCompatibilityMode(_ s: CPU) -> Bool { s.pointee.lma != 0 && withCore(s) { $0.hasCompatibilitySyscall } }
+/// SYSCALL in long mode. SDM vol. 2; from compatibility mode AMD APM vol. 3.
 @inline(never) func enterKernel(_ op: Op, _ s: CPU) {
+    let isCompatible = s.pointee.mode != 2
     setGPR(s, GPR.rcx, followingRIP(op, s))
     setGPR(s, 11, flagsImage(s) & ~EFlags.rf)
-    s.pointee.rip = s.pointee.lstar
+    s.pointee.rip = isCompatible ? s.pointee.cstar : s.pointee.lstar
     let image = flagsImage(s) & ~s.pointee.sfmask & ~EFlags.rf
     setArithmeticFlags(s, image)
     s.pointee.rflags = image & ~EFlags.arithmetic
@@ -119,7 +122,7 @@ func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool {
         core.setFlat(SegmentRegister.cs, selector, code: true, dpl: 0, long: true)
         core.setFlat(SegmentRegister.ss, selector &+ 8, code: false, dpl: 0, long: false)
         s.pointee.cpl = 0
-        core.updateContext()
+        if isCompatible { core.updateMode() } else { core.updateContext() }
     }
 }
 /// SYSRET, checked. SDM vol. 2.
