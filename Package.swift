@@ -62,7 +62,7 @@ let package = Package(
         .testTarget(
             name: "NVMeTests", dependencies: ["TestSupport", "NVMe", "DiskStorage", "GuestMemory", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "FileServerTests", dependencies: ["TestSupport", "FileServer"], cSettings: linux, swiftSettings: settings),
-        .testTarget(name: "PlatformDevicesTests", dependencies: ["PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
+        .testTarget(name: "PlatformDevicesTests", dependencies: ["TestSupport", "PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),
         .testTarget(name: "RepositoryTests", swiftSettings: settings),
         .testTarget(name: "GuestBootTests", dependencies: ["GuestBoot"], swiftSettings: settings),

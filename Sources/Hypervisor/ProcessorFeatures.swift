@@ -48,7 +48,8 @@ package enum ProcessorFeatures {
             ". . . . . . . . . . - syscall . . . . . . - . nx - mmxext . . fxsr_opt pdpe1gb rdtscp - lm 3dnowext 3dnow"),
         Word(
             0x8000_0008, 0, .ebx,
-            "clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - ibpb - ibrs amd_stibp ibrs_always stibp_always ibrs_preferred ibrs_same_mode . - - amd_ppin amd_ssbd virt_ssbd amd_ssb_no cppc psfd btc_no"),
+            "clzero irperf xsaveerptr - rdpru - - - - wbnoinvd - - ibpb - ibrs amd_stibp ibrs_always stibp_always ibrs_preferred ibrs_same_mode . - - amd_ppin amd_ssbd virt_ssbd amd_ssb_no cppc psfd btc_no"
+        ),
         Word(0x8000_0021, 0, .eax, ""),
         Word(
             0x4000_0001, 0, .eax,
@@ -86,13 +87,16 @@ package enum ProcessorFeatures {
         "ibrs_preferred", "ibrs_same_mode", "amd_ssbd", "virt_ssbd", "amd_ssb_no", "psfd", "btc_no",
     ]
 
+    /// What only says what is fast: such instructions are there anyway.
+    private static let hints: Set<String> = ["erms", "fsrm", "kvm_nopiodelay", "ss"]
+
     /// Why a machine that was shown `leaves` cannot go on where there is `offered`; nil when it can.
     package static func objection(to leaves: [CPUIDLeaf], offered: Set<String>, by engine: String) -> String? {
-        let missing = names(in: leaves).subtracting(offered)
+        let missing = names(in: leaves).subtracting(offered).subtracting(hints)
         guard !missing.isEmpty else { return nil }
         return """
-            The saved machine's processor has what \(engine) lacks here: \(missing.sorted().joined(separator: ", ")). A machine that is to move is made with \
-            a processor baseline (--cpu x86-64-v2).
+            The saved machine's processor has what \(engine) lacks here: \(missing.sorted().joined(separator: ", ")). A machine that is to move is made for \
+            a processor level (--cpu x86-64-v2)
             """
     }
 }

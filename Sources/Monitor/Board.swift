@@ -127,7 +127,9 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         for (controller, image) in zip(controllers, state.controllers) {
             if let difference = controller.difference(to: image) { throw SavedStateError(.mismatch, difference) }
         }
-        do { try machine.restore(state.machine) } catch let error as EngineError { throw SavedStateError(.mismatch, error.description) }
+        do { try machine.restore(state.machine) } catch let error as EngineError {
+            throw SavedStateError(.mismatch, error.description.hasSuffix(".") ? String(error.description.dropLast()) : error.description)
+        }
         uart.restore(state.uart)
         acpi.pendingEvents = state.platformEvents
         rtc.selected = state.rtcRegister

@@ -7,7 +7,7 @@ import Virtualization
 @Suite(.serialized) struct EngineMoveTests {
     private static let hasKVM = MachineEngine.report.chosen == "kvm"
     /// Every way there is here: where KVM cannot be used, from the software engine to itself on another time stamp counter.
-    private static let ways: [[MachineEngine]] = hasKVM ? [[.software, .kvm, .software, .kvm], [.kvm, .software, .kvm]] : [[.software, .software, .software]]
+    private static let ways: [[MachineEngine]] = hasKVM ? [[.software, .kvm], [.kvm, .software, .kvm]] : [[.software, .software, .software]]
 
     private final class Family {
         let identifier = VZGenericMachineIdentifier()
@@ -34,6 +34,10 @@ import Virtualization
     private static func lines(_ guest: TestGuest, _ prefix: String) -> [[Substring]] {
         guest.transcript.split(whereSeparator: \.isNewline).filter { $0.hasPrefix(prefix) && $0.hasSuffix(" END") }.map { $0.split(separator: " ") }
     }
+    private static func clockLag(_ guest: TestGuest) throws -> Int {
+        let line = try #require(lines(guest, "TICK ").last)
+        return Int(Date().timeIntervalSince1970) - (try #require(Int(line[2])))
+    }
     private static func last(_ guest: TestGuest, _ prefix: String) -> Int { lines(guest, prefix).last.flatMap { Int($0[1]) } ?? 0 }
 
     @Test(arguments: ways) func machineGoesOnUnderAnotherEngine(way: [MachineEngine]) throws {
@@ -43,6 +47,8 @@ import Virtualization
         try guest.start()
         try #require(guest.waitFor("TICK 5 ", seconds: 300), "\(guest.transcript)")
         try #require(guest.waitFor("SUM 20000 ", seconds: 300), "\(guest.transcript)")
+        // Where booting takes long, Linux loses seconds while it has only its ticks to count.
+        let lag = try Self.clockLag(guest)
         for engine in way.dropFirst() {
             try guest.pause()
             try guest.save(to: family.state)
@@ -53,8 +59,7 @@ import Virtualization
             try guest.restore(from: family.state)
             try guest.resume()
             try #require(guest.waitFor("TICK \(ticks + 20) ", seconds: 300), "\(way) \(engine): \(guest.transcript)")
-            let now = try #require(Self.lines(guest, "TICK ").last.flatMap { Int($0[2]) })
-            #expect(abs(Int(Date().timeIntervalSince1970) - now) <= 2)
+            #expect(abs(try Self.clockLag(guest) - lag) <= 2)
             try #require(guest.waitFor("SUM \(sums + 20000) ", seconds: 300), "\(way) \(engine): \(guest.transcript)")
             check(guest)
         }

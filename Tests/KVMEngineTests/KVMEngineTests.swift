@@ -65,7 +65,8 @@ struct KVMEngineTests {
             processor.state.sfmask = 0x4_7700
             processor.state.kernelGSBase = 0xFFFF_8880_0000_0000
             processor.state.xmm = (0..<256).map { UInt8($0 & 0xFF) }
-            processor.state.x87 = [0x7F, 0x02, 0, 0x38, 0xFF, 0] + [UInt8](repeating: 0, count: 18) + [0x80, 0x1F, 0, 0, 0, 0, 0, 0] + (0..<128).map { $0 % 16 < 10 ? UInt8($0) : 0 }
+            processor.state.x87 =
+                [0x7F, 0x02, 0, 0x38, 0xFF, 0] + [UInt8](repeating: 0, count: 18) + [0x80, 0x1F, 0, 0, 0, 0, 0, 0] + (0..<128).map { $0 % 16 < 10 ? UInt8($0) : 0 }
             processor.state.x87Control = 0x27F
             processor.state.mxcsr = 0x1F80
             processor.state.dr[0] = 0x1000

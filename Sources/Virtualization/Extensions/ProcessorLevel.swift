@@ -1,7 +1,8 @@
 import Hypervisor
 
 /// Beyond Apple's API: the instruction set that a guest is shown, by the levels of the x86-64 psABI. A machine saved with one
-/// level can go on wherever a host has that level.
+/// level can go on wherever a host has that level, under either engine: but for `host`, a level shows what both engines have, so
+/// that on KVM, too, there is no PCID, SMEP, SMAP or FSGSBASE.
 public enum ProcessorLevel: String, Sendable, CaseIterable {
     /// All that the engine has on this host.
     case host
