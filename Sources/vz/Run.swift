@@ -35,7 +35,10 @@ struct Run: ParsableCommand {
     @Option(help: "Memory, such as 512MiB or 2GiB.") var memory: MemorySize = MemorySize(bytes: 1 << 30)
     @Option(help: ArgumentHelp("Memory that the guest keeps when the host is short of it; without this it keeps all.", valueName: "size")) var memoryMin: MemorySize?
     @Option(help: "auto, kvm or software.") var engine: String = "auto"
-    @Option(help: ArgumentHelp("What the guest is shown of the processor: host, or x86-64-v1, x86-64-v2 or x86-64-v3 for a machine whose saved state is to go on elsewhere.", valueName: "level")) var cpu: String = "host"
+    @Option(
+        help: ArgumentHelp(
+            "What the guest is shown of the processor: host, or x86-64-v1, x86-64-v2 or x86-64-v3 for a machine whose saved state is to go on elsewhere.",
+            valueName: "level")) var cpu: String = "host"
     @Option(help: ArgumentHelp("The guest's network: nat (behind the host, no privileges needed), bridged=BRIDGE or none.", valueName: "kind")) var net: String = "nat"
     @Option(help: ArgumentHelp("A port of the host that leads to one of the guest; /udp for UDP. May be repeated.", valueName: "[addr:]host:guest")) var publish: [PublishedPort] =
         []
