@@ -21,7 +21,10 @@ package enum MachineLayout {
     package static let lowMemoryEnd: UInt64 = 0x9FC00
     /// RSDP and the other ACPI tables: in the area where kernels look for them anyway.
     package static let acpi: UInt64 = 0xE0000
-    package static let acpiSize: UInt64 = 0x1FF00
+    package static let acpiSize: UInt64 = 0x1F000
+    /// 16 bytes that change whenever the machine goes on from a saved state.
+    package static let generationID: UInt64 = 0xFF000
+    package static let generationIDSize: UInt64 = 0x1000 - 0x10
     /// Where a processor starts after a reset, in real mode. Linux jumps here to reboot a hardware-reduced machine without
     /// EFI; the code there resets through the ACPI port.
     package static let resetVector: UInt64 = 0xFFFF0
@@ -75,7 +78,7 @@ package enum MachineLayout {
         ("boot page tables", pageTables, pageTablesSize),
         ("boot setup data", setupData, setupDataSize),
         ("kernel command line", commandLine, commandLineSize),
-        ("ACPI tables", acpi, acpiSize),
+        ("ACPI tables", acpi, acpiSize), ("generation ID", generationID, generationIDSize),
         ("reset vector", resetVector, resetVectorSize),
         ("RAM from 1 MiB", highMemoryStart, lowRAMEnd - highMemoryStart),
         ("PCI 32-bit window", pciWindow, pciWindowSize),

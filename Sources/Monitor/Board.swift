@@ -132,12 +132,21 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         }
         uart.restore(state.uart)
         acpi.pendingEvents = state.platformEvents
+        try writeGenerationID()
+        acpi.noteNewGeneration()
         rtc.selected = state.rtcRegister
         guard pci.restore(state.pci) else { throw SavedStateError(.mismatch, "the saved machine has other devices") }
         for (transport, image) in zip(transports, state.devices) { transport.restore(image) }
         for (controller, image) in zip(controllers, state.controllers) {
             guard controller.restore(image) else { throw SavedStateError(.damaged, "the state of an NVMe controller makes no sense") }
         }
+    }
+
+    /// So that two machines that go on from one state do not draw the same random numbers.
+    func writeGenerationID() throws {
+        var generator = SystemRandomNumberGenerator()
+        try memory.store(generator.next() as UInt64, at: MachineLayout.generationID)
+        try memory.store(generator.next() as UInt64, at: MachineLayout.generationID + 8)
     }
 
     // MARK: AccessBus

@@ -276,7 +276,9 @@ package final class Machine: Sendable {
         }
         let ramdisk = try description.initialRamdiskPath.map { try loadFile($0, what: "initial RAM disk") }
         let loader = LinuxLoader(kernel: image, initialRamdisk: ramdisk, commandLine: description.commandLine)
-        return try loader.load(into: board.memory, cpuCount: description.cpuCount)
+        let start = try loader.load(into: board.memory, cpuCount: description.cpuCount)
+        try board.writeGenerationID()
+        return start
     }
     private func readKernel(_ description: MachineDescription) throws(KernelError) -> [UInt8] {
         do { return try loadFile(description.kernelPath, what: "kernel") } catch { throw KernelError("\(error)") }

@@ -16,6 +16,8 @@ package final class ACPIPort: Sendable {
     /// The SLP_TYP of S5 in the DSDT.
     package static let softOffType: UInt8 = 5
     package static let powerButtonEvent: UInt32 = 1
+    /// The generation ID has changed.
+    package static let generationEvent: UInt32 = 2
 
     private let events = Mutex<UInt32>(0)
     private let request: @Sendable (PlatformRequest) -> Void
@@ -45,8 +47,10 @@ package final class ACPIPort: Sendable {
         get { events.withLock { $0 } }
         set { events.withLock { $0 = newValue } }
     }
-    package func pressPowerButton() {
-        events.withLock { $0 |= Self.powerButtonEvent }
+    package func pressPowerButton() { raise(Self.powerButtonEvent) }
+    package func noteNewGeneration() { raise(Self.generationEvent) }
+    private func raise(_ event: UInt32) {
+        events.withLock { $0 |= event }
         setInterrupt(true)
     }
 }

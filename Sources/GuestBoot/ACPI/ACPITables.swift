@@ -82,7 +82,16 @@ package enum ACPITables {
                     device.method("_EVT", arguments: 1) { method in
                         method.storeToLocal0("EVST")
                         method.ifLocal0(1, notify: "PWRB", 0x80)
+                        method.ifLocal0(2, notify: "VGEN", 0x80)
                     }
+                }
+                // Virtual Machine Generation ID (Microsoft): kernels that know it make new random numbers when it changes.
+                sb.device("VGEN") { device in
+                    device.name("_HID", string: "SWFT0001")
+                    device.name("_CID", strings: ["VMGENCTR", "VM_Gen_Counter"])
+                    device.name("_DDN", string: "VM_Gen_Counter")
+                    device.name("_UID", integer: 0)
+                    device.name("ADDR", package: [MachineLayout.generationID, 0])
                 }
                 sb.device("COM1") { device in
                     device.name("_HID", eisaID: "PNP0501")

@@ -33,6 +33,10 @@ struct AML {
         bytes += [0x08] + Self.path(name)
         wrap([0x12], [UInt8(values.count)] + values.flatMap { Self.integer($0) })
     }
+    mutating func name(_ name: String, strings values: [String]) {
+        bytes += [0x08] + Self.path(name)
+        wrap([0x12], [UInt8(values.count)] + values.flatMap { [0x0D] + Array($0.utf8) + [0] })
+    }
     mutating func name(_ name: String, resources: [UInt8]) {
         let template = resources + [0x79, 0]
         bytes += [0x08] + Self.path(name)
