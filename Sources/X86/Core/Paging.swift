@@ -182,10 +182,10 @@ extension X86Core {
         guard let host = memory.host(translation.gpa) else { return nil }
         let tag = linear & ~4095
         let code = memory.page(translation.gpa).map { memory.holdsCode($0) } ?? true
-        noteFill(linear)
         if translation.large, linear >> 47 == 0 { holdsLargeUserPages = true }
         // A TLB may forget: that only the kernel's half stays when CR3 changes lets INVLPG forget large user pages.
         let global = translation.global && linear >> 47 != 0
+        noteFill(linear, isGlobal: global)
         tlbEntry(s, linear).pointee = x86_tlb_entry(
             tag_r: tag, tag_w: translation.writable && translation.dirty && !code && lockStep?.isRecording != true ? tag : tag ^ 4096,
             host: UInt64(UInt(bitPattern: host)) & ~4095,

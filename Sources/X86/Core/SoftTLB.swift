@@ -58,6 +58,7 @@ extension X86Core {
     func flushTLB() {
         lockStep?.tablesAreStale = true
         Self.clear(state.pointee.tlb_supervisor, &filledSupervisor)
+        Self.clear(state.pointee.tlb_supervisor, &filledGlobal)
         Self.clear(state.pointee.tlb_user, &filledUser)
         holdsLargeUserPages = false
         dropBaseCaches()
@@ -67,18 +68,13 @@ extension X86Core {
     func flushTLBButGlobal() {
         lockStep?.tablesAreStale = true
         dropBaseCaches()
+        // Of an entry that has become a global one since, the list does not know.
         let supervisor = state.pointee.tlb_supervisor
-        var kept = 0
         for n in 0..<filledSupervisor.count {
             let index = filledSupervisor[n]
-            if supervisor[index].gpa & TLBBit.global != 0 {
-                filledSupervisor.keep(index, at: kept)
-                kept += 1
-            } else {
-                supervisor[index] = Self.empty(index)
-            }
+            if supervisor[index].gpa & TLBBit.global == 0 { supervisor[index] = Self.empty(index) }
         }
-        filledSupervisor.shrink(to: kept)
+        filledSupervisor.shrink(to: 0)
         Self.clear(state.pointee.tlb_user, &filledUser)
         // Only the upper half keeps mappings, see `enter`.
         holdsLargeUserPages = false
@@ -88,15 +84,22 @@ extension X86Core {
         forgetPlaces(user: true)
         returns.forget(state, user: true)
     }
-    func noteFill(_ linear: UInt64) {
+    func noteFill(_ linear: UInt64, isGlobal: Bool) {
         let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
         let user = state.pointee.cpl == 3
-        let known = user ? filledUser.append(index) : filledSupervisor.append(index)
-        if known { return }
+        if append(index, user, isGlobal) { return }
         // The list is full: start anew. A TLB may forget at any time.
         dropBaseCaches()
-        if user { Self.clear(state.pointee.tlb_user, &filledUser) } else { Self.clear(state.pointee.tlb_supervisor, &filledSupervisor) }
-        _ = user ? filledUser.append(index) : filledSupervisor.append(index)
+        if user {
+            Self.clear(state.pointee.tlb_user, &filledUser)
+        } else {
+            Self.clear(state.pointee.tlb_supervisor, &filledSupervisor)
+            Self.clear(state.pointee.tlb_supervisor, &filledGlobal)
+        }
+        _ = append(index, user, isGlobal)
+    }
+    private func append(_ index: Int, _ user: Bool, _ isGlobal: Bool) -> Bool {
+        user ? filledUser.append(index) : (isGlobal ? filledGlobal.append(index) : filledSupervisor.append(index))
     }
     func invalidatePage(_ linear: UInt64) {
         lockStep?.tablesAreStale = true
@@ -111,6 +114,7 @@ extension X86Core {
     func dropWriteTags(_ gpa: UInt64?) {
         dropBaseCaches()
         Self.dropWriteTags(state.pointee.tlb_supervisor, filledSupervisor, gpa)
+        Self.dropWriteTags(state.pointee.tlb_supervisor, filledGlobal, gpa)
         Self.dropWriteTags(state.pointee.tlb_user, filledUser, gpa)
     }
     private static func dropWriteTags(_ table: UnsafeMutablePointer<x86_tlb_entry>, _ filled: FilledEntries, _ gpa: UInt64?) {

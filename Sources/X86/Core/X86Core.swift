@@ -33,7 +33,9 @@ package final class X86Core: @unchecked Sendable {  // see above
     let scratchPage: UnsafeMutableRawPointer
     /// See `dropBaseCaches`.
     let nowhere = UInt64.random(in: 0 ... .max) & 0x3FFF_FFFF_FFFF_F000 | 1 << 63
+    /// But for global mappings.
     var filledSupervisor = FilledEntries()
+    var filledGlobal = FilledEntries()
     var filledUser = FilledEntries()
     var executedPages = ExecutedPages()
     var supervisorPlaces = CodePlaces()
@@ -48,7 +50,6 @@ package final class X86Core: @unchecked Sendable {  // see above
     var internalError: String?
     /// Whether the owner should treat interrupts as waiting: set by other threads, see `interruptPending`.
     private let inGuest = Atomic<Bool>(false)
-    private let interruptLatch = Atomic<Bool>(false)
     /// A stand-in operation for accesses that belong to no instruction (event delivery).
     let systemOp: Op
 
@@ -80,6 +81,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         systemOp.deallocate()
         scratchPage.deallocate()
         filledSupervisor.deallocate()
+        filledGlobal.deallocate()
         filledUser.deallocate()
         executedPages.deallocate()
         supervisorPlaces.deallocate()
@@ -105,12 +107,16 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     /// An interrupt may be deliverable: look at the next block boundary.
     package func interruptPending() {
-        interruptLatch.store(true, ordering: .sequentiallyConsistent)
+        _ = cx_exchange32(latchCell, 1)
         setPending(Pending.interrupt)
     }
     private func setPending(_ bits: UInt32) {
         cx_or32(pendingCell, bits)
         cx_store64(pollCell, 1)
+    }
+    private var latchCell: UnsafeMutablePointer<UInt32> {
+        // SAFETY: as `pendingCell`.
+        UnsafeMutableRawPointer(state).advanced(by: Int(X86_INTERRUPT_LATCH_OFFSET)).assumingMemoryBound(to: UInt32.self)
     }
     private var pollCell: UnsafeMutablePointer<UInt64> {
         // SAFETY: as `pendingCell`.
@@ -162,7 +168,7 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     /// Interrupts were allowed again: what was latched meanwhile counts now.
     func interruptsEnabled() {
-        if interruptLatch.load(ordering: .sequentiallyConsistent) { setPending(Pending.interrupt) }
+        if atomicLoad(latchCell) != 0 { setPending(Pending.interrupt) }
     }
 
     // MARK: running
@@ -223,7 +229,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             }
             cx_and32(pendingCell, ~Pending.interrupt)
             guard s.pointee.rflags & EFlags.interruptEnable != 0 else { return nil }
-            interruptLatch.store(false, ordering: .sequentiallyConsistent)
+            _ = cx_exchange32(latchCell, 0)
             if let vector = environment.acknowledgeInterrupt() {
                 deliver(vector: vector, error: nil, software: false, rip: s.pointee.rip)
                 if s.pointee.exit_reason == ExitReason.shutdown { return .shutdown }

@@ -110,7 +110,7 @@ struct AccessWindow {
             guard i.reg == register else { return 0 }
             let adds = i.base == Int8(register) && i.index < 0 && !i.isRIPRelative && i.addressSize == 8 && i.operandSize == 8
             return adds && abs(i.displacement) < 1 << 30 ? Int(i.displacement) : nil
-        case .nop, .zeroUpper, .clearInterrupt, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
+        case .nop, .zeroUpper, .clearInterrupt, .setInterrupt, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
         case .modRM, .divide: break
         }
         if i.map == .one, !plan.isExtended, i.opcode == 0x81 || i.opcode == 0x83, !i.isMemory, i.rm == register, i.operandSize == 8, i.group == 0 || i.group == 5 {

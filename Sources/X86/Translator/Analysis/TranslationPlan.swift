@@ -8,7 +8,7 @@ struct TranslationPlan {
         case exchangeAccumulator, moveImmediate, byteSwap
         /// DIV and IDIV by what cannot fault, which is found out first.
         case divide
-        case pushFlags, clearInterrupt
+        case pushFlags, clearInterrupt, setInterrupt
         /// No operands but fixed registers, which are the same on the host.
         case plain
         case lea
@@ -175,6 +175,7 @@ struct TranslationPlan {
             readsFlags = opcode == 0xF5
         case 0xF6, 0xF7: return groupThree(i)
         case 0xFA: kind = .clearInterrupt
+        case 0xFB: kind = .setInterrupt
         case 0xFE, 0xFF: return groupFive(i)
         default: return false
         }

@@ -118,7 +118,9 @@ struct BlockTranslator {
         while op.pointee.len > 0, !ended, cache.hasRoom(code, cold: cold) {
             let offset = Int(op.pointee.off)
             let rest = UnsafeBufferPointer(rebasing: bytes[min(offset - Int(gpa & 4095), bytes.count)...])
-            if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i, features) {
+            if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i, features),
+                !(plan.kind == .setInterrupt && op.pointee.extra == 1)  // its shadow lies in another block
+            {
                 run.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
                 ended = !extent.goesOn(behind: i, plan)
             } else {

@@ -60,6 +60,7 @@ extension BlockTranslator {
         case .divide: divide(line)
         case .pushFlags: pushFlags(line)
         case .clearInterrupt: clearInterrupt(line)
+        case .setInterrupt: setInterrupt(line)
         case .plain: plain(line)
         case .lea: lea(line)
         case .zeroUpper: zeroUpper(line)
@@ -292,6 +293,19 @@ extension BlockTranslator {
         slowPath([code.jump(if: 5)], line)
         code.op(0x81, reg: 4, Host.cell(Int(X86_RFLAGS_OFFSET)), wide: false)
         code.int32(~Int32(EFlags.interruptEnable))
+    }
+    /// As CLI; the interpreter also sees to an interrupt that waits. One that comes from here on is seen as any other: the
+    /// instruction behind this one is in the block, the shadow does not outlast it.
+    mutating func setInterrupt(_ line: Line) {
+        aboutToClobber(line)
+        code.op(0x80, reg: 7, Host.cell(Int(X86_CPL_OFFSET)), wide: false)
+        code.byte(0)
+        let unprivileged = code.jump(if: 5)
+        code.op(0x83, reg: 7, Host.cell(Int(X86_INTERRUPT_LATCH_OFFSET)), wide: false)
+        code.byte(0)
+        slowPath([unprivileged, code.jump(if: 5)], line)
+        code.op(0x81, reg: 1, Host.cell(Int(X86_RFLAGS_OFFSET)), wide: false)
+        code.int32(Int32(EFlags.interruptEnable))
     }
     mutating func lea(_ line: Line) {
         let i = line.instruction
