@@ -106,8 +106,8 @@ func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool {
     return 0
 }
 
-/// Whether SYSCALL works here though it is no 64-bit code: on AMD's processors.
-func entersFromCompatibilityMode(_ s: CPU) -> Bool { s.pointee.lma != 0 && withCore(s) { $0.hasCompatibilitySyscall } }
+/// Whether SYSCALL works here though it is no 64-bit code: on AMD's processors. A call, so that the handler needs no frame.
+@inline(never) func entersFromCompatibilityMode(_ s: CPU) -> Bool { s.pointee.lma != 0 && withCore(s) { $0.hasCompatibilitySyscall } }
 /// SYSCALL in long mode. SDM vol. 2; from compatibility mode AMD APM vol. 3.
 @inline(never) func enterKernel(_ op: Op, _ s: CPU) {
     let isCompatible = s.pointee.mode != 2
