@@ -35,17 +35,26 @@ struct Restore: ParsableCommand {
             The machine goes on as if it had been asleep, with its console on this terminal. Its clocks are right at once; its
             network link goes down and up, so that it asks for its address again.
 
+            A machine that was started with a processor level (`vz run --cpu x86-64-v2`) goes on under either engine, whichever it was
+            before; what the engine lacks for another one is named.
+
             EXAMPLES
               vz restore dev
+              vz restore --engine software dev
             """)
+    @Option(help: "auto, kvm or software; otherwise as the machine was started.") var engine: String?
     @Argument(help: "The machine's name.") var name: String
 
+    func validate() throws {
+        if let engine, MachineEngine(rawValue: engine) == nil { throw ValidationError("--engine takes auto, kvm or software") }
+    }
     func run() throws {
         try Machines.report {
             let machine = try NamedMachine(name)
             guard let record = machine.record, machine.status == .saved else { throw Machines.unknown(name, among: .saved) }
             _ = FileManager.default.changeCurrentDirectoryPath(record.workingDirectory)
-            let options = try Run.parse(record.arguments)
+            var options = try Run.parse(record.arguments)
+            if let engine { options.engine = engine }
             let session = try Session(options, as: machine, record, restoring: true)
             session.start()
             RunLoop.main.run()

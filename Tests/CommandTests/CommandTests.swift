@@ -70,7 +70,7 @@ import Testing
         (["run", "--kernel", "/etc/hostname", "--engine", "qemu"], "auto, kvm or software"), (["run", "--kernel", "/etc/hostname", "--disk", "/etc"], "directory"),
         (["run", "--kernel", "/etc/hostname", "--memory", "lots"], "memory"), (["run", "--kernel", "/etc/hostname", "--cpus", "99"], "CPU count"),
         (["run", "--kernel", "/etc/hostname", "--", "ls"], "needs an image"), (["image", "remove", "nosuch"], "no image"), (["save", "nosuch"], "no running machine \"nosuch\""),
-        (["restore", "nosuch"], "no saved machine"),
+        (["restore", "nosuch"], "no saved machine"), (["restore", "--engine", "fast", "dev"], "auto, kvm or software"),
         (["delete", "nosuch"], "no machine"), (["run", "debian", "--name", "../x"], "no name"), (["run", "debian", "--name", "x", "--", "ls"], "not for a COMMAND"),
         (["run", "--kernel", "/etc/hostname", "--disk", "nbd://localhost:1/x"], "localhost:1"), (["run", "--kernel", "/etc/hostname", "--disk", "ftp://x"], "ftp"),
     ])
@@ -279,7 +279,7 @@ import Testing
         #expect(try vz(["list", "--format", "json"]).output.contains("\"saved\""))
         #expect(try vz(["save", "one"]).errors.contains("no running machine"))
         let last = try #require(guest.numbers.last)
-        let second = try guest.start(["restore", "one"])
+        let second = try guest.start(["restore", "--engine", "software", "one"])
         defer { if second.isRunning { second.terminate() } }
         try #require(guest.waitFor(last + 10))
         #expect(guest.numbers.first.map { $0 <= last + 2 } == true)
