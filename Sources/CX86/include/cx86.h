@@ -65,10 +65,10 @@ typedef struct x86_segment {
 } x86_segment;
 
 /// The pages that a base register pointed to last, for translated code: the one it was read through and the one it was
-/// written through, each with the host's address less the guest's. Unlike in the TLB, where an entry's place is part of its
+/// written through, each with the host's address of the page. Unlike in the TLB, where an entry's place is part of its
 /// address, any tag matches some page here: there is no "none".
 typedef struct x86_base_cache {
-  uint64_t tag_r, delta_r, tag_w, delta_w;
+  uint64_t tag_r, host_r, tag_w, host_w;
 } x86_base_cache;
 #define X86_BASE_CACHES 21 // of each privilege: the supervisor's, then the user's
 

@@ -37,8 +37,8 @@ extension X86Core {
     /// Empties the base caches of translated code. A tag always matches some page: an empty one a page of non-canonical
     /// addresses drawn by lot, which no guest knows, and there it leads to a page of our own that holds nothing.
     func dropBaseCaches() {
-        let delta = UInt64(UInt(bitPattern: scratchPage)) &- nowhere
-        let empty = x86_base_cache(tag_r: nowhere, delta_r: delta, tag_w: nowhere, delta_w: delta)
+        let host = UInt64(UInt(bitPattern: scratchPage))
+        let empty = x86_base_cache(tag_r: nowhere, host_r: host, tag_w: nowhere, host_w: host)
         let caches = UnsafeMutableRawPointer(state).advanced(by: Int(X86_BASE_CACHE_OFFSET)).assumingMemoryBound(to: x86_base_cache.self)
         for n in 0..<2 * Int(X86_BASE_CACHES) { caches[n] = empty }
     }

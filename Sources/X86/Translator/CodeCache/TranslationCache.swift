@@ -405,7 +405,6 @@ final class TranslationCache {
         code.store(1, Host.cell(cell))
         if write { code.store(1, Host.cell(cell + 16)) }
         code.load(0, .memory(base: 0, displacement: 16))
-        code.op(0x29, reg: 1, .register(0))  // sub rax, rcx
         code.store(0, Host.cell(cell + 8))
         if write { code.store(0, Host.cell(cell + 24)) }
         code.bytes(0x31, 0xC0)  // xor eax, eax: not above

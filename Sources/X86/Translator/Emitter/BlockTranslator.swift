@@ -32,6 +32,8 @@ struct BlockTranslator {
     struct Miss {
         var jump: UnsafeMutablePointer<UInt8>
         var again: Int
+        /// The base cache's tag, which was taken off the address.
+        var cell: Int
         var size: Int
         var lookUp: Int
         var slow: Int
@@ -44,10 +46,11 @@ struct BlockTranslator {
         var slow: Int
         var isCall: Bool
     }
-    /// A conditional jump that the segment goes on behind is taken.
+    /// A conditional jump that leaves the way that the segment goes on.
     struct SideExit {
         var jump: UnsafeMutablePointer<UInt8>
         var line: Line
+        var target: Int
         var vectors: VectorRegisters
     }
     struct SlowPath {
@@ -251,11 +254,12 @@ struct BlockTranslator {
         for exit in sideExits {
             code.patch(exit.jump)
             (flags, vectors) = (.host, exit.vectors)
-            edge(exit.line, to: target(exit.line))
+            edge(exit.line, to: exit.target)
         }
         sideExits = []
         for miss in misses {
             code.patch(miss.jump)
+            code.op(0x03, reg: Host.address, Host.cell(miss.cell))
             code.moveImmediate(Host.scratch, UInt64(4096 - miss.size))
             code.call(miss.lookUp)
             slow[miss.slow].jumps.append(code.jump(if: 7))

@@ -11,11 +11,17 @@ extension BlockTranslator {
         if current + 1 < lines.count {
             // The segment goes on behind it.
             needFlags(line)
-            sideExits.append(SideExit(jump: code.jump(if: line.instruction.opcode & 15), line: line, vectors: vectors))
+            sideExits.append(SideExit(jump: code.jump(if: line.instruction.opcode & 15), line: line, target: target(line), vectors: vectors))
             return
         }
         flushVectors()
         needFlags(line)
+        if isLoop(target(line)), Self.inPage.contains(following(line)) {
+            // The way on lies apart: a turn of the loop has one jump that is taken.
+            let exit = code.jump(if: (line.instruction.opcode & 15) ^ 1)
+            sideExits.append(SideExit(jump: exit, line: line, target: following(line), vectors: vectors))
+            return loopBack()
+        }
         let taken = code.jump(if: line.instruction.opcode & 15)
         edge(line, to: following(line))
         flags = .host
@@ -30,16 +36,20 @@ extension BlockTranslator {
         if isCall {
             flagsToMemory()
             pushReturn()
-        } else if offset == Int(gpa & 4095), isFirstSegment, startFlags == .dead {
-            code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
-            code.byte(0)
-            code.jump(if: 4, to: body)
-            loopExits.append(code.jump())
-            return
+        } else if isLoop(offset) {
+            return loopBack()
         }
         let slot = cache.makeSlot()
         stubs.append((slot, flags == .host ? .flags : .memory, offset, nil))
         go(through: slot, isBackward: offset <= line.offset, isCall: isCall)
+    }
+    /// Whether an edge leads to the beginning of the block.
+    private func isLoop(_ offset: Int) -> Bool { offset == Int(gpa & 4095) && isFirstSegment && startFlags == .dead }
+    private mutating func loopBack() {
+        code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
+        code.byte(0)
+        code.jump(if: 4, to: body)
+        loopExits.append(code.jump())
     }
     private mutating func go(through slot: Int, isBackward: Bool, isCall: Bool) {
         guard isBackward else { return code.jumpThrough(slot, isCall: isCall) }

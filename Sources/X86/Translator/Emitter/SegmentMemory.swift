@@ -66,7 +66,7 @@ extension BlockTranslator {
     static func cell(_ baseCache: Int, write: Bool) -> Int {
         Int(X86_BASE_CACHE_OFFSET) + baseCache * MemoryLayout<x86_base_cache>.stride + (write ? 16 : 0)
     }
-    /// Checks the linear address in r11 and makes it the host's; r9 is lost, and EFLAGS.
+    /// Checks the linear address in r11 and makes it the host's; r9 may be lost, and EFLAGS.
     mutating func check(size: Int, write: Bool, aligned: Bool = false, cache number: Int?) -> [UnsafeMutablePointer<UInt8>] {
         var jumps: [UnsafeMutablePointer<UInt8>] = []
         if aligned {
@@ -76,11 +76,11 @@ extension BlockTranslator {
         guard let number = number.map({ $0 + bank }) else { return jumps + checkTable(size: size, write: write) }
         let cell = Self.cell(number, write: write)
         let again = code.here
-        code.move(Host.scratch, Host.address)
-        code.op(0x33, reg: Host.scratch, Host.cell(cell))
-        code.bytes(0x49, 0x81, 0xF9)  // cmp r9, …
+        code.op(0x2B, reg: Host.address, Host.cell(cell))
+        code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(4096 - size))
-        misses.append(Miss(jump: code.jump(if: 7), again: again, size: size, lookUp: write ? cache.lookUp[number].write : cache.lookUp[number].read, slow: slow.count))
+        misses.append(
+            Miss(jump: code.jump(if: 7), again: again, cell: cell, size: size, lookUp: write ? cache.lookUp[number].write : cache.lookUp[number].read, slow: slow.count))
         code.op(0x03, reg: Host.address, Host.cell(cell + 8))
         return jumps
     }
@@ -150,6 +150,7 @@ extension BlockTranslator {
         code.jump(to: again)
         code.patch(found)
         code.load(Host.address, Host.cell(cell + 8))
+        code.op(0x2B, reg: Host.address, Host.cell(cell))
         return fails
     }
     /// A line's memory operand, checked; r9 is free afterwards.
