@@ -1,6 +1,6 @@
 /// One answer of CPUID, as a guest's processor gives it.
 package struct CPUIDLeaf: Equatable, Sendable, Codable {
-    package enum Register: Int, Sendable, CaseIterable { case eax, ebx, ecx, edx }
+    package enum Register: Sendable { case eax, ebx, ecx, edx }
 
     package var leaf: UInt32
     package var subleaf: UInt32

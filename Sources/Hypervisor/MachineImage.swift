@@ -88,8 +88,12 @@ package struct MachineImage: Equatable, Sendable, Codable {
 }
 
 extension MachineImage {
-    /// How long ago it was made, in nanoseconds of the host's clock; none if that was set back.
-    package func age(at now: UInt64) -> UInt64 { now > savedAt ? now - savedAt : 0 }
+    /// How long ago it was made, by the host's clock (none if that was set back): what the guest is to have slept, in nanoseconds
+    /// and in ticks of its time stamp counter.
+    package func sleep(at now: UInt64) -> (nanoseconds: UInt64, ticks: UInt64) {
+        let age = now > savedAt ? now - savedAt : 0
+        return (age, TimeStampClock(origin: 0, start: 0, frequency: timeStampFrequency).ticks(in: age))
+    }
 }
 extension ProcessorImage {
     /// The value of a model-specific register.

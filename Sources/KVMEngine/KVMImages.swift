@@ -85,16 +85,14 @@ extension KVMMachine {
                     """)
             }
         }
-        // As if the guest had been asleep.
-        let slept = image.age(at: realtimeNanoseconds())
-        let ticks = TimeStampClock(origin: 0, start: 0, frequency: image.timeStampFrequency).ticks(in: slept)
-        let time = (image.systemTime ?? savedClock(image)) &+ slept
+        let slept = image.sleep(at: realtimeNanoseconds())
+        let time = (image.systemTime ?? savedClock(image)) &+ slept.nanoseconds
         let clock = withUnsafeBytes(of: time.littleEndian, Array.init) + [UInt8](repeating: 0, count: KVMStructure.clockSize - 8)
         try vm.give(KVMStructure.setClock, clock, "set KVM's clock")
         try restoreChips(image, isOwn: isOwn)
         for (processor, saved) in zip(processors, image.processors) {
             let counter = isOwn ? saved.register(KVMRegister.timeStampCounter) ?? image.timeStampCounter : image.timeStampCounter
-            try processor.restore(saved, isOwn: isOwn, counter: counter &+ ticks)
+            try processor.restore(saved, isOwn: isOwn, counter: counter &+ slept.ticks)
         }
     }
     private func check(_ image: MachineImage, isOwn: Bool) throws {

@@ -81,27 +81,26 @@ final class SoftwareMachine: HypervisorMachine {
         guard image.processors.count == processors.count, TimeStampClock.frequencies.contains(image.timeStampFrequency) else {
             throw EngineError("The processors of the state are not those of this machine.")
         }
-        // As if the guest had been asleep.
-        let slept = image.age(at: realtimeNanoseconds())
-        let sleptTicks = TimeStampClock(origin: 0, start: 0, frequency: image.timeStampFrequency).ticks(in: slept)
+        let slept = image.sleep(at: realtimeNanoseconds())
         clock.guest.goOn(
-            from: image.timeStampCounter &+ sleptTicks, systemTime: (image.systemTime ?? image.timeStampCounter) &+ slept, frequency: image.timeStampFrequency)
+            from: image.timeStampCounter &+ slept.ticks, systemTime: (image.systemTime ?? image.timeStampCounter) &+ slept.nanoseconds,
+            frequency: image.timeStampFrequency)
         interrupts.restore(image.processors.map(\.apic), image.ioapic)
         for (processor, saved) in zip(processors, image.processors) { processor.restore(saved, features: features) }
     }
     /// What the cores are to have for the machine that `image` shows; throws what is missing.
     private func features(for image: MachineImage) throws -> X86Features {
         guard let identity = image.processors.first?.identity, !identity.isEmpty else {
-            let missing = Set(image.features).subtracting(features.names)
-            guard image.engine == "software", missing.isEmpty else {
+            guard image.engine == "software" else {
                 throw EngineError("The state is one of the \(image.engine) engine, by an early version; this machine runs on the software engine.")
             }
+            let missing = Set(image.features).subtracting(features.names)
+            guard missing.isEmpty else { throw EngineError("The processor of this machine lacks \(missing.sorted().joined(separator: ", ")), which the saved one has.") }
             return features
         }
         let own = ProcessorIdentity(index: 0, count: 1, features: .host, frequency: image.timeStampFrequency).leaves
         let offered = ProcessorFeatures.names(in: own).union(ProcessorFeatures.speculationControls)
         if let objection = ProcessorFeatures.objection(to: identity, offered: offered, by: "the software engine") { throw EngineError(objection) }
-        let shown = ProcessorFeatures.names(in: identity)
-        return X86Features(names: shown)
+        return X86Features(names: ProcessorFeatures.names(in: identity))
     }
 }

@@ -29,7 +29,7 @@ static inline int clinux_memfd_create(const char *_Nonnull name) { return (int)s
 static inline int clinux_ioctl(int fd, unsigned long request, unsigned long argument) { return ioctl(fd, request, argument); }
 static inline int clinux_ioctl_pointer(int fd, unsigned long request, void *_Nullable argument) { return ioctl(fd, request, argument); }
 static inline int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) { return (int)syscall(SYS_fallocate, fd, mode, offset, length); }
-/// The host's time stamp counter, and whether it counts on at one frequency (CPUID 80000007, EDX bit 8).
+/// Whether the host's time stamp counter counts on at one frequency (CPUID 80000007, EDX bit 8).
 static inline int clinux_tsc_is_invariant(void) {
   uint32_t a = 0x80000000u, b, c = 0, d;
   __asm__ volatile("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
