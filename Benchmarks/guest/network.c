@@ -1,12 +1,18 @@
 // usage: network ADDRESS|vsock PORT MEBIBYTES CONNECTS
 // Sends to a server on the host and receives from it, then connects, asks and hears an answer many times. Prints lines
 // "NAME COUNT NANOSECONDS": count is bytes, or connections.
+// usage: network serve PORT PATH
+// That server, on 127.0.0.1 and at a Unix socket: takes (S), gives (R) or only answers (P).
 #include <arpa/inet.h>
 #include <netinet/tcp.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <signal.h>
+#include <stdint.h>
+#include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <linux/vm_sockets.h>
 #include <time.h>
 #include <unistd.h>
@@ -43,7 +49,49 @@ static void readAll(int fd, unsigned long count) {
     count -= n;
   }
 }
+static void answer(int fd) {
+  struct { char what; uint64_t count; } __attribute__((packed)) request;
+  if (recv(fd, &request, sizeof request, MSG_WAITALL) != sizeof request) return;
+  static char large[1 << 20];
+  if (request.what == 'P') request.count = 0;
+  while (request.count > 0) {
+    size_t most = request.count < sizeof large ? request.count : sizeof large;
+    long n = request.what == 'R' ? write(fd, large, most) : read(fd, large, most);
+    if (n <= 0) return;
+    request.count -= n;
+  }
+  if (request.what != 'R' && write(fd, "!", 1) != 1) return;
+}
+static void serve(int fd) {
+  if (listen(fd, 128) != 0) fail("listen");
+  for (;;) {
+    int connection = accept(fd, 0, 0);
+    if (connection < 0) fail("accept");
+    if (fork() == 0) {
+      answer(connection);
+      _exit(0);
+    }
+    close(connection);
+  }
+}
+static int serveBoth(int port, const char *path) {
+  signal(SIGCHLD, SIG_IGN);
+  signal(SIGPIPE, SIG_IGN);
+  struct sockaddr_in network = {.sin_family = AF_INET, .sin_port = htons(port), .sin_addr.s_addr = htonl(INADDR_LOOPBACK)};
+  struct sockaddr_un local = {.sun_family = AF_UNIX};
+  snprintf(local.sun_path, sizeof local.sun_path, "%s", path);
+  int first = socket(AF_INET, SOCK_STREAM, 0), second = socket(AF_UNIX, SOCK_STREAM, 0), one = 1;
+  setsockopt(first, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
+  if (bind(first, (struct sockaddr *)&network, sizeof network) != 0 || bind(second, (struct sockaddr *)&local, sizeof local) != 0) fail("bind");
+  if (fork() == 0) {
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    serve(second);
+  }
+  serve(first);
+  return 0;
+}
 int main(int argc, char **argv) {
+  if (argc == 4 && strcmp(argv[1], "serve") == 0) return serveBoth(atoi(argv[2]), argv[3]);
   if (argc < 5) return 2;
   if (strcmp(argv[1], "vsock") == 0) {
     server.vsock = (struct sockaddr_vm){.svm_family = AF_VSOCK, .svm_cid = 2, .svm_port = atoi(argv[2])};

@@ -257,6 +257,9 @@ package final class Machine: Sendable {
             threads.append(
                 try HostThread(name: "vz-vcpu-\(vcpu.index)") { [weak self] in Self.runLoop(vcpu, gate) { self?.post(.exited($0)) } })
         }
+        // A thread that cannot be made must not keep the guest from running.
+        let check = try? saved.map { try MemoryCheck($0.file) { [weak self] in self?.post(.exited(.internalError($0))) } }
+        defer { check?.cancel() }
         shared.withLock { $0.board = board }
         running()
         let ending = serveMessages(board, gate)
