@@ -1,6 +1,6 @@
 import Synchronization
 
-/// A thread that sleeps on an event and works when it is signalled, between checkpoints of a gate.
+/// A thread that waits for an event and works when it is signalled, between checkpoints of a gate.
 package final class EventWorker: Sendable {
     private let stopping = Atomic<Bool>(false)
     private let event: EventFD
@@ -10,10 +10,11 @@ package final class EventWorker: Sendable {
     package init(name: String, event: EventFD, gate: DeviceGate, work: @escaping @Sendable () -> Bool) throws(SystemError) {
         self.event = event
         let made = try gate.thread(name: name, wake: event) { [unowned self] member in
+            var waiting = AdaptiveWait()
             while !stopping.load(ordering: .acquiring) {
                 member.checkpoint()
                 guard work() else { return }
-                event.wait()
+                waiting.wait({ event.drain() }, orSleep: { event.wait() })
             }
         }
         thread.withLock { $0 = made }

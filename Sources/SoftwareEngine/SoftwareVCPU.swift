@@ -29,10 +29,19 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
         var waitingForStartup: Bool
         var initialize = false
         var startupPage: UInt8?
+        /// Only then it must be woken.
+        var isAsleep = false
+        var isEmpty: Bool { !cancelled && !initialize && (waitingForStartup ? startupPage == nil : !interrupt) }
+        /// After something has come; true for a thread that must be woken.
+        mutating func awaken() -> Bool {
+            defer { isAsleep = false }
+            return isAsleep
+        }
     }
     private let signals: Mutex<Signals>
     private let wake: EventFD?
     private var idleness = Idleness()
+    private var halting = AdaptiveWait()
 
     init(
         index: Int, count: Int, features: X86Features, physical: PhysicalMemory, bus: any AccessBus, interrupts: any InterruptController, clock: SoftwareClock
@@ -52,27 +61,27 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
     }
 
     private func receive(_ event: InterruptEvent) {
-        switch event {
-        case .interrupt:
-            signals.withLock { $0.interrupt = true }
-            core.interruptPending()
-        case .initialize:
-            signals.withLock {
-                $0.initialize = true
-                $0.startupPage = nil
+        let mustWake = signals.withLock { signals in
+            switch event {
+            case .interrupt: signals.interrupt = true
+            case .initialize:
+                signals.initialize = true
+                signals.startupPage = nil
+            case .startup(let page): if signals.startupPage == nil { signals.startupPage = page }
             }
-            core.requestExit()
-        case .startup(let page):
-            signals.withLock { if $0.startupPage == nil { $0.startupPage = page } }
-            core.requestExit()
+            return signals.awaken()
         }
-        wake?.signal()
+        if case .interrupt = event { core.interruptPending() } else { core.requestExit() }
+        if mustWake { wake?.signal() }
     }
 
     func cancel() {
-        signals.withLock { $0.cancelled = true }
+        let mustWake = signals.withLock {
+            $0.cancelled = true
+            return $0.awaken()
+        }
         core.requestExit()
-        wake?.signal()
+        if mustWake { wake?.signal() }
     }
 
     func run() -> VCPUExit {
@@ -98,7 +107,7 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
                     return state.startupPage
                 }
                 guard let page else {
-                    wake?.wait()
+                    sleep()
                     continue
                 }
                 core.startup(page: page)
@@ -108,7 +117,7 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
                 // Interrupts that came since are seen by the core; nothing came: sleep.
                 guard signals.withLock({ $0.interrupt }) || interrupts.hasDeliverable(index) else {
                     idleness.sleeps(core)
-                    wake?.wait()
+                    halting.wait({ signals.withLock { !$0.isEmpty } }, orSleep: sleep)
                     idleness.wakes()
                     continue
                 }
@@ -122,6 +131,15 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
             case .internalError(let message): return .internalError(message)
             }
         }
+    }
+
+    /// Until there is a signal.
+    private func sleep() {
+        let mustSleep = signals.withLock {
+            $0.isAsleep = $0.isEmpty
+            return $0.isAsleep
+        }
+        if mustSleep { wake?.wait() }
     }
 
     // MARK: state

@@ -29,6 +29,8 @@ static inline int clinux_memfd_create(const char *_Nonnull name) { return (int)s
 static inline int clinux_ioctl(int fd, unsigned long request, unsigned long argument) { return ioctl(fd, request, argument); }
 static inline int clinux_ioctl_pointer(int fd, unsigned long request, void *_Nullable argument) { return ioctl(fd, request, argument); }
 static inline int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) { return (int)syscall(SYS_fallocate, fd, mode, offset, length); }
+/// Tells the processor that this is a loop that waits.
+static inline void clinux_pause(void) { __builtin_ia32_pause(); }
 /// Goes on with a CRC-32C (reflected, neither inverted before nor after) over `count` bytes.
 uint32_t clinux_crc32c(uint32_t sum, const void *_Nonnull bytes, size_t count);
 /// Whether the host's time stamp counter counts on at one frequency (CPUID 80000007, EDX bit 8).

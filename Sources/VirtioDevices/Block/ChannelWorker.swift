@@ -39,6 +39,7 @@ final class ChannelWorker: Sendable {
         private let identifier: [UInt8]
         /// By tag; allocated when first used.
         private var chains: [DescriptorChain?] = [DescriptorChain?](repeating: nil, count: capacity)
+        private var waiting = AdaptiveWait()
         private var free = Array(0..<capacity)
         private let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: capacity)
 
@@ -67,7 +68,7 @@ final class ChannelWorker: Sendable {
                 pollfd(fd: event.fileDescriptor, events: Int16(POLLIN), revents: 0), pollfd(fd: waking.fileDescriptor, events: Int16(POLLIN), revents: 0),
                 pollfd(fd: descriptor, events: events, revents: 0)
             )
-            _ = withUnsafeMutableBytes(of: &entries) { poll($0.bindMemory(to: pollfd.self).baseAddress, 3, milliseconds) }
+            withUnsafeMutableBytes(of: &entries) { $0.bindMemory(to: pollfd.self).baseAddress.map { waiting.poll($0, 3, milliseconds: milliseconds) } }
             if entries.0.revents != 0 { event.drain() }
         }
         private func takeRequests() throws(QueueError) -> Bool {

@@ -20,6 +20,7 @@ final class NetworkReceiver: Sendable {
         let waking = try EventFD()
         self.waking = waking
         let made = try gate.thread(name: "vz-net-receive", wake: waking) { [unowned self] member in
+            var waiting = AdaptiveWait()
             let work = Work(queue: queue, mergeable: mergeable, accepted: accepted)
             do throws(QueueError) {
                 while !stopping.load(ordering: .acquiring) {
@@ -29,8 +30,8 @@ final class NetworkReceiver: Sendable {
                         continue
                     }
                     switch try work.pump(backend) {
-                    case .needsBuffers: Self.wait(waking, event.fileDescriptor, drain: event)
-                    case .needsFrames: Self.wait(waking, backend.descriptor, drain: nil)
+                    case .needsBuffers: Self.wait(&waiting, waking, event.fileDescriptor, drain: event)
+                    case .needsFrames: Self.wait(&waiting, waking, backend.descriptor, drain: nil)
                     case .failed(let reason): lost(reason)
                     }
                 }
@@ -44,9 +45,9 @@ final class NetworkReceiver: Sendable {
         waking.signal()
         thread.withLock { $0 }?.join()
     }
-    private static func wait(_ waking: EventFD, _ descriptor: Int32, drain: EventFD?) {
+    private static func wait(_ waiting: inout AdaptiveWait, _ waking: EventFD, _ descriptor: Int32, drain: EventFD?) {
         var entries = (pollfd(fd: waking.fileDescriptor, events: Int16(POLLIN), revents: 0), pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0))
-        withUnsafeMutableBytes(of: &entries) { _ = poll($0.bindMemory(to: pollfd.self).baseAddress, 2, -1) }
+        withUnsafeMutableBytes(of: &entries) { $0.bindMemory(to: pollfd.self).baseAddress.map { waiting.poll($0, 2, milliseconds: -1) } }
         if entries.0.revents != 0 { waking.drain() }
         drain?.drain()
     }

@@ -174,6 +174,7 @@ package final class VsockDevice: VirtioDevice {
         let pieces = GuestPieces(capacity: 1024)  // IOV_MAX
         let scratch = UnsafeMutableRawPointer.allocate(byteCount: VsockPacket.size, alignment: 8)
         defer { scratch.deallocate() }
+        var waiting = AdaptiveWait()
         while !stopping.load(ordering: .acquiring) {
             member.checkpoint()
             let result = with { table -> Result<VsockTable.Output, QueueError> in
@@ -183,21 +184,21 @@ package final class VsockDevice: VirtioDevice {
             case .done: break
             case .needsBuffers:
                 queue.notify()
-                if !queue.enableNotifications() { wait(receiveEvent.fileDescriptor) }
+                if !queue.enableNotifications() { wait(&waiting, receiveEvent.fileDescriptor) }
                 receiveEvent.drain()
             case .nothing:
                 queue.notify()
-                wait(table.epoll)
+                wait(&waiting, table.epoll)
             }
         }
     }
     /// Until the descriptor is readable, or a connection has waited long enough for the guest.
-    private func wait(_ descriptor: Int32) {
+    private func wait(_ waiting: inout AdaptiveWait, _ descriptor: Int32) {
         let deadline = with { $0.deadline }
         let now = monotonicNanoseconds()
         var entries = (pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0), pollfd(fd: receiverWake.fileDescriptor, events: Int16(POLLIN), revents: 0))
         let milliseconds = deadline == 0 ? -1 : deadline <= now ? 0 : Int32(clamping: (deadline - now) / 1_000_000 + 1)
-        withUnsafeMutableBytes(of: &entries) { _ = poll($0.bindMemory(to: pollfd.self).baseAddress, 2, milliseconds) }
+        withUnsafeMutableBytes(of: &entries) { $0.bindMemory(to: pollfd.self).baseAddress.map { waiting.poll($0, 2, milliseconds: milliseconds) } }
         if entries.1.revents != 0 { receiverWake.drain() }
         if deadline != 0 { with { $0.expire(monotonicNanoseconds()) } }
     }

@@ -1,0 +1,49 @@
+import CLinux
+import Glibc
+
+/// Waits for what another thread is about to do: looks for it for a while, and sleeps only then, as going to sleep and being woken
+/// take tens of microseconds where the host's processor goes idle meanwhile. What has not come soon lately is not looked for, so
+/// that a thread with little to do costs nothing. One thread's.
+package struct AdaptiveWait {
+    /// Nanoseconds that are looked for at most.
+    private static let longest: UInt64 = 50_000
+    /// Not where the other thread cannot run meanwhile.
+    private static let isWorthwhile: Bool = {
+        var set = cpu_set_t()
+        return sched_getaffinity(0, MemoryLayout<cpu_set_t>.size, &set) == 0 && withUnsafeBytes(of: &set) { $0.reduce(0) { $0 + $1.nonzeroBitCount } } > 1
+    }()
+    /// Whether the last one came soon enough to be worth looking for.
+    private var isPromising = false
+    /// How many are slept for after one that was looked for in vain: twice as many each time.
+    private var penalty = 1
+    private var skipped = 0
+
+    package init() {}
+
+    /// - Parameters:
+    ///   - isReady: whether it has come; takes what says so.
+    ///   - sleep: returns when it may have come.
+    package mutating func wait(_ isReady: () -> Bool, orSleep sleep: () -> Void) {
+        let begin = monotonicNanoseconds()
+        if isPromising, skipped == 0 {
+            repeat {
+                if isReady() {
+                    penalty = 1
+                    return
+                }
+                clinux_pause()
+            } while monotonicNanoseconds() &- begin < Self.longest
+            skipped = penalty
+            penalty = min(penalty * 2, 64)
+        } else if skipped > 0 {
+            skipped -= 1
+        }
+        sleep()
+        isPromising = Self.isWorthwhile && monotonicNanoseconds() &- begin < 4 * Self.longest
+    }
+    /// `poll` of Linux: until one of the descriptors has something, or the time is over.
+    package mutating func poll(_ entries: UnsafeMutablePointer<pollfd>, _ count: Int, milliseconds: Int32) {
+        if milliseconds == 0 { return _ = Glibc.poll(entries, nfds_t(count), 0) }
+        wait({ Glibc.poll(entries, nfds_t(count), 0) != 0 }, orSleep: { _ = Glibc.poll(entries, nfds_t(count), milliseconds) })
+    }
+}
