@@ -28,6 +28,7 @@ package final class RawDisk: BlockBackend {
     /// The same file with O_DIRECT, for aligned requests in uncached mode; -1 without.
     private let directDescriptor: Int32
     private let synchronization: Synchronization
+    private let writeBehind = WriteBehind()
 
     /// Opens and checks the file; takes no lock yet.
     package init(path: String, readOnly: Bool, caching: Caching = .cached, synchronization: Synchronization = .full) throws(DiskError) {
@@ -119,7 +120,13 @@ package final class RawDisk: BlockBackend {
         FileTransfer.move(first, orElse: fileDescriptor, at: offset, vectors, count) { preadv($0, $1, $2, $3) }
     }
     package func write(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32 {
-        FileTransfer.move(first, orElse: fileDescriptor, at: offset, vectors, count) { pwritev($0, $1, $2, $3) }
+        guard directDescriptor < 0, synchronization == .full else {
+            return FileTransfer.move(first, orElse: fileDescriptor, at: offset, vectors, count) { pwritev($0, $1, $2, $3) }
+        }
+        let total = (0..<count).reduce(0) { $0 + vectors[$1].iov_len }
+        let result = FileTransfer.move(fileDescriptor, at: offset, vectors, count) { pwritev($0, $1, $2, $3) }
+        if result == 0 { writeBehind.wrote(fileDescriptor, at: offset, total) }
+        return result
     }
     /// O_DIRECT refuses what is not aligned: that part goes through the cache.
     private var first: Int32 { directDescriptor >= 0 ? directDescriptor : fileDescriptor }

@@ -29,6 +29,8 @@ static inline int clinux_memfd_create(const char *_Nonnull name) { return (int)s
 static inline int clinux_ioctl(int fd, unsigned long request, unsigned long argument) { return ioctl(fd, request, argument); }
 static inline int clinux_ioctl_pointer(int fd, unsigned long request, void *_Nullable argument) { return ioctl(fd, request, argument); }
 static inline int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) { return (int)syscall(SYS_fallocate, fd, mode, offset, length); }
+/// sync_file_range(2): begins to write what a range of the file has in the page cache.
+static inline void clinux_begin_writing(int fd, int64_t offset, int64_t length) { syscall(SYS_sync_file_range, fd, offset, length, 2u); }
 /// Tells the processor that this is a loop that waits.
 static inline void clinux_pause(void) { __builtin_ia32_pause(); }
 /// Goes on with a CRC-32C (reflected, neither inverted before nor after) over `count` bytes.

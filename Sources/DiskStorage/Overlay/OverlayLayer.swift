@@ -21,6 +21,7 @@ final class OverlayLayer: BlockBackend {
     let file: Int32
     let table: OverlayTable
     private let synchronization: RawDisk.Synchronization
+    private let writeBehind = WriteBehind()
     /// How many overlays are below.
     private let depth: Int
     private struct State {
@@ -248,6 +249,11 @@ final class OverlayLayer: BlockBackend {
                 return writeNew(at, part, number, step)
             }
             if result != 0 { return result }
+            // Where a first write put it is known only now; another request may have discarded it since.
+            let written = isOwn ? entry : table[Int(at / UInt64(Self.cluster))]
+            if synchronization == .full, written != OverlayTable.inBase, written != OverlayTable.zeroes {
+                writeBehind.wrote(file, at: UInt64(place(written)) + at % UInt64(Self.cluster), step)
+            }
             at += UInt64(step)
         }
         return 0
