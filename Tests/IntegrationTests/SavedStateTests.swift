@@ -67,13 +67,20 @@ import Virtualization
     }
 
     private static let lives = ProcessInfo.processInfo.environment["VZ_LIVES"].flatMap { Int($0) } ?? (isInLab ? 4 : 8)
-    /// Disk, network, sockets and processors at work, saved and restored over and over, each time in a machine of its own.
+    /// Disk, shared folder, network, sockets and processors at work, saved and restored over and over, each time in a machine of its own.
     @Test func workGoesOnOverManyLives() throws {
         let family = try Family()
         let disk = family.folder.appendingPathComponent("disk")
         try TestAssets.disk(disk, size: 32 << 20)
+        let share = family.folder.appendingPathComponent("share")
+        try FileManager.default.createDirectory(at: share, withIntermediateDirectories: true)
         let server = try HostPeer(serving: "127.0.0.1")
         let script = """
+            mkdir -p /s; mount -t virtiofs s /s; exec 9>>/s/log
+            (n=0; while true; do
+                head -c 300000 /dev/urandom >/tmp/s; cp /tmp/s /s/file; sync; mv /s/file /s/moved; rm -f /s/link; ln /s/moved /s/link
+                cmp /tmp/s /s/link && echo line $n >&9 && echo SHARED $((n++)) || echo WRONG; sleep 0.1
+            done) &
             ifconfig lo up; ifconfig eth0 192.168.64.2 netmask 255.255.255.0 up; route add default gw 192.168.64.1
             echo CARRIER $(cat /sys/class/net/eth0/carrier_changes)
             (while true; do cat /proc/interrupts >/dev/null; done) &
@@ -94,18 +101,22 @@ import Virtualization
                 $0.configuration.networkDevices = [card]
                 $0.configuration.socketDevices = [VZVirtioSocketDeviceConfiguration()]
                 $0.configuration.memoryBalloonDevices = [VZVirtioTraditionalMemoryBalloonDeviceConfiguration()]
+                let folder = VZVirtioFileSystemDeviceConfiguration(tag: "s")
+                folder.share = VZSingleDirectoryShare(directory: VZSharedDirectory(url: share, readOnly: false))
+                $0.configuration.directorySharingDevices = [folder]
             }
         }
         var guest = try machine(script)
         defer { guest.finish() }
         try guest.start()
-        try #require(guest.waitFor("SAME 2") && guest.waitFor("ASKED 2"))
+        try #require(guest.waitFor("SAME 2") && guest.waitFor("ASKED 2") && guest.waitFor("SHARED 2"))
         for life in 0..<Self.lives {
             usleep(UInt32(150_000 + life * 37_000 % 400_000))
             try guest.pause()
             try guest.save(to: family.state)
             let written = Self.number(guest, "SAME ")
             let asked = Self.number(guest, "ASKED ")
+            let shared = Self.number(guest, "SHARED ")
             #expect(!guest.transcript.contains("WRONG"), "life \(life)")
             try guest.stop()
             let next = try machine("")
@@ -114,9 +125,13 @@ import Virtualization
             guest = next
             try #require(guest.waitFor("SAME \(written + 2)"), "life \(life): \(guest.transcript)")
             try #require(guest.waitFor("ASKED \(asked + 2)"), "life \(life): \(guest.transcript)")
+            try #require(guest.waitFor("SHARED \(shared + 2)"), "life \(life): \(guest.transcript)")
             try #require(guest.waitFor("VSOCK peer"), "life \(life): \(guest.transcript)")
         }
         #expect(!guest.transcript.contains("WRONG"))
+        // Opened in the first life, and written to in all of them.
+        let lines = try String(contentsOf: share.appendingPathComponent("log"), encoding: .utf8).split(separator: "\n")
+        #expect(lines.count > 3 * Self.lives && lines.enumerated().allSatisfy { $1 == "line \($0)" }, "\(lines.count) lines")
     }
     private static func number(_ guest: TestGuest, _ prefix: String) -> Int {
         guest.transcript.split(whereSeparator: \.isNewline).compactMap { $0.hasPrefix(prefix) ? Int($0.dropFirst(prefix.count)) : nil }.max() ?? 0
