@@ -1,4 +1,5 @@
 import Glibc
+import LinuxSystem
 
 /// A disk's bytes: reached by calls that wait (`BlockBackend`) or through channels (`ChannelBackend`).
 package protocol BlockStorage: AnyObject, Sendable {
@@ -22,8 +23,16 @@ extension BlockStorage {
 package protocol BlockBackend: BlockStorage {
     /// `vectors` may be changed by the call.
     func read(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32
+    /// Reads `total` bytes into `vectors`, if that needs no waiting for the medium.
+    func readPromptly(at offset: UInt64, _ vectors: UnsafePointer<iovec>, _ count: Int, _ total: Int) -> FileTransfer.PromptRead
+    /// Whether such a call waits for the medium as a rule; for reads, whatever is in memory.
+    func waits(_ kind: DiskOperation.Kind) -> Bool
     func write(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32
     func flush() -> Int32
     func discard(at offset: UInt64, count: UInt64) -> Int32
     func writeZeroes(at offset: UInt64, count: UInt64, mayUnmap: Bool) -> Int32
+}
+extension BlockBackend {
+    package func readPromptly(at offset: UInt64, _ vectors: UnsafePointer<iovec>, _ count: Int, _ total: Int) -> FileTransfer.PromptRead { .unknown }
+    package func waits(_ kind: DiskOperation.Kind) -> Bool { false }
 }

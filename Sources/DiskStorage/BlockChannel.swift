@@ -19,9 +19,9 @@ package protocol BlockChannel: AnyObject {
     /// What to wait for besides new operations: a descriptor (-1 for none), the events of it, and how long at most (-1 for ever).
     var wait: (descriptor: Int32, events: Int16, milliseconds: Int32) { get }
     /// - Parameters:
-    ///   - vectors: where the bytes come from or go to, valid until the operation has ended; copied.
+    ///   - vectors: where the bytes come from or go to, valid until the operation has ended; copied, and may be changed.
     ///   - tag: below the channel's capacity, and of no other operation under way.
-    func submit(_ operation: DiskOperation, _ vectors: UnsafePointer<iovec>, _ count: Int, tag: Int)
+    func submit(_ operation: DiskOperation, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int, tag: Int)
     /// Does what can be done without waiting, and tells which operations have ended, with 0 or an errno.
     func advance(_ ended: (_ tag: Int, _ result: Int32) -> Void)
     /// Lets go of everything under way: no memory is touched afterwards.

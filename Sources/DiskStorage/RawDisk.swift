@@ -119,6 +119,16 @@ package final class RawDisk: BlockBackend {
     package func read(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32 {
         FileTransfer.move(first, orElse: fileDescriptor, at: offset, vectors, count) { preadv($0, $1, $2, $3) }
     }
+    package func readPromptly(at offset: UInt64, _ vectors: UnsafePointer<iovec>, _ count: Int, _ total: Int) -> FileTransfer.PromptRead {
+        FileTransfer.readPromptly(fileDescriptor, at: offset, vectors, count, total: total)
+    }
+    package func waits(_ kind: DiskOperation.Kind) -> Bool {
+        switch kind {
+        case .read, .write: directDescriptor >= 0
+        case .flush: synchronization == .full && !isReadOnly
+        case .discard, .writeZeroes: true
+        }
+    }
     package func write(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32 {
         guard directDescriptor < 0, synchronization == .full else {
             return FileTransfer.move(first, orElse: fileDescriptor, at: offset, vectors, count) { pwritev($0, $1, $2, $3) }

@@ -1,3 +1,4 @@
+import CLinux
 import Glibc
 
 /// Reads and writes of a file that move all bytes or fail.
@@ -30,6 +31,19 @@ package enum FileTransfer {
             }
         }
         return 0
+    }
+    package enum PromptRead: Sendable {
+        case done
+        /// Not all of it is in memory.
+        case waits
+        /// The file system cannot tell.
+        case unknown
+    }
+    /// Reads all that `vectors` take, `total` bytes, if that needs no waiting; they may be partly filled otherwise.
+    @inline(__always) package static func readPromptly(_ descriptor: Int32, at offset: UInt64, _ vectors: UnsafePointer<iovec>, _ count: Int, total: Int) -> PromptRead {
+        let done = clinux_read_nowait(descriptor, vectors, Int32(count), Int64(clamping: offset))
+        if done == total { return .done }
+        return done >= 0 || Glibc.errno == EAGAIN ? .waits : .unknown
     }
     /// Exactly `count` bytes; nil where the file ends before, or with errno set.
     package static func read(_ descriptor: Int32, at offset: Int, _ count: Int) -> [UInt8]? {

@@ -142,8 +142,8 @@ private func pattern(_ offset: UInt64, _ count: Int) -> [UInt8] { (0..<count).ma
         func submit(_ kind: DiskOperation.Kind, _ offset: UInt64, _ count: Int, tag: Int = 0, at place: Int = 0) {
             // In two pieces, so that there is something to put together.
             let half = count / 2
-            let vectors = [iovec(iov_base: memory + place, iov_len: half), iovec(iov_base: memory + place + half, iov_len: count - half)]
-            channel.submit(DiskOperation(kind, offset: offset, count: count), vectors, kind == .read || kind == .write ? 2 : 0, tag: tag)
+            var vectors = [iovec(iov_base: memory + place, iov_len: half), iovec(iov_base: memory + place + half, iov_len: count - half)]
+            channel.submit(DiskOperation(kind, offset: offset, count: count), &vectors, kind == .read || kind == .write ? 2 : 0, tag: tag)
         }
         /// Runs until so many operations have ended: their results by tag; fewer after ten seconds.
         func run(_ count: Int = 1, seconds: Double = 10) -> [Int: Int32] {

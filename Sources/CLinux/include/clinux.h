@@ -29,6 +29,10 @@ static inline int clinux_memfd_create(const char *_Nonnull name) { return (int)s
 static inline int clinux_ioctl(int fd, unsigned long request, unsigned long argument) { return ioctl(fd, request, argument); }
 static inline int clinux_ioctl_pointer(int fd, unsigned long request, void *_Nullable argument) { return ioctl(fd, request, argument); }
 static inline int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) { return (int)syscall(SYS_fallocate, fd, mode, offset, length); }
+/// preadv2(2) with RWF_NOWAIT: never waits for the medium.
+static inline ssize_t clinux_read_nowait(int fd, const struct iovec *_Nonnull vectors, int count, int64_t offset) {
+  return (ssize_t)syscall(SYS_preadv2, fd, vectors, (unsigned long)count, offset, 0L, 8);
+}
 /// sync_file_range(2): begins to write what a range of the file has in the page cache.
 static inline void clinux_begin_writing(int fd, int64_t offset, int64_t length) { syscall(SYS_sync_file_range, fd, offset, length, 2u); }
 /// Tells the processor that this is a loop that waits.

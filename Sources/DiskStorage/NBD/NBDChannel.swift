@@ -68,7 +68,7 @@ final class NBDChannel: BlockChannel {
         }
     }
 
-    func submit(_ operation: DiskOperation, _ vectors: UnsafePointer<iovec>, _ count: Int, tag: Int) {
+    func submit(_ operation: DiskOperation, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int, tag: Int) {
         slots[tag].kind = operation.kind
         slots[tag].isActive = true
         slots[tag].offset = operation.offset

@@ -1,4 +1,5 @@
 import Glibc
+import LinuxSystem
 import Synchronization
 
 /// A disk of overlays: a layer that takes what is written, over others and a raw image, which are never written. Any thread.
@@ -34,6 +35,10 @@ package final class OverlayDisk: BlockBackend, @unchecked Sendable {  // `top` c
     package func unlock() { top.unlock() }
 
     package func read(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32 { top.read(at: offset, vectors, count) }
+    package func readPromptly(at offset: UInt64, _ vectors: UnsafePointer<iovec>, _ count: Int, _ total: Int) -> FileTransfer.PromptRead {
+        top.readPromptly(at: offset, vectors, count, total)
+    }
+    package func waits(_ kind: DiskOperation.Kind) -> Bool { top.waits(kind) }
     package func write(at offset: UInt64, _ vectors: UnsafeMutablePointer<iovec>, _ count: Int) -> Int32 { top.write(at: offset, vectors, count) }
     package func discard(at offset: UInt64, count: UInt64) -> Int32 { top.discard(at: offset, count: count) }
     package func writeZeroes(at offset: UInt64, count: UInt64, mayUnmap: Bool) -> Int32 { top.writeZeroes(at: offset, count: count, mayUnmap: mayUnmap) }

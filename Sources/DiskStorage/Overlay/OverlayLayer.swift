@@ -207,6 +207,23 @@ final class OverlayLayer: BlockBackend {
         }
         return 0
     }
+    /// Only of what lies in one piece.
+    func readPromptly(at offset: UInt64, _ vectors: UnsafePointer<iovec>, _ count: Int, _ total: Int) -> FileTransfer.PromptRead {
+        let (entry, length) = run(offset, total)
+        guard length == total else { return .unknown }
+        switch entry {
+        case OverlayTable.zeroes: return .unknown
+        case OverlayTable.inBase: return offset + UInt64(length) <= base.byteCount ? base.readPromptly(at: offset, vectors, count, total) : .unknown
+        default: return FileTransfer.readPromptly(file, at: UInt64(place(entry)) + offset % UInt64(Self.cluster), vectors, count, total: total)
+        }
+    }
+    func waits(_ kind: DiskOperation.Kind) -> Bool {
+        switch kind {
+        case .read, .write: false
+        case .flush: synchronization == .full && !isReadOnly
+        case .discard, .writeZeroes: true
+        }
+    }
     /// How far it goes on from `offset` in one piece of one source.
     private func run(_ offset: UInt64, _ limit: Int) -> (entry: UInt32, length: Int) {
         var index = Int(offset / UInt64(Self.cluster))

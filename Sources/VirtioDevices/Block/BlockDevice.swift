@@ -21,25 +21,26 @@ package final class BlockDevice: VirtioDevice {
         static let discard: UInt64 = 1 << 13
         static let writeZeroes: UInt64 = 1 << 14
     }
-    private let storage: any BlockStorage
+    private let backend: any ChannelBackend
     private let identifier: [UInt8]
     private let events: [EventFD]
-    private struct State {
-        var workers: [QueueWorker] = []
-        var channels: [ChannelWorker] = []
-    }
-    private let state = Mutex(State())
+    private let workers = Mutex<[ChannelWorker]>([])
     private let rangesPerRequest: UInt32
 
     /// - Parameter identifier: at most 20 ASCII bytes, the disk's serial number in the guest.
     package init(storage: any BlockStorage, identifier: String, queueCount: Int) throws(SystemError) {
-        self.storage = storage
+        if let disk = storage as? any BlockBackend {
+            backend = PooledDisk(disk)
+            rangesPerRequest = Self.rangesPerRequest
+        } else {
+            guard let channels = storage as? any ChannelBackend else { throw SystemError("use a disk of an unknown kind", errno: EINVAL) }
+            backend = channels
+            rangesPerRequest = 1
+        }
         self.identifier = Array(identifier.utf8.prefix(20))
         var events: [EventFD] = []
-        let channels = storage as? any ChannelBackend
-        for _ in 0..<max(min(queueCount, channels?.channelLimit ?? queueCount), 1) { events.append(try EventFD()) }
+        for _ in 0..<max(min(queueCount, backend.channelLimit), 1) { events.append(try EventFD()) }
         self.events = events
-        rangesPerRequest = channels == nil ? Self.rangesPerRequest : 1
     }
     /// § 5.2.4.
     private var configuration: [UInt8] {
@@ -47,9 +48,9 @@ package final class BlockDevice: VirtioDevice {
         func put(_ offset: Int, _ value: UInt64, _ count: Int) {
             for index in 0..<count { bytes[offset + index] = UInt8(truncatingIfNeeded: value >> UInt64(8 * index)) }
         }
-        put(0, storage.byteCount / 512, 8)
+        put(0, backend.byteCount / 512, 8)
         put(12, UInt64(Self.segmentLimit), 4)
-        put(20, UInt64(storage.blockSize), 4)
+        put(20, UInt64(backend.blockSize), 4)
         put(34, UInt64(events.count), 2)
         put(36, UInt64(Self.rangeLimit), 4)
         put(40, UInt64(rangesPerRequest), 4)
@@ -64,7 +65,7 @@ package final class BlockDevice: VirtioDevice {
     package var pciClass: UInt32 { 0x010000 }
     package var features: UInt64 {
         Feature.segMax | Feature.blockSize | Feature.flush | Feature.multiQueue
-            | (storage.isReadOnly ? Feature.readOnly : Feature.discard | Feature.writeZeroes)
+            | (backend.isReadOnly ? Feature.readOnly : Feature.discard | Feature.writeZeroes)
     }
     package var queueSizes: [UInt16] { events.map { _ in Self.queueSize } }
     package func configRead(_ offset: Int, size: Int) -> UInt64 { configField(configuration, offset, size) }
@@ -73,38 +74,20 @@ package final class BlockDevice: VirtioDevice {
     package func activate(_ activation: VirtioActivation) {
         do throws(SystemError) {
             for queue in activation.queues.compactMap({ $0 }) {
-                if let backend = storage as? any BlockBackend { try serve(queue, backend, activation) }
-                if let backend = storage as? any ChannelBackend {
-                    let worker = try ChannelWorker(
-                        name: "vz-block-\(queue.index)", queue: queue, event: events[queue.index], gate: activation.gate, backend: backend,
-                        identifier: identifier, needsReset: activation.needsReset)
-                    state.withLock { $0.channels.append(worker) }
-                }
+                let worker = try ChannelWorker(
+                    name: "vz-block-\(queue.index)", queue: queue, event: events[queue.index], gate: activation.gate, backend: backend, identifier: identifier,
+                    rangesPerRequest: Int(rangesPerRequest), needsReset: activation.needsReset)
+                workers.withLock { $0.append(worker) }
             }
         } catch { activation.needsReset() }
-        (storage as? any ChannelBackend)?.onResize(activation.configurationChanged)
-    }
-    private func serve(_ queue: Virtqueue, _ backend: any BlockBackend, _ activation: VirtioActivation) throws(SystemError) {
-        let requests = BlockRequests(backend: backend, identifier: identifier, rangesPerRequest: Int(rangesPerRequest))
-        nonisolated(unsafe) let owned = requests  // only the worker touches it
-        let worker = try QueueWorker(name: "vz-block-\(queue.index)", queue: queue, event: events[queue.index], gate: activation.gate) { queue in
-            do throws(QueueError) {
-                try owned.serve(queue)
-                return true
-            } catch {
-                activation.needsReset()
-                return false
-            }
-        }
-        state.withLock { $0.workers.append(worker) }
+        backend.onResize(activation.configurationChanged)
     }
     package func reset() {
-        (storage as? any ChannelBackend)?.onResize(nil)
-        let old = state.withLock { state in
-            defer { state = State() }
-            return state
+        backend.onResize(nil)
+        let old = workers.withLock { workers in
+            defer { workers = [] }
+            return workers
         }
-        for worker in old.workers { worker.stop() }
-        for worker in old.channels { worker.stop() }
+        for worker in old { worker.stop() }
     }
 }

@@ -11,12 +11,13 @@ final class ChannelWorker: Sendable {
 
     /// - Parameter event: signalled by the driver's kicks.
     init(
-        name: String, queue: Virtqueue, event: EventFD, gate: DeviceGate, backend: any ChannelBackend, identifier: [UInt8], needsReset: @escaping @Sendable () -> Void
+        name: String, queue: Virtqueue, event: EventFD, gate: DeviceGate, backend: any ChannelBackend, identifier: [UInt8], rangesPerRequest: Int,
+        needsReset: @escaping @Sendable () -> Void
     ) throws(SystemError) {
         let waking = try EventFD()
         self.waking = waking
         let made = try gate.thread(name: name, wake: event) { [unowned self] member in
-            let work = Work(queue, backend, identifier, stop: waking.fileDescriptor)
+            let work = Work(queue, backend, identifier, rangesPerRequest, stop: waking.fileDescriptor)
             do throws(QueueError) {
                 while !stopping.load(ordering: .acquiring) { try work.turn(event, waking, member) }
             } catch { needsReset() }
@@ -33,20 +34,28 @@ final class ChannelWorker: Sendable {
     /// What belongs to the thread.
     private final class Work {
         private static let capacity = Int(BlockDevice.queueSize)
+        /// Nanoseconds for which requests are taken before the driver hears of those that have ended, and how many it hears of at
+        /// once all the same: telling it costs more than most requests.
+        private static let patience: UInt64 = 50_000
+        private static let batch = 8
         private let queue: Virtqueue
         private let backend: any ChannelBackend
         private let channel: any BlockChannel
         private let identifier: [UInt8]
+        private let rangesPerRequest: Int
+        /// Of a list of ranges, by tag, the one that is being dealt with; -1 for other requests.
+        private var ranges = [Int](repeating: -1, count: capacity)
         /// By tag; allocated when first used.
         private var chains: [DescriptorChain?] = [DescriptorChain?](repeating: nil, count: capacity)
         private var waiting = AdaptiveWait()
         private var free = Array(0..<capacity)
         private let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: capacity)
 
-        init(_ queue: Virtqueue, _ backend: any ChannelBackend, _ identifier: [UInt8], stop: Int32) {
+        init(_ queue: Virtqueue, _ backend: any ChannelBackend, _ identifier: [UInt8], _ rangesPerRequest: Int, stop: Int32) {
             self.queue = queue
             self.backend = backend
             self.identifier = identifier
+            self.rangesPerRequest = rangesPerRequest
             channel = backend.makeChannel(capacity: Self.capacity, stop: stop)
         }
         deinit { vectors.deallocate() }
@@ -57,7 +66,7 @@ final class ChannelWorker: Sendable {
             if free.count == Self.capacity { member.checkpoint() }
             var isMoving = member.isClosed ? false : try takeRequests()
             channel.advance { tag, result in
-                give(tag, result == 0 ? BlockRequest.Status.ok : BlockRequest.Status.ioError)
+                ended(tag, result)
                 isMoving = true
             }
             queue.notify()
@@ -72,16 +81,17 @@ final class ChannelWorker: Sendable {
             if entries.0.revents != 0 { event.drain() }
         }
         private func takeRequests() throws(QueueError) -> Bool {
-            var took = false
-            while let tag = free.last {
+            var took = 0
+            let begin = monotonicNanoseconds()
+            while let tag = free.last, took % Self.batch != 0 || took == 0 || monotonicNanoseconds() &- begin < Self.patience {
                 let chain = chains[tag] ?? DescriptorChain(capacity: Self.capacity)
                 chains[tag] = chain
                 guard try queue.pop(chain) else { break }
                 free.removeLast()
-                took = true
+                took += 1
                 submit(tag, chain)
             }
-            return took
+            return took > 0
         }
         private func submit(_ tag: Int, _ chain: DescriptorChain) {
             // The last writable byte is the status; a chain without one can be told nothing.
@@ -90,14 +100,28 @@ final class ChannelWorker: Sendable {
             case .transfer(let operation):
                 channel.submit(operation, vectors, BlockRequest.vectors(operation, chain, into: vectors), tag: tag)
             case .ranges(let zero):
-                guard BlockRequest.rangeCount(chain, limit: 1) != nil else { return give(tag, BlockRequest.Status.ioError) }
-                switch BlockRequest.range(chain, 0, zero: zero, backend) {
-                case .success(let operation): channel.submit(operation, vectors, 0, tag: tag)
-                case .failure(let refusal): give(tag, refusal.status)
-                }
+                ranges[tag] = 0
+                submitRange(tag, chain, zero)
             case .identify: giveBack(tag, chain, written: BlockRequest.identify(chain, identifier))
             case .refused(let status): give(tag, status)
             }
+        }
+        /// The ranges of a list go out one after the other.
+        private func submitRange(_ tag: Int, _ chain: DescriptorChain, _ zero: Bool) {
+            guard BlockRequest.rangeCount(chain, limit: rangesPerRequest) != nil else { return give(tag, BlockRequest.Status.ioError) }
+            switch BlockRequest.range(chain, ranges[tag], zero: zero, backend) {
+            case .success(let operation): channel.submit(operation, vectors, 0, tag: tag)
+            case .failure(let refusal): give(tag, refusal.status)
+            }
+        }
+        private func ended(_ tag: Int, _ result: Int32) {
+            guard result == 0, ranges[tag] >= 0, let chain = chains[tag], case .ranges(let zero) = BlockRequest(chain, backend) else {
+                return give(tag, result == 0 ? BlockRequest.Status.ok : BlockRequest.Status.ioError)
+            }
+            ranges[tag] += 1
+            // The driver may have changed its list meanwhile.
+            guard let count = BlockRequest.rangeCount(chain, limit: rangesPerRequest), ranges[tag] < count else { return give(tag, BlockRequest.Status.ok) }
+            submitRange(tag, chain, zero)
         }
         private func give(_ tag: Int, _ status: UInt8) {
             guard let chain = chains[tag] else { return }
@@ -105,6 +129,7 @@ final class ChannelWorker: Sendable {
         }
         private func giveBack(_ tag: Int, _ chain: DescriptorChain, written: Int) {
             queue.complete(chain, written: written)
+            ranges[tag] = -1
             free.append(tag)
         }
     }
