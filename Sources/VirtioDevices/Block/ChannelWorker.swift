@@ -34,10 +34,10 @@ final class ChannelWorker: Sendable {
     /// What belongs to the thread.
     private final class Work {
         private static let capacity = Int(BlockDevice.queueSize)
-        /// Nanoseconds for which requests are taken before the driver hears of those that have ended, and how many it hears of at
-        /// once all the same: telling it costs more than most requests.
+        /// Requests are taken for so many nanoseconds before the driver hears of those that have ended; but until there are so many
+        /// requests, or so many bytes, even if that takes longer: telling it costs more than a small request.
         private static let patience: UInt64 = 50_000
-        private static let batch = 8
+        private static let batch = (requests: 32, bytes: 256 << 10)
         private let queue: Virtqueue
         private let backend: any ChannelBackend
         private let channel: any BlockChannel
@@ -82,13 +82,16 @@ final class ChannelWorker: Sendable {
         }
         private func takeRequests() throws(QueueError) -> Bool {
             var took = 0
+            var bytes = 0
             let begin = monotonicNanoseconds()
-            while let tag = free.last, took % Self.batch != 0 || took == 0 || monotonicNanoseconds() &- begin < Self.patience {
+            while let tag = free.last {
+                if took >= Self.batch.requests || bytes >= Self.batch.bytes, monotonicNanoseconds() &- begin > Self.patience { break }
                 let chain = chains[tag] ?? DescriptorChain(capacity: Self.capacity)
                 chains[tag] = chain
                 guard try queue.pop(chain) else { break }
                 free.removeLast()
                 took += 1
+                bytes += chain.readableCount + chain.writableCount
                 submit(tag, chain)
             }
             return took > 0
