@@ -26,7 +26,7 @@ let package = Package(
         room("GuestMemory", ["CLinux", "LinuxSystem"]),
         room("Hypervisor", ["GuestMemory", "LinuxSystem"]),
         .target(name: "X86", dependencies: ["CX86"], exclude: ["README.md"], cSettings: linux, swiftSettings: settings),
-        room("SoftwareEngine", ["X86", "Hypervisor", "GuestMemory", "LinuxSystem"]),
+        room("SoftwareEngine", ["CLinux", "X86", "Hypervisor", "GuestMemory", "LinuxSystem"]),
         room("KVMEngine", ["CLinux", "Hypervisor", "GuestMemory", "LinuxSystem"]),
         room("DiskStorage", ["CLinux", "LinuxSystem"]),
         room("GuestBoot", ["CCompression", "CLinux", "GuestMemory", "Hypervisor"]),

@@ -1,3 +1,4 @@
+import CLinux
 import LinuxSystem
 import X86
 
@@ -19,7 +20,11 @@ struct Idleness {
         worked += now &- awakeSince
         awakeSince = now
         guard now &- began > Self.period else { return }
-        if worked * 33 < now &- began, core.codeBytes > Self.worthwhile { core.releaseCode() }
+        if worked * 33 < now &- began, core.codeBytes > Self.worthwhile {
+            core.releaseCode()
+            // What was kept beside the code, too.
+            clinux_trim_heaps()
+        }
         began = now
         worked = 0
     }

@@ -1,11 +1,13 @@
 import Glibc
+import LinuxSystem
 import X86
 
 /// `VZ_TRACE` in the environment: what a processor does, for whoever hunts a bug in it. A comma-separated list of
 /// `faults` (exceptions and interrupts with their addresses), `blocks` (each block as it is decoded), `exits` (why the run
-/// loop got the word), `code` (each translated block with its host code, for Scripts/show-code); lines go to the standard error. `VZ_PERF_MAP=1` writes /tmp/perf-PID.map, in which `perf` finds the
-/// guest address of each translated block. `VZ_LOCKSTEP=1` runs each translated block interpreted, too, and says what
-/// differs: with one processor only.
+/// loop got the word), `code` (each translated block with its host code, for Scripts/show-code), `costs` (how long translating takes,
+/// every 4096 blocks); lines go to the standard error. `VZ_PERF_MAP=1` writes /tmp/perf-PID.map, in which `perf` finds the guest
+/// address of each translated block. `VZ_LOCKSTEP=1` runs each translated block interpreted, too, and says what differs: with one
+/// processor only.
 enum ProcessorTrace {
     static func attach(to core: X86Core, index: Int) {
         let kinds = variable("VZ_TRACE").split(separator: ",")
@@ -24,13 +26,32 @@ enum ProcessorTrace {
                 say("cpu \(index) code \(hex(rip)) at \(hex(UInt64(start))) \(bytes.map { hex(UInt64($0) + 256).dropFirst() }.joined())")
             }
         }
+        if kinds.contains("costs") { core.traceCost = TranslationCost(index).tell }
         if variable("VZ_LOCKSTEP") == "1" { core.runInLockStep { say("cpu \(index) \($0)") } }
         if variable("VZ_PERF_MAP") == "1" { core.traceTranslation = PerfMap.shared.add }
     }
     private static func variable(_ name: String) -> String { getenv(name).map { String(cString: $0) } ?? "" }
-    private static func say(_ line: String) {
+    fileprivate static func say(_ line: String) {
         let bytes = Array((line + "\n").utf8)
         _ = write(STDERR_FILENO, bytes, bytes.count)
+    }
+}
+
+/// How long translating takes. One processor's.
+private final class TranslationCost {
+    private let index: Int
+    private var began: UInt64 = 0
+    private var (blocks, instructions, nanoseconds) = (0, 0, UInt64(0))
+    init(_ index: Int) { self.index = index }
+
+    /// - Parameter count: nil before a block is translated, then its instructions.
+    func tell(_ count: Int?) {
+        guard let count else { return began = monotonicNanoseconds() }
+        nanoseconds += monotonicNanoseconds() &- began
+        blocks += 1
+        instructions += count
+        guard blocks % 4096 == 0 else { return }
+        ProcessorTrace.say("cpu \(index) translated \(blocks) blocks, \(instructions) instructions, \(Int(nanoseconds) / max(instructions, 1)) ns each")
     }
 }
 

@@ -48,7 +48,10 @@ final class BlockCache {
     var isFull: Bool { used + Self.maximumOperations + 4 > Self.capacity }
 
     private func bucket(_ key: UInt64) -> UnsafeMutablePointer<Slot> {
-        slots + Int((key &* 0x9E37_79B9_7F4A_7C15) >> (66 - Self.hashBits)) * 4
+        // The blocks of a code page lie near each other, over 64 buckets: they are looked for one after the other.
+        let page = (((key >> 12) &* 0x9E37_79B9_7F4A_7C15) >> (70 - Self.hashBits)) << 4
+        let offset = ((key & 4095) &* 0x9E37_79B9_7F4A_7C15) >> 58
+        return slots + (Int(page &+ offset) & (Self.hashSize / 4 - 1)) * 4
     }
     func find(_ key: UInt64) -> Op? {
         let bucket = bucket(key)

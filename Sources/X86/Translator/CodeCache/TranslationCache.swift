@@ -73,7 +73,11 @@ final class TranslationCache {
     private var start = 0
     private static let coldStart = (slotBytes + size) / 2
     private var slots = 0
-    private(set) var edges: [Edge] = []
+    /// One for each slot at most, in pages of their own, which go back to the host with the code.
+    let edges: UnsafeMutablePointer<Edge>
+    private(set) var edgeCount = 0
+    private static let mostEdges = slotBytes / 16
+    private static let edgeBytes = UInt(mostEdges * MemoryLayout<Edge>.stride)
     /// Linked edges by the page that they lead to.
     private var linked: [Int: [Int]] = [:]
     /// Linked edges to other pages, the supervisor's and the user's.
@@ -103,6 +107,7 @@ final class TranslationCache {
         guard cx_code_buffer(UInt(Self.size), &rw, &rx) == 0, let rw, let rx else { return nil }
         writable = rw
         executable = rx
+        edges = cx_map_zeroed(Self.edgeBytes).bindMemory(to: Edge.self, capacity: Self.mostEdges)
         flagTable = .allocate(capacity: 1024)
         for image in 0..<512 {
             let (flags, overflow) = (UInt64(image & 0xFF), image > 255)
@@ -118,6 +123,7 @@ final class TranslationCache {
     deinit {
         cx_unmap(writable, UInt(Self.size))
         cx_unmap(executable, UInt(Self.size))
+        cx_unmap(edges, Self.edgeBytes)
         flagTable.deallocate()
     }
 
@@ -135,9 +141,10 @@ final class TranslationCache {
         cx_discard(writable, UInt(Self.slotBytes), 1)
         let kept = (start + 4095) & ~4095
         cx_discard(writable + kept, UInt(Self.size - kept), 1)
-        edges.removeAll(keepingCapacity: true)
-        linked.removeAll(keepingCapacity: true)
-        for bank in 0..<2 { crossing[bank].removeAll(keepingCapacity: true) }
+        edgeCount = 0
+        cx_discard(edges, Self.edgeBytes, 0)
+        linked.removeAll()
+        for bank in 0..<2 { crossing[bank].removeAll() }
     }
 
     // MARK: code
@@ -171,14 +178,17 @@ final class TranslationCache {
         return Int(bitPattern: executable) + slots * 16
     }
     func makeEdge(slot: Int, kind: EdgeKind, stub: Int) -> Int {
-        edges.append(Edge(slot: slot, kind: kind, stub: stub))
+        let edge = add(Edge(slot: slot, kind: kind, stub: stub))
         set(slot, stub)
         set(slot + 8, stub)
-        return edges.count - 1
+        return edge
     }
-    func makeEdge(countedSlot slot: Int, kind: EdgeKind, crossing: Crossing) -> Int {
-        edges.append(Edge(slot: slot, kind: kind, stub: 0, crossing: crossing))
-        return edges.count - 1
+    func makeEdge(countedSlot slot: Int, kind: EdgeKind, crossing: Crossing) -> Int { add(Edge(slot: slot, kind: kind, stub: 0, crossing: crossing)) }
+    /// `isFull` leaves room: there are never more edges than slots.
+    private func add(_ edge: Edge) -> Int {
+        defer { edgeCount += 1 }
+        edges[edgeCount] = edge
+        return edgeCount
     }
     /// - Parameter poll: where the edge leads when somebody wants something.
     func setStub(ofCounted edge: Int, _ stub: Int, poll: Int) {

@@ -56,7 +56,9 @@ extension X86Core {
         var translator = BlockTranslator(
             cache: translations, features: features, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, versions: [(UInt(header.pointee.imm), header.pointee.extra)])
         let start = translations.here
+        traceCost?(nil)
         translator.translate(bytes)
+        traceCost?(translator.instructionCount)
         traceTranslation?(start, Int(translations.here - start), state.pointee.block_base &+ UInt64(first.pointee.off))
     }
     /// A block of one instruction that goes on in the next page: translated when it is made, while its bytes are together.
@@ -67,7 +69,7 @@ extension X86Core {
         translator.translate(bytes)
     }
     func link(_ edge: Int, to first: Op) {
-        guard let translations, edge < translations.edges.count else { return }
+        guard let translations, edge < translations.edgeCount else { return }
         let header = first - 1
         let (kind, crossing) = (translations.edges[edge].kind, translations.edges[edge].crossing)
         if let crossing, !mayLink(crossing, header) {

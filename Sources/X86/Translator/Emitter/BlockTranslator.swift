@@ -100,6 +100,8 @@ struct BlockTranslator {
     /// The first base cache of the privilege that runs this block.
     let bank: Int
 
+    private(set) var instructionCount = 0
+
     init(cache: TranslationCache, features: X86Features, first: Op, gpa: UInt64, isUser: Bool, versions: [(cell: UInt, version: UInt32)]) {
         self.cache = cache
         self.features = features
@@ -148,6 +150,7 @@ struct BlockTranslator {
     /// - Parameter next: the operation after the last one.
     mutating func segment(_ run: [Line], start: Bool, next: Op, endsBlock: Bool = false) {
         guard let head = run.first, start || run.count >= 3 || run.last?.plan.endsBlock == true else { return }
+        instructionCount += run.count
         lines = run
         segmentHead = head.op
         isFirstSegment = start
