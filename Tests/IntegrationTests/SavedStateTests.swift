@@ -75,6 +75,7 @@ import Virtualization
         let share = family.folder.appendingPathComponent("share")
         try FileManager.default.createDirectory(at: share, withIntermediateDirectories: true)
         let server = try HostPeer(serving: "127.0.0.1")
+        // Connections end with the life they are of: who only waits for an answer then has to give up by itself.
         let script = """
             mkdir -p /s; mount -t virtiofs s /s; exec 9>>/s/log
             (n=0; while true; do
@@ -84,7 +85,7 @@ import Virtualization
             ifconfig lo up; ifconfig eth0 192.168.64.2 netmask 255.255.255.0 up; route add default gw 192.168.64.1
             echo CARRIER $(cat /sys/class/net/eth0/carrier_changes)
             (while true; do cat /proc/interrupts >/dev/null; done) &
-            (n=0; while true; do peer ask 192.168.64.1:\(server.port) 20 >/tmp/ask; grep -q ok /tmp/ask && echo ASKED $((n++)); sleep 0.1; done) &
+            (n=0; while true; do timeout 20 peer ask 192.168.64.1:\(server.port) 20 >/tmp/ask; grep -q ok /tmp/ask && echo ASKED $((n++)); sleep 0.1; done) &
             (while true; do peer ask vsock:2:77 1 >/tmp/vsock 2>&1; echo VSOCK $(cat /tmp/vsock); sleep 1; done) &
             i=0; while true; do i=$((i+1))
                 dd if=/dev/urandom of=/tmp/a bs=64k count=40 2>/dev/null; dd if=/tmp/a of=/dev/vda bs=16k conv=fsync 2>/dev/null
