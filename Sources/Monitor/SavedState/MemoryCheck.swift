@@ -6,19 +6,28 @@ import Synchronization
 /// mapped, and read as it touches them.
 final class MemoryCheck: Sendable {
     private let file: SavedStateFile.Opened
+    /// Milliseconds that the guest has for itself: it has just been restored because somebody wants it.
+    private static let delay: Int32 = 300
     private let cancelled = Atomic(false)
+    private let wake: EventFD
     private let thread = Mutex<HostThread?>(nil)
 
     /// - Parameter failed: called on that thread, at most once, with what is wrong.
     init(_ file: SavedStateFile.Opened, failed: @escaping @Sendable (String) -> Void) throws(SystemError) {
         self.file = file
+        wake = try EventFD()
         guard !file.memorySums.isEmpty else { return }
-        let started = try HostThread(name: "vz-check") { [self] in if let reason = damage() { failed(reason) } }
+        let started = try HostThread(name: "vz-check") { [self] in
+            var entry = pollfd(fd: wake.fileDescriptor, events: Int16(POLLIN), revents: 0)
+            _ = poll(&entry, 1, Self.delay)
+            if let reason = damage() { failed(reason) }
+        }
         thread.withLock { $0 = started }
     }
     /// Returns when nothing of it runs any more.
     func cancel() {
         cancelled.store(true, ordering: .relaxed)
+        wake.signal()
         thread.withLock { $0 }?.join()
     }
 
