@@ -33,6 +33,10 @@ package protocol NetworkBackend: AnyObject, Sendable {
     func use(lanes: Int)
     /// The guest's driver has let go of the device: what it had going is over.
     func driverLeft()
+    /// The connections that the guest has through it, for `end` of another backend when the guest goes on there.
+    var openConnections: [[UInt8]] { get }
+    /// Tells the guest that connections which it had elsewhere are over.
+    func end(_ connections: [[UInt8]])
 }
 extension NetworkBackend {
     package var handlesOffloads: Bool { false }
@@ -41,6 +45,8 @@ extension NetworkBackend {
     package func lane(_ index: Int) -> any NetworkBackend { self }
     package func use(lanes: Int) {}
     package func driverLeft() {}
+    package var openConnections: [[UInt8]] { [] }
+    package func end(_ connections: [[UInt8]]) {}
 }
 
 /// Why a network cannot be connected: a sentence for the user.

@@ -92,6 +92,11 @@ extension Stack {
             key, sequence: isAnswer ? segment.acknowledged : SequenceNumber(value: 0), acknowledged: segment.sequence + length,
             flags: isAnswer ? TCPConnection.Flag.reset : TCPConnection.Flag.reset | TCPConnection.Flag.acknowledge)
     }
+    /// In answer to a segment with another number than the guest expects, it tells us that number, and hears of a reset once more.
+    func emitReset(_ connection: LostConnection) {
+        emitReset(
+            connection.key, sequence: connection.next, acknowledged: connection.expected, flags: TCPConnection.Flag.reset | TCPConnection.Flag.acknowledge)
+    }
     func emitReset(_ connection: TCPConnection) {
         emitReset(
             connection.key, sequence: connection.next, acknowledged: connection.expected,

@@ -46,6 +46,15 @@ package final class UserNetworkPort: NetworkBackend {
     }
     package func driverLeft() { locked { $0.forgetGuest() } }
 
+    package var openConnections: [[UInt8]] { locked { $0.connections.values.filter { $0.phase == .open }.map { LostConnection($0).bytes } } }
+    package func end(_ connections: [[UInt8]]) {
+        let mustWake = locked { stack in
+            for connection in connections.compactMap(LostConnection.init(_:)) { stack.emitReset(connection) }
+            return stack.takeWake()
+        }
+        if mustWake { wake.signal() }
+    }
+
     /// Carries a port of the host to one of the guest; ends with `remove` or with the port. Throws what the host says.
     package func add(_ forward: ForwardedPort) throws { try locked { try $0.add(forward) } }
     package func remove(_ forward: ForwardedPort) { locked { $0.remove(forward) } }

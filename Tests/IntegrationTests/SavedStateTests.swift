@@ -75,7 +75,6 @@ import Virtualization
         let share = family.folder.appendingPathComponent("share")
         try FileManager.default.createDirectory(at: share, withIntermediateDirectories: true)
         let server = try HostPeer(serving: "127.0.0.1")
-        // Connections end with the life they are of: who only waits for an answer then has to give up by itself.
         let script = """
             mkdir -p /s; mount -t virtiofs s /s; exec 9>>/s/log
             (n=0; while true; do
@@ -85,7 +84,7 @@ import Virtualization
             ifconfig lo up; ifconfig eth0 192.168.64.2 netmask 255.255.255.0 up; route add default gw 192.168.64.1
             echo CARRIER $(cat /sys/class/net/eth0/carrier_changes)
             (while true; do cat /proc/interrupts >/dev/null; done) &
-            (n=0; while true; do timeout 20 peer ask 192.168.64.1:\(server.port) 20 >/tmp/ask; grep -q ok /tmp/ask && echo ASKED $((n++)); sleep 0.1; done) &
+            (n=0; while true; do peer ask 192.168.64.1:\(server.port) 20 >/tmp/ask; grep -q ok /tmp/ask && echo ASKED $((n++)); sleep 0.1; done) &
             (while true; do peer ask vsock:2:77 1 >/tmp/vsock 2>&1; echo VSOCK $(cat /tmp/vsock); sleep 1; done) &
             i=0; while true; do i=$((i+1))
                 dd if=/dev/urandom of=/tmp/a bs=64k count=40 2>/dev/null; dd if=/tmp/a of=/dev/vda bs=16k conv=fsync 2>/dev/null
@@ -219,6 +218,38 @@ import Virtualization
             #expect(seen.isDisjoint(with: numbers))
             seen.formUnion(numbers)
         }
+    }
+
+    /// A program that only waits for an answer has to hear that none will come.
+    @Test func connectionsThroughTheNATEnd() throws {
+        let family = try Family()
+        let server = try HostPeer(serving: "127.0.0.1")
+        func machine(_ script: String) throws -> TestGuest {
+            try family.guest(script) {
+                let card = VZVirtioNetworkDeviceConfiguration()
+                card.macAddress = family.address
+                card.attachment = VZNATNetworkDeviceAttachment()
+                $0.configuration.networkDevices = [card]
+            }
+        }
+        let script = """
+            ifconfig eth0 192.168.64.2 netmask 255.255.255.0 up; route add default gw 192.168.64.1
+            mkfifo /tmp/never; sleep 1000 >/tmp/never &
+            (nc 192.168.64.1 \(server.port) </tmp/never >/dev/null; echo ENDED) & sleep 2; netstat -tn | grep -q ESTABLISHED && echo CONNECTED; read line
+            """
+        let first = try machine(script)
+        defer { first.finish() }
+        try first.start()
+        try #require(first.waitFor("CONNECTED"), "\(first.transcript)")
+        #expect(!first.transcript.contains("ENDED"))
+        try first.pause()
+        try first.save(to: family.state)
+        try first.stop()
+        let second = try machine("")
+        defer { second.finish() }
+        try second.restore(from: family.state)
+        try second.resume()
+        #expect(second.waitFor("ENDED", seconds: 60), "\(second.transcript)")
     }
 
     @Test func openStreamsEndAndNewOnesBegin() throws {

@@ -137,6 +137,8 @@ package final class NetworkDevice: VirtioDevice {
                 state.withLock { $0.control = worker }
             }
         } catch { activation.needsReset() }
+        // What the guest had open went with the machine that it was saved on.
+        if let connections = activation.image?.lists["connections"] { state.withLock { $0.backend }?.end(connections) }
     }
     /// A driver need not set up pairs that it does not use.
     private func startPair(_ pair: Int, _ activation: VirtioActivation) throws(SystemError) {
@@ -178,7 +180,9 @@ package final class NetworkDevice: VirtioDevice {
 
     package func makeImage() -> DeviceImage {
         var image = DeviceImage()
-        image.numbers["activePairs"] = UInt64(state.withLock { $0.activePairs })
+        let (activePairs, backend) = state.withLock { ($0.activePairs, $0.backend) }
+        image.numbers["activePairs"] = UInt64(activePairs)
+        image.lists["connections"] = backend?.openConnections
         return image
     }
 
