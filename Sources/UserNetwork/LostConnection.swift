@@ -13,20 +13,28 @@ struct LostConnection: Equatable {
     /// Twice an address (16 bytes) and a port, then the two numbers; in network order.
     private static let size = 44
     var bytes: [UInt8] {
-        func big<T: FixedWidthInteger>(_ value: T) -> [UInt8] { withUnsafeBytes(of: value.bigEndian, Array.init) }
-        func end(_ address: SocketAddress) -> [UInt8] { big(address.address.high) + big(address.address.low) + big(address.port) }
-        return end(key.guest) + end(key.remote) + big(next.value) + big(expected.value)
+        [UInt8](unsafeUninitializedCapacity: Self.size) { buffer, count in
+            guard let base = UnsafeMutableRawPointer(buffer.baseAddress) else { return }
+            for (offset, end) in [(0, key.guest), (18, key.remote)] {
+                base.storeBig64(end.address.high, offset)
+                base.storeBig64(end.address.low, offset + 8)
+                base.storeBig16(end.port, offset + 16)
+            }
+            base.storeBig32(next.value, 36)
+            base.storeBig32(expected.value, 40)
+            count = Self.size
+        }
     }
     init?(_ bytes: [UInt8]) {
-        guard bytes.count == Self.size else { return nil }
-        func big<T: FixedWidthInteger>(_ offset: Int, _: T.Type = T.self) -> T {
-            (0..<MemoryLayout<T>.size).reduce(0 as T) { $0 << 8 | T(truncatingIfNeeded: bytes[offset + $1]) }
-        }
-        func end(_ offset: Int) -> SocketAddress { SocketAddress(IPAddress(high: big(offset), low: big(offset + 8)), big(offset + 16)) }
-        key = TCPKey(guest: end(0), remote: end(18))
-        next = SequenceNumber(value: big(36))
-        expected = SequenceNumber(value: big(40))
+        guard bytes.count == Self.size, let read = bytes.withUnsafeBytes({ $0.baseAddress.map(Self.init(at:)) }) else { return nil }
         // A packet has addresses of one kind.
-        guard key.guest.address.isV4 == key.remote.address.isV4 else { return nil }
+        guard read.key.guest.address.isV4 == read.key.remote.address.isV4 else { return nil }
+        self = read
+    }
+    private init(at bytes: UnsafeRawPointer) {
+        func end(_ offset: Int) -> SocketAddress { SocketAddress(IPAddress(high: bytes.big64(offset), low: bytes.big64(offset + 8)), bytes.big16(offset + 16)) }
+        key = TCPKey(guest: end(0), remote: end(18))
+        next = SequenceNumber(value: bytes.big32(36))
+        expected = SequenceNumber(value: bytes.big32(40))
     }
 }

@@ -28,6 +28,13 @@ import Virtualization
                 try configure($0)
             }
         }
+        func addCard(_ guest: TestGuest) {
+            let card = VZVirtioNetworkDeviceConfiguration()
+            card.macAddress = address
+            card.attachment = VZNATNetworkDeviceAttachment()
+            guest.configuration.networkDevices = [card]
+        }
+        func guestOnNAT(_ script: String) throws -> TestGuest { try guest(script, configure: addCard) }
     }
     private static func ticks(_ guest: TestGuest) -> Int {
         guest.transcript.split(whereSeparator: \.isNewline).compactMap { $0.hasPrefix("TICK ") ? Int($0.dropFirst(5)) : nil }.max() ?? 0
@@ -95,10 +102,7 @@ import Virtualization
         func machine(_ script: String) throws -> TestGuest {
             try family.guest(script, cpus: 2) {
                 $0.configuration.storageDevices = [VZVirtioBlockDeviceConfiguration(attachment: try VZDiskImageStorageDeviceAttachment(url: disk, readOnly: false))]
-                let card = VZVirtioNetworkDeviceConfiguration()
-                card.macAddress = family.address
-                card.attachment = VZNATNetworkDeviceAttachment()
-                $0.configuration.networkDevices = [card]
+                family.addCard($0)
                 $0.configuration.socketDevices = [VZVirtioSocketDeviceConfiguration()]
                 $0.configuration.memoryBalloonDevices = [VZVirtioTraditionalMemoryBalloonDeviceConfiguration()]
                 let folder = VZVirtioFileSystemDeviceConfiguration(tag: "s")
@@ -140,14 +144,6 @@ import Virtualization
     @Test func clockIsRightAndTheLinkWasDown() throws {
         let family = try Family()
         let script = "ifconfig eth0 up; sleep 1; echo UP; while read line; do echo NOW $(date +%s) LINK $(cat /sys/class/net/eth0/carrier_changes) $line END; done"
-        func machine(_ script: String) throws -> TestGuest {
-            try family.guest(script) {
-                let card = VZVirtioNetworkDeviceConfiguration()
-                card.macAddress = family.address
-                card.attachment = VZNATNetworkDeviceAttachment()
-                $0.configuration.networkDevices = [card]
-            }
-        }
         func ask(_ guest: TestGuest, _ mark: String) throws -> (now: Int, changes: Int) {
             guest.send(mark)
             try #require(guest.waitFor(" \(mark) END"), "\(guest.transcript)")
@@ -155,7 +151,7 @@ import Virtualization
             let words = line.split(separator: " ")
             return (try #require(Int(words[1])), try #require(Int(words[3])))
         }
-        let first = try machine(script)
+        let first = try family.guestOnNAT(script)
         defer { first.finish() }
         try first.start()
         try #require(first.waitFor("UP"))
@@ -164,7 +160,7 @@ import Virtualization
         try first.save(to: family.state)
         try first.stop()
         sleep(5)
-        let second = try machine("")
+        let second = try family.guestOnNAT("")
         defer { second.finish() }
         try second.restore(from: family.state)
         try second.resume()
@@ -189,7 +185,7 @@ import Virtualization
             i=0; while true; do i=$((i+1)); echo DREW $i $(dmesg | grep -c 'virtual machine fork') $(head -c 8 /dev/urandom | od -An -tx8) END; sleep 0.2; done
             """
         func machine(_ script: String) throws -> TestGuest { try family.guest(script) { $0.boot(TestAssets.genericKernel) } }
-        let first = try machine(script)
+        let first = try family.guestOnNAT(script)
         defer { first.finish() }
         try first.start()
         try #require(first.waitFor("DREW 2 0"), "\(first.transcript)")
@@ -210,7 +206,7 @@ import Virtualization
         try first.stop()
         var seen: Set<Substring> = []
         for _ in 0..<2 {
-            let next = try machine("")
+            let next = try family.guestOnNAT("")
             defer { next.finish() }
             try next.restore(from: family.state)
             try next.resume()
@@ -224,20 +220,12 @@ import Virtualization
     @Test func connectionsThroughTheNATEnd() throws {
         let family = try Family()
         let server = try HostPeer(serving: "127.0.0.1")
-        func machine(_ script: String) throws -> TestGuest {
-            try family.guest(script) {
-                let card = VZVirtioNetworkDeviceConfiguration()
-                card.macAddress = family.address
-                card.attachment = VZNATNetworkDeviceAttachment()
-                $0.configuration.networkDevices = [card]
-            }
-        }
         let script = """
             ifconfig eth0 192.168.64.2 netmask 255.255.255.0 up; route add default gw 192.168.64.1
             mkfifo /tmp/never; sleep 1000 >/tmp/never &
             (nc 192.168.64.1 \(server.port) </tmp/never >/dev/null; echo ENDED) & sleep 2; netstat -tn | grep -q ESTABLISHED && echo CONNECTED; read line
             """
-        let first = try machine(script)
+        let first = try family.guestOnNAT(script)
         defer { first.finish() }
         try first.start()
         try #require(first.waitFor("CONNECTED"), "\(first.transcript)")
@@ -245,7 +233,7 @@ import Virtualization
         try first.pause()
         try first.save(to: family.state)
         try first.stop()
-        let second = try machine("")
+        let second = try family.guestOnNAT("")
         defer { second.finish() }
         try second.restore(from: family.state)
         try second.resume()
@@ -472,10 +460,7 @@ import Virtualization
             try family.guest(script, cpus: 2) {
                 let storage = try VZDiskImageStorageDeviceAttachment(url: disk, readOnly: false)
                 $0.configuration.storageDevices = [VZVirtioBlockDeviceConfiguration(attachment: storage)]
-                let card = VZVirtioNetworkDeviceConfiguration()
-                card.macAddress = family.address
-                card.attachment = VZNATNetworkDeviceAttachment()
-                $0.configuration.networkDevices = [card]
+                family.addCard($0)
                 $0.configuration.socketDevices = [VZVirtioSocketDeviceConfiguration()]
                 let share = VZVirtioFileSystemDeviceConfiguration(tag: "s")
                 share.share = VZSingleDirectoryShare(directory: VZSharedDirectory(url: URL(fileURLWithPath: "/etc"), readOnly: true))

@@ -263,9 +263,9 @@ package final class X86Core: @unchecked Sendable {  // see above
     package var traceBlock: ((UInt64, UInt64, Int) -> Void)?
     /// With address and reason whenever handlers give the run loop the word for one.
     package var traceExit: ((UInt64, UInt32) -> Void)?
-    /// With host address, size and guest address of each block that is translated.
-    /// Told before a block is translated, and after it how many instructions that were.
+    /// Before a block is translated with nil, and after it with how many instructions that were.
     package var traceCost: ((Int?) -> Void)?
+    /// With host address, size and guest address of each block that is translated.
     package var traceTranslation: ((UInt, Int, UInt64) -> Void)?
     package var faultAddress: UInt64 { state.pointee.cr2 }
     package var privilege: UInt8 { state.pointee.cpl }

@@ -1,1 +1,0 @@
-// Headers only; see include/clinux.h.
