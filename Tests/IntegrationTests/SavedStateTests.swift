@@ -185,7 +185,7 @@ import Virtualization
             i=0; while true; do i=$((i+1)); echo DREW $i $(dmesg | grep -c 'virtual machine fork') $(head -c 8 /dev/urandom | od -An -tx8) END; sleep 0.2; done
             """
         func machine(_ script: String) throws -> TestGuest { try family.guest(script) { $0.boot(TestAssets.genericKernel) } }
-        let first = try family.guestOnNAT(script)
+        let first = try machine(script)
         defer { first.finish() }
         try first.start()
         try #require(first.waitFor("DREW 2 0"), "\(first.transcript)")
@@ -206,7 +206,7 @@ import Virtualization
         try first.stop()
         var seen: Set<Substring> = []
         for _ in 0..<2 {
-            let next = try family.guestOnNAT("")
+            let next = try machine("")
             defer { next.finish() }
             try next.restore(from: family.state)
             try next.resume()
