@@ -7,10 +7,10 @@ import Glibc
 package struct AdaptiveWait {
     /// Nanoseconds that are looked for at most.
     private static let longest: UInt64 = 50_000
-    /// Not where the other thread cannot run meanwhile.
-    private static let isWorthwhile: Bool = {
+    /// Whether other threads cannot run while this one does.
+    static let hasOneProcessor: Bool = {
         var set = cpu_set_t()
-        return sched_getaffinity(0, MemoryLayout<cpu_set_t>.size, &set) == 0 && withUnsafeBytes(of: &set) { $0.reduce(0) { $0 + $1.nonzeroBitCount } } > 1
+        return sched_getaffinity(0, MemoryLayout<cpu_set_t>.size, &set) != 0 || withUnsafeBytes(of: &set) { $0.reduce(0) { $0 + $1.nonzeroBitCount } } == 1
     }()
     /// Whether the last one came soon enough to be worth looking for.
     private var isPromising = false
@@ -39,7 +39,7 @@ package struct AdaptiveWait {
             skipped -= 1
         }
         sleep()
-        isPromising = Self.isWorthwhile && monotonicNanoseconds() &- begin < 4 * Self.longest
+        isPromising = !Self.hasOneProcessor && monotonicNanoseconds() &- begin < 4 * Self.longest
     }
     /// `poll` of Linux: until one of the descriptors has something, or the time is over.
     package mutating func poll(_ entries: UnsafeMutablePointer<pollfd>, _ count: Int, milliseconds: Int32) {

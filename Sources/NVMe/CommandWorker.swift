@@ -5,31 +5,51 @@ import LinuxSystem
 
 /// A thread that runs the commands of one queue, one after the other.
 final class CommandWorker: Sendable {
-    /// Nanoseconds that an ended command may wait for others before the driver is told.
-    private static let patience: UInt64 = 50_000
     private let worker: EventWorker
 
     init(_ queue: SubmissionQueue, _ backend: any BlockBackend, _ memory: GuestMemory, gate: DeviceGate) throws(SystemError) {
-        nonisolated(unsafe) let commands = DiskCommands(backend, memory)  // only the worker touches it
+        nonisolated(unsafe) let work = Work(queue, DiskCommands(backend, memory))  // only the worker touches it
         worker = try EventWorker(name: "vz-nvme-\(queue.identifier)", event: queue.event, gate: gate) {
-            Self.serve(queue, commands)
+            work.serve()
             return true
         }
     }
     func stop() { worker.stop() }
-    private static func serve(_ queue: SubmissionQueue, _ commands: DiskCommands) {
-        var oldest: UInt64 = 0
-        while let command = queue.take() {
-            let status = commands.run(command)
-            queue.completions.post(command, status, queue: queue.identifier, head: queue.head)
-            let now = monotonicNanoseconds()
-            if oldest == 0 { oldest = now }
-            if queue.isEmpty || now &- oldest > patience {
-                queue.completions.notify()
-                oldest = 0
-            }
+
+    /// What belongs to the thread.
+    private final class Work {
+        /// The driver hears of ended commands after so many, or so many bytes, but not before so many nanoseconds are over: telling it
+        /// costs more than a small command.
+        private static let batch = (commands: 32, bytes: 256 << 10)
+        private static let patience: UInt64 = 50_000
+        private let queue: SubmissionQueue
+        private let commands: DiskCommands
+        private var schedule = GatheringSchedule()
+
+        init(_ queue: SubmissionQueue, _ commands: DiskCommands) { (self.queue, self.commands) = (queue, commands) }
+        func serve() {
+            var count = 0
+            repeat { count += serveWhatThereIs() } while queue.goesOn()
+            schedule.willSleep(after: count)
         }
-        queue.completions.notify()
+        private func serveWhatThereIs() -> Int {
+            var (count, untold, bytes) = (0, 0, 0)
+            var begin: UInt64 = 0
+            while let command = queue.take() {
+                if untold == 0 { begin = monotonicNanoseconds() }
+                let status = commands.run(command)
+                queue.completions.post(command, status, queue: queue.identifier, head: queue.head)
+                count += 1
+                untold += 1
+                bytes += commands.moved
+                if untold >= Self.batch.commands || bytes >= Self.batch.bytes, monotonicNanoseconds() &- begin > Self.patience {
+                    queue.completions.notify()
+                    (untold, bytes) = (0, 0)
+                }
+            }
+            queue.completions.notify()
+            return count
+        }
     }
 }
 
@@ -38,6 +58,8 @@ final class DiskCommands {
     private let backend: any BlockBackend
     private let memory: GuestMemory
     private let pages: PhysicalPages
+    /// Bytes that the newest command read or wrote.
+    private(set) var moved = 0
 
     init(_ backend: any BlockBackend, _ memory: GuestMemory) {
         self.backend = backend
@@ -45,6 +67,7 @@ final class DiskCommands {
         pages = PhysicalPages(memory)
     }
     func run(_ command: NVMeCommand) -> NVMe.Status {
+        moved = 0
         do throws(NVMe.Status) {
             guard command.isPlain else { throw .invalidField }
             if command.opcode == NVMe.Command.flush { return backend.flush() == 0 ? .success : .writeFault }
@@ -76,7 +99,8 @@ final class DiskCommands {
     private func checkWritable() throws(NVMe.Status) { if backend.isReadOnly { throw .writeProtected } }
     private func range(_ command: NVMeCommand) throws(NVMe.Status) -> (offset: UInt64, length: Int) {
         try check(command.block, UInt64(command.blockCount))
-        return (command.block * UInt64(backend.blockSize), command.blockCount * backend.blockSize)
+        moved = command.blockCount * backend.blockSize
+        return (command.block * UInt64(backend.blockSize), moved)
     }
     private func check(_ block: UInt64, _ count: UInt64) throws(NVMe.Status) {
         let capacity = backend.byteCount / UInt64(backend.blockSize)

@@ -17,6 +17,7 @@ final class CompletionQueue: @unchecked Sendable {  // the pointer is fixed; the
     private let memory: GuestMemory
     private let base: UnsafeMutableRawPointer
     private let fixed: Image
+    private let shadow: ShadowDoorbell?
     private struct State {
         var head: Int
         var tail: Int
@@ -32,27 +33,39 @@ final class CompletionQueue: @unchecked Sendable {  // the pointer is fixed; the
     var identifier: Int { fixed.identifier }
 
     /// nil when the ring is not in memory.
-    init?(_ image: Image, _ memory: GuestMemory, signal: @escaping @Sendable (UInt16) -> Void) {
+    ///
+    /// - Parameter shadow: where the driver says how far it is, instead of ringing.
+    init?(_ image: Image, _ memory: GuestMemory, shadow: ShadowDoorbell? = nil, signal: @escaping @Sendable (UInt16) -> Void) {
         guard (2...NVMe.mostEntries).contains(image.size), image.address & UInt64(NVMe.pageSize - 1) == 0,
             let base = memory.pointer(image.address, image.size * NVMe.completionSize), (0..<image.size).contains(image.head), (0..<image.size).contains(image.tail)
         else { return nil }
         self.memory = memory
         self.base = base
         fixed = image
+        self.shadow = shadow
         self.signal = signal
         state = Mutex(State(head: image.head, tail: image.tail, phase: image.phase))
     }
     var image: Image {
         var image = fixed
-        state.withLock { (image.head, image.tail, image.phase) = ($0.head, $0.tail, $0.phase) }
+        state.withLock { state in
+            look(&state)
+            (image.head, image.tail, image.phase) = (state.head, state.tail, state.phase)
+        }
         return image
     }
+    private func look(_ state: inout State) {
+        if let head = shadow?.read(), (0..<fixed.size).contains(head) { state.head = head }
+    }
+    private func isFull(_ state: State) -> Bool { (state.tail + 1) % fixed.size == state.head }
     /// Whether there is room for one more; if not, `setHead` will tell that somebody waits.
     func hasRoom() -> Bool {
         state.withLock { state in
-            let hasRoom = (state.tail + 1) % fixed.size != state.head
-            if !hasRoom { state.isAwaited = true }
-            return hasRoom
+            if !isFull(state) { return true }
+            shadow?.ask(beyond: state.head)
+            look(&state)
+            state.isAwaited = isFull(state)
+            return !state.isAwaited
         }
     }
 
@@ -94,6 +107,10 @@ final class CompletionQueue: @unchecked Sendable {  // the pointer is fixed; the
     }
     /// Raises the vector if the driver has entries to look at.
     func remind() {
-        if fixed.signals, state.withLock({ $0.head != $0.tail }) { signal(fixed.vector) }
+        let isBehind = state.withLock { state in
+            look(&state)
+            return state.head != state.tail
+        }
+        if fixed.signals, isBehind { signal(fixed.vector) }
     }
 }

@@ -49,6 +49,7 @@ struct Identification {
         bytes[77] = NVMe.transferShift
         put(80, 0x0001_0400, 4)  // version
         bytes[111] = 1  // an I/O controller
+        bytes[257] = 1  // doorbells in memory
         bytes[259] = 3  // outstanding event requests, less one
         bytes[260] = 0x03  // one read-only firmware slot
         bytes[512] = 0x66

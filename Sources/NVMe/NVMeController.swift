@@ -26,6 +26,7 @@ package final class NVMeController: PCIBarHandler, Sendable {
         var completions: [Int: CompletionQueue] = [:]
         var submissions: [Int: SubmissionQueue] = [:]
         var workers: [Int: CommandWorker] = [:]
+        var shadows: ShadowDoorbells?
         var features: [UInt8: UInt32] = [NVMe.Feature.writeCache: 1]
         var eventRequests = 0
     }
@@ -145,8 +146,15 @@ package final class NVMeController: PCIBarHandler, Sendable {
             state.status = NVMe.ControllerStatus.ready
         }
     }
+    private func makeSubmissions(_ image: SubmissionQueue.Image, _ completions: CompletionQueue) -> SubmissionQueue? {
+        SubmissionQueue(image, completions, memory, shadow: shadow(image.identifier) { $0.tail(image.identifier) })
+    }
+    /// Administration always rings.
+    private func shadow(_ identifier: Int, _ choose: (ShadowDoorbells) -> ShadowDoorbell?) -> ShadowDoorbell? {
+        identifier == 0 ? nil : state.withLock { $0.shadows }.flatMap(choose)
+    }
     private func makeCompletions(_ image: CompletionQueue.Image) -> CompletionQueue? {
-        CompletionQueue(image, memory) { [weak function] in function?.msix?.signal($0) }
+        CompletionQueue(image, memory, shadow: shadow(image.identifier) { $0.head(image.identifier) }) { [weak function] in function?.msix?.signal($0) }
     }
     /// As when the machine is switched on, but for the registers that a reset leaves. Nothing of the controller runs when this
     /// returns.
@@ -214,8 +222,27 @@ package final class NVMeController: PCIBarHandler, Sendable {
                 return true
             }
             return isTaken ? nil : (.tooManyEventRequests, 0)
+        case NVMe.Admin.doorbellBuffer: return (shareDoorbells(command), 0)
         default: return (.invalidOpcode, 0)
         }
+    }
+    /// The queues that are there already go on from where they are.
+    private func shareDoorbells(_ command: NVMeCommand) -> NVMe.Status {
+        guard let shadows = ShadowDoorbells(.init(doorbells: command.firstPage, events: command.secondPage), memory) else { return .invalidField }
+        let (completions, submissions, workers) = state.withLock { state in
+            defer {
+                state.shadows = shadows
+                state.completions = state.completions.filter { $0.key == 0 }
+                state.submissions = state.submissions.filter { $0.key == 0 }
+                state.workers = [:]
+            }
+            return (state.completions, state.submissions, state.workers)
+        }
+        for worker in workers.values { worker.stop() }
+        let (saved, taken) = (completions.values.map(\.image).filter { $0.identifier != 0 }, submissions.values.map(\.image).filter { $0.identifier != 0 })
+        for image in saved { shadows.head(image.identifier)?.set(image.head) }
+        for image in taken { shadows.tail(image.identifier)?.set(image.tail) }
+        return makeQueues(saved, taken) ? .success : .invalidField
     }
     private func answer(_ command: NVMeCommand, _ bytes: [UInt8], _ count: Int) -> NVMe.Status {
         let pages = PhysicalPages(memory)
@@ -246,8 +273,8 @@ package final class NVMeController: PCIBarHandler, Sendable {
         let target = Int(command.words[11] >> 16)
         guard target != 0, let completions = state.withLock({ $0.completions[target] }) else { return .invalidCompletionQueue }
         guard command.words[11] & 1 != 0,
-            let queue = SubmissionQueue(
-                .init(identifier: identifier, address: command.firstPage, size: size, head: 0, tail: 0, completions: target), completions, memory)
+            let queue = makeSubmissions(
+                .init(identifier: identifier, address: command.firstPage, size: size, head: 0, tail: 0, completions: target), completions)
         else { return .invalidField }
         return start(queue) ? .success : .invalidField
     }
@@ -322,6 +349,8 @@ package final class NVMeController: PCIBarHandler, Sendable {
         var submissions: [SubmissionQueue.Image]
         var features: [String: UInt32]
         var eventRequests: Int
+        /// Absent in states of before, and where the driver does not use them.
+        var shadows: ShadowDoorbells.Image?
     }
     /// While the gate is closed and no processor runs.
     package func makeImage() -> Image {
@@ -331,7 +360,8 @@ package final class NVMeController: PCIBarHandler, Sendable {
                 adminSizes: state.adminSizes, adminSubmission: state.adminSubmission, adminCompletion: state.adminCompletion,
                 completions: state.completions.values.map(\.image).sorted { $0.identifier < $1.identifier },
                 submissions: state.submissions.values.map(\.image).sorted { $0.identifier < $1.identifier },
-                features: Dictionary(uniqueKeysWithValues: state.features.map { (String($0), $1) }), eventRequests: state.eventRequests)
+                features: Dictionary(uniqueKeysWithValues: state.features.map { (String($0), $1) }), eventRequests: state.eventRequests,
+                shadows: state.shadows?.image)
         }
     }
     /// What is different here from the controller that was saved; nil when nothing is.
@@ -341,26 +371,34 @@ package final class NVMeController: PCIBarHandler, Sendable {
     }
     /// Goes on where the saved controller was; false for an image that makes no sense. Before the guest runs, with its memory in place.
     package func restore(_ image: Image) -> Bool {
+        let shadows = image.shadows.flatMap { ShadowDoorbells($0, memory) }
+        if image.shadows != nil, shadows == nil { return false }
         state.withLock { state in
+            state.shadows = shadows
             (state.configuration, state.status, state.adminSizes) = (image.configuration, image.status, image.adminSizes)
             (state.adminSubmission, state.adminCompletion) = (image.adminSubmission, image.adminCompletion)
             for (feature, value) in image.features { if let feature = UInt8(feature) { state.features[feature] = value } }
             state.eventRequests = min(max(image.eventRequests, 0), Self.mostEventRequests)
         }
-        for saved in image.completions {
+        guard makeQueues(image.completions, image.submissions) else { return false }
+        for queue in state.withLock({ Array($0.completions.values) }) { queue.remind() }
+        return true
+    }
+    /// Queues that go on from where others were; false when that makes no sense.
+    private func makeQueues(_ completions: [CompletionQueue.Image], _ submissions: [SubmissionQueue.Image]) -> Bool {
+        for saved in completions {
             guard (0...queuePairs).contains(saved.identifier), state.withLock({ $0.completions[saved.identifier] == nil }),
                 let queue = makeCompletions(saved)
             else { return false }
             state.withLock { $0.completions[saved.identifier] = queue }
         }
-        for saved in image.submissions {
+        for saved in submissions {
             guard (0...queuePairs).contains(saved.identifier), state.withLock({ $0.submissions[saved.identifier] == nil }),
                 let completions = state.withLock({ $0.completions[saved.completions] }),
-                let queue = SubmissionQueue(saved, completions, memory)
+                let queue = makeSubmissions(saved, completions)
             else { return false }
             if saved.identifier == 0 { state.withLock { $0.submissions[0] = queue } } else if !start(queue) { return false }
         }
-        for queue in state.withLock({ Array($0.completions.values) }) { queue.remind() }
         return true
     }
 }

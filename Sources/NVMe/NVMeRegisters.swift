@@ -34,6 +34,7 @@ enum NVMe {
         static let setFeatures: UInt8 = 0x09
         static let getFeatures: UInt8 = 0x0A
         static let asynchronousEvent: UInt8 = 0x0C
+        static let doorbellBuffer: UInt8 = 0x7C
     }
     /// § 6.
     enum Command {
@@ -74,7 +75,7 @@ enum NVMe {
     /// Entries of the largest queue.
     static let mostEntries = 1024
     /// Bytes of the largest transfer: a power of two of pages.
-    static let transferShift: UInt8 = 7
+    static let transferShift: UInt8 = 10
     static let largestTransfer = pageSize << Int(transferShift)
     static let namespace: UInt32 = 1
 }

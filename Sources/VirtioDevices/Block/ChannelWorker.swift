@@ -48,6 +48,9 @@ final class ChannelWorker: Sendable {
         /// By tag; allocated when first used.
         private var chains: [DescriptorChain?] = [DescriptorChain?](repeating: nil, count: capacity)
         private var waiting = AdaptiveWait()
+        private var schedule = GatheringSchedule()
+        /// Requests since the thread was woken.
+        private var taken = 0
         private var free = Array(0..<capacity)
         private let vectors = UnsafeMutablePointer<iovec>.allocate(capacity: capacity)
 
@@ -72,6 +75,8 @@ final class ChannelWorker: Sendable {
             queue.notify()
             if isMoving || !member.isClosed && queue.enableNotifications() && !free.isEmpty { return }
             if member.isClosed, free.count == Self.capacity { return }
+            schedule.willSleep(after: taken)
+            taken = 0
             let (descriptor, events, milliseconds) = channel.wait
             var entries = (
                 pollfd(fd: event.fileDescriptor, events: Int16(POLLIN), revents: 0), pollfd(fd: waking.fileDescriptor, events: Int16(POLLIN), revents: 0),
@@ -94,6 +99,7 @@ final class ChannelWorker: Sendable {
                 bytes += chain.readableCount + chain.writableCount
                 submit(tag, chain)
             }
+            taken += took
             return took > 0
         }
         private func submit(_ tag: Int, _ chain: DescriptorChain) {
