@@ -36,7 +36,7 @@ int main(int argc, char **argv) {
     char *buffer = aligned_alloc(4096, 1 << 20);
     for (int i = 0; i < 1 << 20; i++) buffer[i] = i * 31;
     static const struct { const char *name; int write, random, block, count; } patterns[] = {
-        {"sequential-write", 1, 0, 1 << 20, 64}, {"sequential-read", 0, 0, 1 << 20, 64}, {"random-write", 1, 1, 4096, 8000}, {"random-read", 0, 1, 4096, 8000},
+        {"sequential-write", 1, 0, 1 << 20, 256}, {"sequential-read", 0, 0, 1 << 20, 256}, {"random-write", 1, 1, 4096, 8000}, {"random-read", 0, 1, 4096, 8000},
     };
     for (int p = 0; p < 4; p++) {
         uint32_t seed = 7;

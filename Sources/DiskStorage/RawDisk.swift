@@ -28,6 +28,8 @@ package final class RawDisk: BlockBackend {
     /// The same file with O_DIRECT, for aligned requests in uncached mode; -1 without.
     private let directDescriptor: Int32
     private let synchronization: Synchronization
+    /// On a file system that is memory: nothing waits, and it cannot be asked.
+    private let isInMemory: Bool
     private let writeBehind = WriteBehind()
 
     /// Opens and checks the file; takes no lock yet.
@@ -46,6 +48,7 @@ package final class RawDisk: BlockBackend {
             throw error
         }
         fileDescriptor = fd
+        isInMemory = clinux_is_in_memory(fd) != 0
         blockSize = 512
         directDescriptor = caching == .uncached ? open(path, flags | O_DIRECT) : -1
     }
@@ -68,6 +71,7 @@ package final class RawDisk: BlockBackend {
         fileDescriptor = fcntl(descriptor, F_DUPFD_CLOEXEC, 3)
         guard fileDescriptor >= 0 else { throw DiskError(.system, "cannot duplicate the file handle", errno: Glibc.errno) }
         directDescriptor = -1
+        isInMemory = false
         var block: Int32 = 512
         _ = clinux_ioctl_pointer(descriptor, 0x1268, &block)  // BLKSSZGET
         blockSize = min(max(Int(block), 512), 4096)
@@ -120,7 +124,7 @@ package final class RawDisk: BlockBackend {
         FileTransfer.move(first, orElse: fileDescriptor, at: offset, vectors, count) { preadv($0, $1, $2, $3) }
     }
     package func readPromptly(at offset: UInt64, _ vectors: UnsafePointer<iovec>, _ count: Int, _ total: Int) -> FileTransfer.PromptRead {
-        FileTransfer.readPromptly(fileDescriptor, at: offset, vectors, count, total: total)
+        isInMemory ? .unknown : FileTransfer.readPromptly(fileDescriptor, at: offset, vectors, count, total: total)
     }
     package func waits(_ kind: DiskOperation.Kind) -> Bool {
         switch kind {

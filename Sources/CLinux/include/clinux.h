@@ -21,6 +21,7 @@
 #include <netinet/tcp.h>
 #include <sys/uio.h>
 #include <sys/xattr.h>
+#include <sys/statfs.h>
 #include <sys/statvfs.h>
 #include <unistd.h>
 
@@ -35,6 +36,11 @@ static inline void clinux_trim_heaps(void) { malloc_trim(0); }
 /// preadv2(2) with RWF_NOWAIT: never waits for the medium.
 static inline ssize_t clinux_read_nowait(int fd, const struct iovec *_Nonnull vectors, int count, int64_t offset) {
   return (ssize_t)syscall(SYS_preadv2, fd, vectors, (unsigned long)count, offset, 0L, 8);
+}
+/// Whether the file lies on a file system that is memory: tmpfs, ramfs.
+static inline int clinux_is_in_memory(int fd) {
+  struct statfs system;
+  return fstatfs(fd, &system) == 0 && (system.f_type == 0x01021994 || system.f_type == 0x858458f6);
 }
 /// sync_file_range(2): begins to write what a range of the file has in the page cache.
 static inline void clinux_begin_writing(int fd, int64_t offset, int64_t length) { syscall(SYS_sync_file_range, fd, offset, length, 2u); }
