@@ -58,7 +58,7 @@ final class CompletionQueue: @unchecked Sendable {  // the pointer is fixed; the
         if let head = shadow?.read(), (0..<fixed.size).contains(head) { state.head = head }
     }
     private func isFull(_ state: State) -> Bool { (state.tail + 1) % fixed.size == state.head }
-    /// Whether there is room for one more; if not, `setHead` will tell that somebody waits.
+    /// Whether there is room for one more; if not, `ring` will tell that somebody waits.
     func hasRoom() -> Bool {
         state.withLock { state in
             if !isFull(state) { return true }
@@ -69,11 +69,12 @@ final class CompletionQueue: @unchecked Sendable {  // the pointer is fixed; the
         }
     }
 
-    /// The driver has seen entries before `head`; returns whether somebody waits for room. What is no place in the ring is ignored.
-    func setHead(_ head: Int) -> Bool {
-        guard (0..<fixed.size).contains(head) else { return false }
+    /// The driver rings: it has seen entries before `head`, or where its memory says. Returns whether somebody waits for room. What is no
+    /// place in the ring is ignored.
+    func ring(_ head: Int) -> Bool {
+        guard shadow != nil || (0..<fixed.size).contains(head) else { return false }
         return state.withLock { state in
-            state.head = head
+            if shadow == nil { state.head = head } else { look(&state) }
             defer { state.isAwaited = false }
             return state.isAwaited
         }

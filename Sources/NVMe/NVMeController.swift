@@ -177,11 +177,11 @@ package final class NVMeController: PCIBarHandler, Sendable {
     private func ring(_ doorbell: Int, _ value: Int) {
         let identifier = doorbell / 2
         if doorbell & 1 == 0 {
-            guard let queue = state.withLock({ $0.submissions[identifier] }), queue.setTail(value) else { return }
+            guard let queue = state.withLock({ $0.submissions[identifier] }), queue.ring(value) else { return }
             if identifier == 0 { administer(queue) } else { queue.event.signal() }
             return
         }
-        guard let queue = state.withLock({ $0.completions[identifier] }), queue.setHead(value) else { return }
+        guard let queue = state.withLock({ $0.completions[identifier] }), queue.ring(value) else { return }
         let waiting = state.withLock { state in state.submissions.values.filter { $0.completions.identifier == identifier } }
         for submission in waiting where !submission.isEmpty { if submission.identifier == 0 { administer(submission) } else { submission.event.signal() } }
     }

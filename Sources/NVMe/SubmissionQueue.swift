@@ -42,8 +42,9 @@ final class SubmissionQueue: @unchecked Sendable {  // see above
         (image.head, image.tail) = (head, tail.load(ordering: .acquiring))
         return image
     }
-    /// The driver has written commands before `tail`; false for what is no place in the ring.
-    func setTail(_ tail: Int) -> Bool {
+    /// The driver rings: it has written commands before `tail`, or where its memory says. False for what is no place in the ring.
+    func ring(_ tail: Int) -> Bool { shadow != nil || setTail(tail) }
+    private func setTail(_ tail: Int) -> Bool {
         guard (0..<fixed.size).contains(tail) else { return false }
         self.tail.store(tail, ordering: .releasing)
         return true

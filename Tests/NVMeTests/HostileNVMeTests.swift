@@ -25,6 +25,8 @@ import Testing
         let url = FileManager.default.temporaryDirectory.appendingPathComponent("nvme-\(UUID().uuidString)")
         let machine = Machine()
         private var tails: [Int: Int] = [:]
+        /// Where the doorbells in memory are, if there are any.
+        var shadows: UInt64?
 
         init() throws {
             memory = try GuestMemory(layout: [(0, 1 << 20)])
@@ -58,10 +60,12 @@ import Testing
             tails[queue] = next
             let entry = base + 0x1000 + UInt64(tail * 16)
             let before: UInt16 = try memory.load(entry + 14)
+            if let shadows, queue != 0 { try memory.store(UInt32(next), at: shadows + UInt64(queue * 8)) }
             write(0x1000 + UInt64(queue * 8), UInt64(next))
             for _ in 0..<2000 {
                 let status: UInt16 = try memory.load(entry + 14)
                 if status & 1 != before & 1 {
+                    if let shadows, queue != 0 { try memory.store(UInt32(next), at: shadows + UInt64(queue * 8 + 4)) }
                     write(0x1004 + UInt64(queue * 8), UInt64(next))
                     return status >> 1 & 0x7FF
                 }
@@ -130,6 +134,36 @@ import Testing
         // Event requests stay open; one too many does not.
         for _ in 0..<4 { #expect(try drive.submit(0, [0x0C]) == nil) }
     }
+    @Test func doorbellsInMemoryAreChecked() throws {
+        let drive = try Drive()
+        drive.enable()
+        try drive.makeQueues()
+        func share(_ doorbells: UInt32, _ events: UInt32) throws -> UInt16? { try drive.submit(0, [0x7C, 0, 0, 0, 0, 0, doorbells, 0, events, 0]) }
+        #expect(try share(0x9004, 0xA000) == 0x02)
+        #expect(try share(0x9000, 0x10_0000) == 0x02)
+        #expect(try share(0xFFFF_F000, 0xA000) == 0x02)
+        func read() throws -> UInt16? { try drive.submit(1, [2, 1, 0, 0, 0, 0, 0x2_0000, 0, 0, 0, 0, 0, 0]) }
+        #expect(try read() == 0)
+        // The queues that are there go on from where they are.
+        #expect(try share(0x9000, 0xA000) == 0)
+        #expect(try drive.memory.load(0x9008) as UInt32 == 1)
+        drive.shadows = 0x9000
+        for _ in 0..<40 { #expect(try read() == 0) }
+        // Places that are none, in both; then as if nothing had been.
+        let (tail, head): (UInt32, UInt32) = (try drive.memory.load(0x9008), try drive.memory.load(0x900C))
+        for value in [16, 0xFFFF, 0x1_0000, 0x7FFF_FFFF, .max] as [UInt32] {
+            try drive.memory.store(value, at: 0x9008)
+            try drive.memory.store(value, at: 0x900C)
+            drive.write(0x1008, 0)
+            drive.write(0x100C, 0)
+        }
+        usleep(20_000)
+        try drive.memory.store(tail, at: 0x9008)
+        try drive.memory.store(head, at: 0x900C)
+        for _ in 0..<40 { #expect(try read() == 0) }
+        #expect(try share(0x9000, 0xA000) == 0)
+        for _ in 0..<20 { #expect(try read() == 0) }
+    }
     @Test func randomAccessesDoNoHarm() throws {
         var random = SeededGenerator(state: 99)
         for _ in 0..<40 {
@@ -145,9 +179,9 @@ import Testing
                 case 2: _ = drive.controller.barRead(UInt64.random(in: 0..<0x8000, using: &random), size: [1, 2, 4, 8].randomElement(using: &random) ?? 4)
                 case 3..<7: drive.write(0x1000 + UInt64.random(in: 0..<8, using: &random) * 4, UInt64.random(in: 0..<20, using: &random))
                 default:
-                    _ = try drive.submit(
-                        0,
-                        [UInt32([0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 0x80].randomElement(using: &random) ?? 0)] + (0..<15).map { _ in UInt32.random(in: 0..<1 << 20, using: &random) })
+                    let opcode = [0, 1, 2, 4, 5, 6, 8, 9, 10, 12, 0x7C, 0x80].randomElement(using: &random) ?? 0 as UInt32
+                    let mask = Bool.random(using: &random) ? .max : ~0xFFF as UInt32
+                    _ = try drive.submit(0, [opcode] + (0..<15).map { _ in UInt32.random(in: 0..<1 << 20, using: &random) & mask })
                 }
             }
         }

@@ -153,7 +153,7 @@ import UserNetwork
         let (guest, listener) = (try Guest(), HostListener())
         guest.accepted = [.checksum, .tcp4, .tcp6]
         let (fd, next) = try connect(guest, listener)
-        fcntl(fd, F_SETFL, O_NONBLOCK)
+        _ = fcntl(fd, F_SETFL, O_NONBLOCK)
         var held: [Int32] = [fd]
         let six = [UInt8](repeating: 0, count: 15) + [2]
         let templates: [[UInt8]] = [

@@ -107,7 +107,7 @@ final class FakeDriver {
         }
         var capability = transport.function.configRead(0x34, size: 1)
         while transport.function.configRead(Int(capability), size: 1) != 0x11 { capability = transport.function.configRead(Int(capability) + 1, size: 1) }
-        transport.function.configWrite(Int(capability) + 2, 0x8000, size: 2)
+        _ = transport.function.configWrite(Int(capability) + 2, 0x8000, size: 2)
     }
     func usedIndex(_ queue: Int = 0) -> UInt16 { (try? memory.load(Self.usedRing(queue) + 2)) ?? 0 }
     func usedLength(_ slot: Int, queue: Int = 0) -> UInt32 { (try? memory.load(Self.usedRing(queue) + 8 + UInt64(slot) * 8)) ?? 0 }

@@ -5,8 +5,8 @@ import Synchronization
 
 /// A disk. VIRTIO 1.2 § 5.2. One queue and one worker for each vCPU; data goes straight between file and guest memory.
 package final class BlockDevice: VirtioDevice {
-    package static let queueSize: UInt16 = 256
-    private static let segmentLimit: UInt32 = 254
+    package static let queueSize: UInt16 = 512
+    private static let segmentLimit: UInt32 = 510
     /// Largest discard or write-zeroes range, in sectors, and ranges a request.
     private static let rangeLimit: UInt32 = 1 << 22
     private static let rangesPerRequest: UInt32 = 16
