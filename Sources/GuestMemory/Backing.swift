@@ -129,6 +129,14 @@ extension GuestMemory {
         backing.emptied.append(other)
         if backing.emptied.count > 4096 { backing.emptied = PageRanges.merged(backing.emptied) }
     }
+    /// Bytes of the host's memory that the guest's takes; nil while it is mapped from elsewhere.
+    package var heldBytes: UInt64? {
+        backing.withLock { backing in
+            var info = stat()
+            guard backing.kind == .own, fstat(fileDescriptor, &info) == 0 else { return nil }
+            return UInt64(clamping: info.st_blocks) * 512
+        }
+    }
     private func punch(_ range: Range<Int>) { _ = clinux_fallocate(fileDescriptor, 3, Int64(range.lowerBound), Int64(range.count)) }  // PUNCH_HOLE, KEEP_SIZE
 
     // MARK: contents

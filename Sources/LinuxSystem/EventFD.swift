@@ -20,11 +20,12 @@ package final class EventFD: Sendable {
         return read(fileDescriptor, &value, 8) == 8
     }
     /// Blocks until signalled, then resets.
-    package func wait() {
+    /// - Parameter milliseconds: returns after so many in any case; -1 for never.
+    package func wait(milliseconds: Int32 = -1) {
         var entry = pollfd(fd: fileDescriptor, events: Int16(POLLIN), revents: 0)
         while true {
             if drain() { return }
-            _ = poll(&entry, 1, -1)
+            if poll(&entry, 1, milliseconds) == 0 { return }
         }
     }
 }

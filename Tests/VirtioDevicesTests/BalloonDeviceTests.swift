@@ -64,6 +64,54 @@ import VirtioDevices
         #expect(device.actualPages == 0x77)
         _ = driver
     }
+    /// What was just freed is asked for, and given back to the guest when it has come.
+    @Test func muchThatIsFreeIsTakenAtOnce() throws {
+        let memory = try GuestMemory(layout: [(0, 512 << 20)])
+        let device = try BalloonDevice(memory: memory)
+        let driver = try FakeDriver(device, memory: memory)
+        device.setTarget(pages: 100)
+        device.configWrite(4, 100, size: 4)
+        driver.publish([.readable(0x4000, 20)], queue: 2)
+        // The host holds 300 MiB; the guest says that it uses 100 of its 512.
+        let block = [UInt8](repeating: 0xAA, count: 1 << 20)
+        for part in 1...300 as ClosedRange<UInt64> { try memory.write(block, at: part << 20) }
+        try memory.store(UInt16(GuestMemoryStatistics.Tag.free), at: 0x4000)
+        try memory.store(UInt64(412 << 20), at: 0x4002)
+        driver.publish([.writable(200 << 20, 1 << 20)], queue: 3)
+        #expect(driver.waitForUsed(1, queue: 3))
+        #expect(driver.waitForUsed(1, queue: 2))
+        #expect(device.configRead(0, size: 4) == 100)
+        driver.publish([.readable(0x4000, 20)], queue: 2)
+        #expect(driver.eventually { device.configRead(0, size: 4) != 100 })
+        // Somewhat more than 200 MiB, and never what the guest needs to go on.
+        let asked = ((device.configRead(0, size: 4) - 100) * 4096) >> 20
+        #expect((195...230).contains(asked), "\(asked) MiB")
+        device.configWrite(4, 10_000, size: 4)
+        #expect(device.configRead(0, size: 4) != 100)
+        device.configWrite(4, device.configRead(0, size: 4), size: 4)
+        #expect(driver.eventually { device.configRead(0, size: 4) == 100 })
+    }
+    /// A guest may say anything of its memory.
+    @Test func whatAGuestSaysOfItsMemoryIsDoubted() throws {
+        let memory = try GuestMemory(layout: [(0, 512 << 20)])
+        let block = [UInt8](repeating: 0xAA, count: 1 << 20)
+        for part in 1...300 as ClosedRange<UInt64> { try memory.write(block, at: part << 20) }
+        for (free, given) in [(.max, 0), (0, 0), (512 << 20, .max), (513 << 20, 0), (100 << 20, 0), (300 << 20, 0)] as [(UInt64, UInt32)] {
+            let device = try BalloonDevice(memory: memory)
+            let driver = try FakeDriver(device, memory: memory)
+            device.configWrite(4, UInt64(given), size: 4)
+            driver.publish([.readable(0x4000, 20)], queue: 2)
+            try memory.store(UInt16(GuestMemoryStatistics.Tag.free), at: 0x4000)
+            try memory.store(free, at: 0x4002)
+            driver.publish([.writable(400 << 20, 1 << 20)], queue: 3)
+            #expect(driver.waitForUsed(1, queue: 2))
+            driver.publish([.readable(0x4000, 20)], queue: 2)
+            driver.publish([.writable(400 << 20, 1 << 20)], queue: 3)
+            #expect(driver.waitForUsed(2, queue: 3))
+            usleep(20_000)
+            #expect(device.configRead(0, size: 4) == 0, "free \(free), given \(given)")
+        }
+    }
     @Test func brokenChainsNeedAReset() throws {
         let (driver, _) = try balloon()
         for queue in 0..<3 {

@@ -6,9 +6,9 @@ import Synchronization
 /// A memory balloon with statistics and free-page reporting. VIRTIO 1.2 § 5.5. What the guest gives goes back to the host at once: its pages
 /// are punched out of the memory file, and read as zeroes when the guest takes them again.
 ///
-/// Reported pages come by and by, as Linux sees fit (about a quarter of a GiB every two seconds). Free page hinting would name
-/// them all at once, but is of no use here: Linux takes hinted pages back when it is short of memory, without waiting for the
-/// device, which must therefore not empty them.
+/// Reported pages come by and by, as Linux sees fit (about a quarter of a GiB every two seconds); `BalloonPulse` is quicker where there
+/// are many. Free page hinting would name them all at once, but is of no use here: Linux takes hinted pages back when it is short of
+/// memory, without waiting for the device, which must therefore not empty them.
 package final class BalloonDevice: VirtioDevice {
     private enum Feature {
         static let statistics: UInt64 = 1 << 1
@@ -27,6 +27,7 @@ package final class BalloonDevice: VirtioDevice {
     private struct State {
         var target: UInt32 = 0
         var actual: UInt32 = 0
+        var pulse = BalloonPulse()
         /// Those who wait for fresh statistics.
         var waiting: [@Sendable (GuestMemoryStatistics?) -> Void] = []
         var activation: VirtioActivation?
@@ -48,13 +49,17 @@ package final class BalloonDevice: VirtioDevice {
     package var queueSizes: [UInt16] { [Self.queueSize, Self.queueSize, Self.queueSize, Self.queueSize] }
     package func queueEvent(_ index: Int) -> EventFD? { event }
     package func configRead(_ offset: Int, size: Int) -> UInt64 {
-        let (target, actual) = state.withLock { ($0.target, $0.actual) }
+        let (target, actual) = state.withLock { (UInt32(clamping: UInt64($0.target) + UInt64($0.pulse.pages)), $0.actual) }
         let bytes = [target, actual].flatMap { value in (0..<4).map { UInt8(truncatingIfNeeded: value >> UInt32(8 * $0)) } }
         return configField(bytes, offset, size)
     }
     package func configWrite(_ offset: Int, _ value: UInt64, size: Int) {
         guard offset == 4, size == 4 else { return }
-        state.withLock { $0.actual = UInt32(truncatingIfNeeded: value) }
+        let isAnswer = state.withLock { state in
+            state.actual = UInt32(truncatingIfNeeded: value)
+            return state.pulse.isAnswered(given: state.actual, target: state.target)
+        }
+        if isAnswer { event.signal() }
     }
 
     /// How many pages of 4 KiB the guest is to give.
@@ -125,7 +130,7 @@ package final class BalloonDevice: VirtioDevice {
         while !stopping.load(ordering: .acquiring) {
             member.checkpoint()
             do throws(QueueError) {
-                var more = false
+                var (more, hasReported) = (false, false)
                 for (role, queue) in queues {
                     if role == .statistics {
                         try serveStatistics(queue, report)
@@ -133,7 +138,9 @@ package final class BalloonDevice: VirtioDevice {
                         while !stopping.load(ordering: .acquiring), try queue.pop(chain) {
                             switch role {
                             case .inflate: inflate(chain, &pages)
-                            case .report: self.report(chain)
+                            case .report:
+                                self.report(chain)
+                                hasReported = true
                             default: break  // pages that are taken back come by themselves
                             }
                             queue.complete(chain, written: 0)
@@ -143,12 +150,31 @@ package final class BalloonDevice: VirtioDevice {
                     // The one buffer of statistics stays here; a driver that gives more of them is not looked at for it.
                     if queue.enableNotifications(), role != .statistics || !report.isHeld { more = true }
                 }
-                if !more { event.wait() }
+                if hasReported, state.withLock({ $0.pulse.asks(now: monotonicNanoseconds()) }) { readStatistics { [weak self] in self?.decidePulse($0) } }
+                advancePulse()
+                if !more { event.wait(milliseconds: state.withLock { $0.pulse.pages > 0 } ? Int32(BalloonPulse.limit / 1_000_000) : -1) }
             } catch {
                 activation.needsReset()
                 return
             }
         }
+    }
+
+    private func decidePulse(_ statistics: GuestMemoryStatistics?) {
+        let held = memory.heldBytes
+        let activation = state.withLock { state in
+            let changes = state.pulse.decide(
+                free: statistics?.values[GuestMemoryStatistics.Tag.free], held: held, size: memory.size, given: UInt64(state.actual) * Self.pageSize,
+                now: monotonicNanoseconds())
+            return changes ? state.activation : nil
+        }
+        activation?.configurationChanged()
+    }
+    private func advancePulse() {
+        let activation = state.withLock { state in
+            state.pulse.advance(given: state.actual, target: state.target, now: monotonicNanoseconds()) ? state.activation : nil
+        }
+        activation?.configurationChanged()
     }
 
     /// The driver's one buffer of statistics, which the device keeps until it wants them afresh. § 5.5.6.3.
