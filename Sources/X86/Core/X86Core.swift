@@ -23,6 +23,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     let blocks: BlockCache
     /// Translated code; nil when the host gives no executable memory, or nothing is to be translated.
     private(set) var translations: TranslationCache?
+    /// With the lists that the newest block's translation has left.
+    var spareTranslator: BlockTranslator?
     /// Executions after which a block of 64-bit code is translated. Before the first run.
     package var translationThreshold: UInt32 = 16
     /// Since the TLB was emptied it was given entries of large pages in the lower half.
@@ -377,7 +379,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             untranslated: translations?.untranslated ?? 0)
         let first = copy.withUnsafeBufferPointer { bytes in
             let first = builder.build(bytes, gpa: gpa0, one: one, two: two, limit: 1)
-            if let first, !stepping, s.pointee.mode == 2 { translateCrossing(first, gpa0, bytes, [one, two]) }
+            if let first, !stepping, s.pointee.mode == 2 { translateCrossing(first, gpa0, bytes, one, two) }
             return first
         }
         if let first, !stepping {

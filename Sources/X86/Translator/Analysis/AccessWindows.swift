@@ -1,7 +1,7 @@
 /// Memory operands of a segment that lie near each other: the same base register, not written in between but for known
 /// sums, a few hundred bytes at most. The first of them checks the whole range against the TLB and keeps the distance
 /// between guest and host addresses; the others add it.
-struct AccessWindow {
+enum AccessWindow {
     /// How one operand uses a window.
     struct Use {
         let window: Int
@@ -15,58 +15,79 @@ struct AccessWindow {
     }
     static let largest = 512
     static let perSegment = 2
+}
 
-    private var base: UInt8
-    /// The base register now, less what it was at the first operand.
-    private var moved = 0
-    private var low: Int
-    private var high: Int
-    private var writes: Bool
-    private var users: [(line: Int, isStack: Bool)]
-
-    /// What the lines' operands use, by line: its own memory operand and the stack's.
-    static func plan(_ lines: [(instruction: Instruction, plan: TranslationPlan)]) -> [(memory: Use?, stack: Use?)] {
-        var open: [AccessWindow] = []
-        var closed: [AccessWindow] = []
-        for (number, line) in lines.enumerated() {
-            for operand in operands(line.instruction, line.plan) {
-                if let index = open.firstIndex(where: { $0.base == operand.base }) {
-                    if open[index].extend(number, operand) { continue }
-                    closed.append(open.remove(at: index))
-                }
-                open.append(
-                    AccessWindow(
-                        base: operand.base, low: operand.offset, high: operand.offset + operand.size, writes: operand.writes,
-                        users: [(number, operand.isStack)]))
-            }
-            for index in open.indices.reversed() {
-                if let step = change(of: open[index].base, by: line.instruction, line.plan) {
-                    open[index].moved += step
-                } else {
-                    closed.append(open.remove(at: index))
-                }
-            }
-        }
-        var uses = [(memory: Use?, stack: Use?)](repeating: (nil, nil), count: lines.count)
-        let best = (closed + open).filter { $0.users.count > 1 }.sorted { $0.users.count > $1.users.count }.prefix(perSegment)
-        for (window, chosen) in best.enumerated() {
-            for (order, user) in chosen.users.enumerated() {
-                let opening = order == 0 ? Opening(low: chosen.low, size: chosen.high - chosen.low, writes: chosen.writes) : nil
-                let use = Use(window: window, opening: opening)
-                if user.isStack { uses[user.line].stack = use } else { uses[user.line].memory = use }
-            }
-        }
-        return uses
+/// Finds the windows of a segment. One for many segments, so that its lists are allocated once.
+struct AccessWindows {
+    private struct Window {
+        var base: UInt8
+        /// The base register now, less what it was at the first operand.
+        var moved = 0
+        var low: Int
+        var high: Int
+        var writes: Bool
+        var users = 1
     }
+    private var windows: [Window] = []
+    private var users: [(line: Int, isStack: Bool, window: Int)] = []
+    /// By base register, the window that operands may still join; and which registers have one.
+    private var open: InlineArray<16, Int> = InlineArray(repeating: 0)
+    private var isOpen: UInt16 = 0
 
-    private mutating func extend(_ line: Int, _ operand: Operand) -> Bool {
-        let newLow = min(low, moved + operand.offset)
-        let newHigh = max(high, moved + operand.offset + operand.size)
-        guard newHigh - newLow <= Self.largest else { return false }
-        (low, high) = (newLow, newHigh)
-        writes = writes || operand.writes
-        users.append((line, operand.isStack))
+    /// Sets what the lines' operands use: a line's own memory operand and the stack's.
+    mutating func plan(_ lines: inout [BlockTranslator.Line]) {
+        windows.removeAll(keepingCapacity: true)
+        users.removeAll(keepingCapacity: true)
+        isOpen = 0
+        for number in lines.indices {
+            if let operand = Self.memoryOperand(lines[number].instruction, lines[number].plan) { add(operand, number, isStack: false) }
+            if let operand = Self.stackOperand(lines[number].plan) { add(operand, number, isStack: true) }
+            var left = isOpen
+            while left != 0 {
+                let base = UInt8(left.trailingZeroBitCount)
+                left &= left - 1
+                if let step = Self.change(of: base, by: lines[number].instruction, lines[number].plan) {
+                    windows[open[Int(base)]].moved += step
+                } else {
+                    isOpen &= ~(1 << UInt16(base))
+                }
+            }
+        }
+        // Those that most operands share.
+        for window in 0..<AccessWindow.perSegment {
+            var best = -1
+            for index in windows.indices where windows[index].users > (best < 0 ? 1 : windows[best].users) { best = index }
+            if best < 0 { return }
+            give(best, as: window, &lines)
+        }
+    }
+    private mutating func add(_ operand: Operand, _ line: Int, isStack: Bool) {
+        let base = Int(operand.base)
+        if isOpen >> UInt16(base) & 1 == 0 || !extend(open[base], operand) {
+            open[base] = windows.count
+            isOpen |= 1 << UInt16(base)
+            windows.append(Window(base: operand.base, low: operand.offset, high: operand.offset + operand.size, writes: operand.writes))
+        }
+        users.append((line, isStack, open[base]))
+    }
+    private mutating func extend(_ index: Int, _ operand: Operand) -> Bool {
+        let low = min(windows[index].low, windows[index].moved + operand.offset)
+        let high = max(windows[index].high, windows[index].moved + operand.offset + operand.size)
+        guard high - low <= AccessWindow.largest else { return false }
+        (windows[index].low, windows[index].high) = (low, high)
+        windows[index].writes = windows[index].writes || operand.writes
+        windows[index].users += 1
         return true
+    }
+    private mutating func give(_ index: Int, as number: Int, _ lines: inout [BlockTranslator.Line]) {
+        let window = windows[index]
+        var opening: AccessWindow.Opening? = .init(low: window.low, size: window.high - window.low, writes: window.writes)
+        for user in users where user.window == index {
+            let use = AccessWindow.Use(window: number, opening: opening)
+            if user.isStack { lines[user.line].stack = use } else { lines[user.line].memory = use }
+            opening = nil
+        }
+        windows[index].users = 0
     }
 
     private struct Operand {
@@ -74,22 +95,20 @@ struct AccessWindow {
         var offset: Int
         var size: Int
         var writes: Bool
-        var isStack: Bool
     }
-    private static func operands(_ i: Instruction, _ plan: TranslationPlan) -> [Operand] {
-        var result: [Operand] = []
-        if i.isMemory, plan.size > 0, !i.isRIPRelative, i.index < 0, i.base >= 0, i.addressSize == 8, i.segmentOverride < 4, Host.register(UInt8(i.base)) != nil,
+    private static func memoryOperand(_ i: Instruction, _ plan: TranslationPlan) -> Operand? {
+        guard i.isMemory, plan.size > 0, !i.isRIPRelative, i.index < 0, i.base >= 0, i.addressSize == 8, i.segmentOverride < 4, Host.register(UInt8(i.base)) != nil,
             abs(i.displacement) < 1 << 30
-        {
-            result.append(Operand(base: UInt8(i.base), offset: Int(i.displacement), size: plan.size, writes: plan.writesRM, isStack: false))
-        }
+        else { return nil }
+        return Operand(base: UInt8(i.base), offset: Int(i.displacement), size: plan.size, writes: plan.writesRM)
+    }
+    private static func stackOperand(_ plan: TranslationPlan) -> Operand? {
         switch plan.kind {
-        case .pushRegister, .pushImmediate, .pushMemory, .pushFlags, .call, .callIndirect: result.append(Operand(base: 4, offset: -8, size: 8, writes: true, isStack: true))
-        case .popRegister, .ret: result.append(Operand(base: 4, offset: 0, size: 8, writes: false, isStack: true))
-        case .leave: result.append(Operand(base: 5, offset: 0, size: 8, writes: false, isStack: true))
-        default: break
+        case .pushRegister, .pushImmediate, .pushMemory, .pushFlags, .call, .callIndirect: Operand(base: 4, offset: -8, size: 8, writes: true)
+        case .popRegister, .ret: Operand(base: 4, offset: 0, size: 8, writes: false)
+        case .leave: Operand(base: 5, offset: 0, size: 8, writes: false)
+        default: nil
         }
-        return result
     }
 
     /// What an instruction adds to a register; nil when it changes it otherwise.

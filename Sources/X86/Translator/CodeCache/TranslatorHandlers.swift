@@ -53,20 +53,31 @@ extension X86Core {
         guard let host = memory.host(gpa) else { return }
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 4096 - Int(gpa & 4095))
         let header = first - 1
-        var translator = BlockTranslator(
-            cache: translations, features: features, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, versions: [(UInt(header.pointee.imm), header.pointee.extra)])
         let start = translations.here
         traceCost?(nil)
-        translator.translate(bytes)
-        traceCost?(translator.instructionCount)
+        let count = translate(bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra))
+        traceCost?(count)
         traceTranslation?(start, Int(translations.here - start), state.pointee.block_base &+ UInt64(first.pointee.off))
     }
     /// A block of one instruction that goes on in the next page: translated when it is made, while its bytes are together.
-    func translateCrossing(_ first: Op, _ gpa: UInt64, _ bytes: UnsafeBufferPointer<UInt8>, _ versions: [(cell: UInt, version: UInt32)]) {
+    func translateCrossing(
+        _ first: Op, _ gpa: UInt64, _ bytes: UnsafeBufferPointer<UInt8>, _ version: (cell: UInt, version: UInt32), _ next: (cell: UInt, version: UInt32)
+    ) {
         guard let translations, !translations.isFull, translationThreshold > 0 else { return }
-        var translator = BlockTranslator(cache: translations, features: features, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, versions: versions)
         first.pointee.aux = 0
-        translator.translate(bytes)
+        _ = translate(bytes, first, gpa, translations, version, next)
+    }
+    /// Returns how many instructions were translated.
+    private func translate(
+        _ bytes: UnsafeBufferPointer<UInt8>, _ first: Op, _ gpa: UInt64, _ translations: TranslationCache, _ version: (cell: UInt, version: UInt32),
+        _ next: (cell: UInt, version: UInt32)? = nil
+    ) -> Int {
+        // Taken out while it works: one that somebody else holds, too, would be copied.
+        var translator = spareTranslator.take() ?? BlockTranslator(cache: translations, features: features, first: first)
+        translator.translate(bytes, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, version: version, next: next)
+        let count = translator.instructionCount
+        spareTranslator = translator
+        return count
     }
     func link(_ edge: Int, to first: Op) {
         guard let translations, edge < translations.edgeCount else { return }

@@ -22,7 +22,7 @@ struct BlockTranslator {
     enum Flags { case dead, host, memory }
     /// A window's range was not all in one page: the rest of the segment without windows, from this line on.
     struct Fallback {
-        var jumps: [UnsafeMutablePointer<UInt8>]
+        var jumps: Jumps
         var line: Int
         var flags: Flags
         var vectors: VectorRegisters
@@ -54,26 +54,29 @@ struct BlockTranslator {
         var vectors: VectorRegisters
     }
     struct SlowPath {
-        var jumps: [UnsafeMutablePointer<UInt8>]
-        var line: Line
+        var jumps: Jumps
+        /// Where the interpreter goes on.
+        var op: Op
+        var handler: UInt
         var flags: Flags
         var vectors: VectorRegisters
     }
 
     let cache: TranslationCache
     let features: X86Features
-    let first: Op
-    let gpa: UInt64
+    private(set) var first: Op
+    private(set) var gpa: UInt64
     var code: Assembler
     /// What runs seldom: exchanged with `code` while that is written.
     var cold: Assembler
+    private var windows = AccessWindows()
     var lines: [Line] = []
     var flags = Flags.dead
     var startFlags = Flags.dead
     var vectors = VectorRegisters()
     var checked = Checked.nothing
     var slow: [SlowPath] = []
-    var callMisses: [(jumps: [UnsafeMutablePointer<UInt8>], line: Line)] = []
+    var callMisses: [(jumps: Jumps, op: Op, handler: UInt)] = []
     var misses: [Miss] = []
     var fullStacks: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
     var sideExits: [SideExit] = []
@@ -94,29 +97,38 @@ struct BlockTranslator {
     var body = 0
     var isFirstSegment = false
     var segmentHead: Op?
-    /// Version cells of the pages the block was decoded from, with the versions it was decoded at.
-    let versions: [(cell: UInt, version: UInt32)]
+    /// Version cells of the pages the block was decoded from, with the versions it was decoded at: its own page, and the next one.
+    private(set) var version: (cell: UInt, version: UInt32)
+    private var nextVersion: (cell: UInt, version: UInt32)?
 
     /// The first base cache of the privilege that runs this block.
-    let bank: Int
+    private(set) var bank = 0
 
     private(set) var instructionCount = 0
 
-    init(cache: TranslationCache, features: X86Features, first: Op, gpa: UInt64, isUser: Bool, versions: [(cell: UInt, version: UInt32)]) {
+    /// One for many blocks, so that its lists are allocated once.
+    init(cache: TranslationCache, features: X86Features, first: Op) {
         self.cache = cache
         self.features = features
         self.first = first
-        self.gpa = gpa
-        self.versions = versions
-        bank = isUser ? Int(X86_BASE_CACHES) : 0
+        (gpa, version) = (0, (0, 0))
         code = cache.open()
         cold = cache.openCold()
     }
 
-    /// - Parameter bytes: the guest's code from the block's start to the end of its page.
-    mutating func translate(_ bytes: UnsafeBufferPointer<UInt8>) {
+    /// - Parameters:
+    ///   - bytes: the guest's code from the block's start to the end of its page.
+    ///   - version: of the block's page; `next`: of the page behind it, if the block lies in both.
+    mutating func translate(
+        _ bytes: UnsafeBufferPointer<UInt8>, first: Op, gpa: UInt64, isUser: Bool, version: (cell: UInt, version: UInt32), next: (cell: UInt, version: UInt32)? = nil
+    ) {
+        (self.first, self.gpa, self.version, nextVersion) = (first, gpa, version, next)
+        bank = isUser ? Int(X86_BASE_CACHES) : 0
+        code = cache.open()
+        cold = cache.openCold()
+        (instructionCount, held, isFirstSegment, segmentHead) = (0, nil, false, nil)
         var op = first + 1
-        var run: [Line] = []
+        lines.removeAll(keepingCapacity: true)
         var start = true
         var ended = false
         var extent = TranslationExtent()
@@ -126,16 +138,16 @@ struct BlockTranslator {
             if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i, features),
                 !(plan.kind == .setInterrupt && op.pointee.extra == 1)  // its shadow lies in another block
             {
-                run.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
+                lines.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
                 ended = !extent.goesOn(behind: i, plan)
             } else {
-                segment(run, start: start, next: op)
-                run = []
+                segment(start: start, next: op)
+                lines.removeAll(keepingCapacity: true)
                 start = false
             }
             op += 1
         }
-        segment(run, start: start, next: op, endsBlock: op.pointee.len == 0)
+        segment(start: start, next: op, endsBlock: op.pointee.len == 0)
         cache.commit(code)
         cache.commitCold(cold)
         if first.pointee.aux == 0 {
@@ -147,18 +159,18 @@ struct BlockTranslator {
 
     // MARK: one segment
 
+    /// Of what `lines` holds.
+    ///
     /// - Parameter next: the operation after the last one.
-    mutating func segment(_ run: [Line], start: Bool, next: Op, endsBlock: Bool = false) {
-        guard let head = run.first, start || run.count >= 3 || run.last?.plan.endsBlock == true else { return }
-        instructionCount += run.count
-        lines = run
-        segmentHead = head.op
+    private mutating func segment(start: Bool, next: Op, endsBlock: Bool = false) {
+        guard let head = lines.first?.op, start || lines.count >= 3 || lines.last?.plan.endsBlock == true else { return }
+        instructionCount += lines.count
+        segmentHead = head
         isFirstSegment = start
         analyseFlags()
-        advancing = lines.reduce(0) { $0 | $1.plan.advances($1.instruction) }
-        for (number, use) in AccessWindow.plan(lines.map { ($0.instruction, $0.plan) }).enumerated() {
-            (lines[number].memory, lines[number].stack) = use
-        }
+        advancing = 0
+        for index in lines.indices { advancing |= lines[index].plan.advances(lines[index].instruction) }
+        windows.plan(&lines)
         (vectors, checked) = (VectorRegisters(), .nothing)
         let checkedEntry = code.here
         if start { checkVersion() }
@@ -171,11 +183,11 @@ struct BlockTranslator {
         swap(&code, &cold)
         usesWindows = false
         for fallback in fallbacks {
-            for jump in fallback.jumps { code.patch(jump) }
+            fallback.jumps.patch(&code)
             (flags, vectors, checked) = (fallback.flags, fallback.vectors, fallback.checked)
             emitLines(from: fallback.line, next: next, endsBlock: endsBlock)
         }
-        fallbacks = []
+        fallbacks.removeAll(keepingCapacity: true)
         var flagsEntry = body
         if start, startFlags == .memory {
             flagsEntry = code.here
@@ -194,7 +206,7 @@ struct BlockTranslator {
             first.pointee.aux = 1
             first.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
         } else {
-            head.op.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
+            head.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
         }
     }
 
@@ -222,20 +234,23 @@ struct BlockTranslator {
         code.load(4, Host.cell(Int(X86_RETURN_STACK_OFFSET)))
     }
     mutating func checkVersion() {
-        for (cell, version) in versions {
-            let distance = Int(bitPattern: cell) &- (code.here + 10)
-            if Int(Int32(truncatingIfNeeded: distance)) == distance {
-                code.bytes(0x81, 0x3D)  // cmp dword [rip + …], …
-                code.int32(Int32(distance))
-            } else {
-                code.moveImmediate(Host.address, UInt64(cell))
-                code.op(0x81, reg: 7, .memory(base: Host.address), wide: false)
-            }
-            code.int32(Int32(bitPattern: version))
-            staleJumps.append(code.jump(if: 5))
-        }
+        check(version)
+        if let nextVersion { check(nextVersion) }
         code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
         code.byte(0)
+        staleJumps.append(code.jump(if: 5))
+    }
+    private mutating func check(_ page: (cell: UInt, version: UInt32)) {
+        let (cell, version) = page
+        let distance = Int(bitPattern: cell) &- (code.here + 10)
+        if Int(Int32(truncatingIfNeeded: distance)) == distance {
+            code.bytes(0x81, 0x3D)  // cmp dword [rip + …], …
+            code.int32(Int32(distance))
+        } else {
+            code.moveImmediate(Host.address, UInt64(cell))
+            code.op(0x81, reg: 7, .memory(base: Host.address), wide: false)
+        }
+        code.int32(Int32(bitPattern: version))
         staleJumps.append(code.jump(if: 5))
     }
     /// To the interpreter at `op`.
@@ -259,7 +274,7 @@ struct BlockTranslator {
             (flags, vectors) = (.host, exit.vectors)
             edge(exit.line, to: exit.target)
         }
-        sideExits = []
+        sideExits.removeAll(keepingCapacity: true)
         for miss in misses {
             code.patch(miss.jump)
             code.op(0x03, reg: Host.address, Host.cell(miss.cell))
@@ -268,7 +283,7 @@ struct BlockTranslator {
             slow[miss.slow].jumps.append(code.jump(if: 7))
             code.jump(to: miss.again)
         }
-        misses = []
+        misses.removeAll(keepingCapacity: true)
         for alternate in alternates {
             code.patch(alternate.jump)
             code.bytes(0x41, 0x83, 0xF1, 0x10)  // xor r9d, 16
@@ -277,21 +292,21 @@ struct BlockTranslator {
             let missing = code.jump()
             if alternate.isCall { callMisses[alternate.slow].jumps.append(missing) } else { slow[alternate.slow].jumps.append(missing) }
         }
-        alternates = []
+        alternates.removeAll(keepingCapacity: true)
         for landing in landings {
             code.patch(landing)
             code.op(0x01, reg: Host.scratch, .register(Host.address))  // add r11, r9
             code.jump(to: cache.returnElsewhere)
         }
-        landings = []
+        landings.removeAll(keepingCapacity: true)
         for path in slow {
-            for jump in path.jumps { code.patch(jump) }
+            path.jumps.patch(&code)
             path.vectors.store(&code)
-            leave(path.line.op, path.line.handler, path.flags)
+            leave(path.op, path.handler, path.flags)
         }
-        slow = []
-        for miss in callMisses { finishCallMiss(miss.jumps, miss.line) }
-        callMisses = []
+        slow.removeAll(keepingCapacity: true)
+        for miss in callMisses { finishCallMiss(miss.jumps, miss.op, miss.handler) }
+        callMisses.removeAll(keepingCapacity: true)
         for full in fullStacks {
             code.patch(full.jump)
             code.bytes(0x48, 0x81, 0xCC)  // or rsp, …
@@ -299,13 +314,13 @@ struct BlockTranslator {
             code.bytes(0x48, 0x83, 0xE4, 0xC0)  // and rsp, -64
             code.jump(to: full.back)
         }
-        fullStacks = []
+        fullStacks.removeAll(keepingCapacity: true)
         for conversion in conversions {
             code.patch(conversion.jump)
             code.leaRIP(Host.address, conversion.back)
             code.jump(to: cache.convertFlags)
         }
-        conversions = []
+        conversions.removeAll(keepingCapacity: true)
         for stub in stubs {
             if let crossing = stub.crossing {
                 finishCrossing(stub.slot, stub.kind, stub.target, crossing)
@@ -317,14 +332,15 @@ struct BlockTranslator {
             code.store(Host.address, Host.cell(Int(X86_T1_EDGE_OFFSET)))
             leave(first, unsafeBitCast(TranslatorHandlers.linkEdge, to: UInt.self), stub.kind == .flags ? .host : .memory)
         }
-        stubs = []
+        stubs.removeAll(keepingCapacity: true)
         if !staleJumps.isEmpty || !loopExits.isEmpty {
-            for jump in staleJumps + loopExits { code.patch(jump) }
+            for jump in staleJumps { code.patch(jump) }
+            for jump in loopExits { code.patch(jump) }
             code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
             code.lea(Host.address, .memory(base: Host.address, displacement: Int32(gpa & 4095)))
             code.jump(to: cache.exitToLoop)
-            staleJumps = []
-            loopExits = []
+            staleJumps.removeAll(keepingCapacity: true)
+            loopExits.removeAll(keepingCapacity: true)
         }
     }
 }

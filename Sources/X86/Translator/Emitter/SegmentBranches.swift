@@ -71,7 +71,7 @@ extension BlockTranslator {
             } else {
                 dispatch()
             }
-            return slowPath([], line)
+            return slowPath(Jumps(), line)
         }
         if isCall {
             flagsToMemory()
@@ -83,7 +83,7 @@ extension BlockTranslator {
         code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: distance)))
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         let slot = cache.makeCountedSlot()
-        let crossing = TranslationCache.Crossing(source: versions[0].cell, distance: Int64(distance), isUser: bank > 0)
+        let crossing = TranslationCache.Crossing(source: version.cell, distance: Int64(distance), isUser: bank > 0)
         stubs.append((slot, flags == .host ? .flags : .memory, within, crossing))
         go(through: slot, isBackward: offset <= line.offset, isCall: isCall)
     }
@@ -191,7 +191,7 @@ extension BlockTranslator {
         flagsToMemory()
         loadTarget(line)
         dispatch()
-        slowPath([], line)
+        slowPath(Jumps(), line)
     }
     mutating func callIndirect(_ line: Line) {
         flushVectors()
@@ -202,13 +202,13 @@ extension BlockTranslator {
         storeReturnAddress(line)
         code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
         dispatch(isCall: true, callMiss: true) { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
-        callMisses.append(([], line))
+        callMisses.append((Jumps(), line.op, line.handler))
         land(line)
     }
     /// An indirect call whose target is not in the jump cache. The return address is written already, maybe over the
     /// operand, so the interpreter must not do it again, unless it has to raise the exception for the target.
-    mutating func finishCallMiss(_ jumps: [UnsafeMutablePointer<UInt8>], _ line: Line) {
-        for jump in jumps { code.patch(jump) }
+    mutating func finishCallMiss(_ jumps: Jumps, _ op: Op, _ handler: UInt) {
+        jumps.patch(&code)
         code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
         code.move(Host.scratch, Host.address)
         code.bytes(0x49, 0xC1, 0xE1, 0x10, 0x49, 0xC1, 0xF9, 0x10)  // shl r9, 16; sar r9, 16
@@ -220,6 +220,6 @@ extension BlockTranslator {
         code.push(Host.scratch)
         code.jump(to: cache.exitToLoop)
         code.patch(wrong)
-        leave(line.op, line.handler, .memory)
+        leave(op, handler, .memory)
     }
 }

@@ -239,7 +239,7 @@ extension BlockTranslator {
             code.op(0x8B, reg: Host.address, Host.home(i.rm), wide: wide)
         }
         aboutToClobberHolding(line)
-        var jumps: [UnsafeMutablePointer<UInt8>] = []
+        var jumps = Jumps()
         if i.group == 6 {
             code.op(0x39, reg: Host.address, .register(2), wide: wide)  // cmp rdx, r11
             jumps.append(code.jump(if: 3))
@@ -290,7 +290,7 @@ extension BlockTranslator {
         aboutToClobber(line)
         code.op(0x80, reg: 7, Host.cell(Int(X86_CPL_OFFSET)), wide: false)
         code.byte(0)
-        slowPath([code.jump(if: 5)], line)
+        slowPath(Jumps(code.jump(if: 5)), line)
         code.op(0x81, reg: 4, Host.cell(Int(X86_RFLAGS_OFFSET)), wide: false)
         code.int32(~Int32(EFlags.interruptEnable))
     }
@@ -303,7 +303,9 @@ extension BlockTranslator {
         let unprivileged = code.jump(if: 5)
         code.op(0x83, reg: 7, Host.cell(Int(X86_INTERRUPT_LATCH_OFFSET)), wide: false)
         code.byte(0)
-        slowPath([unprivileged, code.jump(if: 5)], line)
+        var jumps = Jumps(unprivileged)
+        jumps.append(code.jump(if: 5))
+        slowPath(jumps, line)
         code.op(0x81, reg: 1, Host.cell(Int(X86_RFLAGS_OFFSET)), wide: false)
         code.int32(Int32(EFlags.interruptEnable))
     }

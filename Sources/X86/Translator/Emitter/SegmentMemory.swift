@@ -67,13 +67,16 @@ extension BlockTranslator {
         Int(X86_BASE_CACHE_OFFSET) + baseCache * MemoryLayout<x86_base_cache>.stride + (write ? 16 : 0)
     }
     /// Checks the linear address in r11 and makes it the host's; r9 may be lost, and EFLAGS.
-    mutating func check(size: Int, write: Bool, aligned: Bool = false, cache number: Int?) -> [UnsafeMutablePointer<UInt8>] {
-        var jumps: [UnsafeMutablePointer<UInt8>] = []
+    mutating func check(size: Int, write: Bool, aligned: Bool = false, cache number: Int?) -> Jumps {
+        var jumps = Jumps()
         if aligned {
             code.bytes(0x41, 0xF6, 0xC3, UInt8(size - 1))  // test r11b, …
             jumps.append(code.jump(if: 5))
         }
-        guard let number = number.map({ $0 + bank }) else { return jumps + checkTable(size: size, write: write) }
+        guard let number = number.map({ $0 + bank }) else {
+            jumps.append(checkTable(size: size, write: write))
+            return jumps
+        }
         let cell = Self.cell(number, write: write)
         let again = code.here
         code.op(0x2B, reg: Host.address, Host.cell(cell))
@@ -95,14 +98,15 @@ extension BlockTranslator {
         code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
         return Int32(X86_TLB_TABLES) + (bank > 0 ? Int32(X86_TLB_BYTES) : 0)
     }
-    mutating func checkTable(size: Int, write: Bool) -> [UnsafeMutablePointer<UInt8>] {
+    /// Returns the jump that is taken when the TLB does not have it.
+    mutating func checkTable(size: Int, write: Bool) -> UnsafeMutablePointer<UInt8> {
         let table = hashPage()
         code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (write ? 8 : 0)))
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(4096 - size))
         let jump = code.jump(if: 7)
         code.op(0x03, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
-        return [jump]
+        return jump
     }
     /// An operand through a window: base register and displacement on top of the window's distance, in r11.
     mutating func windowed(_ use: AccessWindow.Use, base: UInt8, displacement: Int, aligned: Bool, _ line: Line) -> HostOperand {
@@ -111,11 +115,11 @@ extension BlockTranslator {
         if let opening = use.opening {
             aboutToClobber(line)
             code.lea(Host.address, .memory(base: base, displacement: Int32(truncatingIfNeeded: opening.low)))
-            var fallback = Fallback(jumps: [], line: current, flags: flags, vectors: vectors, checked: checked)
+            var fallback = Fallback(jumps: Jumps(), line: current, flags: flags, vectors: vectors, checked: checked)
             if base == Host.guestRSP {
                 fallback.jumps.append(openStackWindow(opening))
             } else {
-                fallback.jumps += checkTable(size: opening.size, write: opening.writes)
+                fallback.jumps.append(checkTable(size: opening.size, write: opening.writes))
                 code.op(0x2B, reg: Host.address, .register(base))
                 if opening.low != 0 { code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: -opening.low))) }
             }
@@ -130,7 +134,7 @@ extension BlockTranslator {
         guard aligned else { return operand }
         code.lea(Host.address, operand)
         code.bytes(0x41, 0xF6, 0xC3, UInt8(line.plan.size - 1))  // test r11b, …
-        slowPath([code.jump(if: 5)], line)
+        slowPath(Jumps(code.jump(if: 5)), line)
         return .memory(base: Host.address)
     }
     /// The distance of the stack's page in r11, where the window's first address was; the jump that is taken when it is not
@@ -176,7 +180,7 @@ extension BlockTranslator {
     mutating func moveStack(_ bytes: Int32) { code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: bytes)) }
 
     static let checked = HostOperand.memory(base: Host.address)
-    mutating func slowPath(_ jumps: [UnsafeMutablePointer<UInt8>], _ line: Line) {
-        slow.append(SlowPath(jumps: jumps, line: line, flags: flags, vectors: vectors))
+    mutating func slowPath(_ jumps: Jumps, _ line: Line) {
+        slow.append(SlowPath(jumps: jumps, op: line.op, handler: line.handler, flags: flags, vectors: vectors))
     }
 }

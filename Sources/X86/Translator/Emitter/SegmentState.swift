@@ -67,7 +67,7 @@ extension BlockTranslator {
         let wanted = line.plan.isVEX ? Checked.avx : .vectors
         guard checked == .nothing || (wanted == .avx && checked == .vectors) else { return }
         aboutToClobber(line)
-        var jumps: [UnsafeMutablePointer<UInt8>] = []
+        var jumps = Jumps()
         if checked == .nothing {
             code.op(0xF7, reg: 0, Host.cell(Int(X86_CR0_OFFSET)), wide: false)
             code.int32(Int32(ControlRegister.em | ControlRegister.ts))
@@ -82,7 +82,7 @@ extension BlockTranslator {
             jumps.append(code.jump(if: 5))
         }
         checked = wanted
-        slow.append(SlowPath(jumps: jumps, line: line, flags: flags, vectors: vectors))
+        slowPath(jumps, line)
     }
     mutating func zeroUpper(_ line: Line) {
         flushVectors()
