@@ -62,6 +62,7 @@ let package = Package(
         .testTarget(
             name: "NVMeTests", dependencies: ["TestSupport", "NVMe", "DiskStorage", "GuestMemory", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "FileServerTests", dependencies: ["TestSupport", "FileServer"], cSettings: linux, swiftSettings: settings),
+        .testTarget(name: "LinuxSystemTests", dependencies: ["LinuxSystem", "CLinux"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "PlatformDevicesTests", dependencies: ["TestSupport", "PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),
         .testTarget(name: "RepositoryTests", swiftSettings: settings),

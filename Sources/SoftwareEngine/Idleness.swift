@@ -22,8 +22,9 @@ struct Idleness {
         guard now &- began > Self.period else { return }
         if worked * 33 < now &- began, core.codeBytes > Self.worthwhile {
             core.releaseCode()
-            // What was kept beside the code, too.
+            // What was kept beside the code, too, and what only starting a machine needed.
             clinux_trim_heaps()
+            clinux_forget_cold_code()
         }
         began = now
         worked = 0

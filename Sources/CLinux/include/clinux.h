@@ -33,6 +33,9 @@ static inline int clinux_ioctl_pointer(int fd, unsigned long request, void *_Nul
 static inline int clinux_fallocate(int fd, int mode, int64_t offset, int64_t length) { return (int)syscall(SYS_fallocate, fd, mode, offset, length); }
 /// Gives freed memory of the process back to the host, from the middle of the heaps, too.
 static inline void clinux_trim_heaps(void) { malloc_trim(0); }
+/// Lets go of the pages of code and constants that the process has from files; those that it needs come back as it runs, from the
+/// host's page cache. Not while a debugger is there.
+void clinux_forget_cold_code(void);
 /// preadv2(2) with RWF_NOWAIT: never waits for the medium.
 static inline ssize_t clinux_read_nowait(int fd, const struct iovec *_Nonnull vectors, int count, int64_t offset) {
   return (ssize_t)syscall(SYS_preadv2, fd, vectors, (unsigned long)count, offset, 0L, 8);
