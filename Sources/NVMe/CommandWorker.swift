@@ -24,7 +24,8 @@ final class CommandWorker: Sendable {
         private static let patience: UInt64 = 50_000
         private let queue: SubmissionQueue
         private let commands: DiskCommands
-        private var schedule = GatheringSchedule()
+        /// Made on the thread.
+        private lazy var schedule = GatheringSchedule()
 
         init(_ queue: SubmissionQueue, _ commands: DiskCommands) { (self.queue, self.commands) = (queue, commands) }
         func serve() {
