@@ -18,34 +18,39 @@ final class CommandWorker: Sendable {
 
     /// What belongs to the thread.
     private final class Work {
-        /// The driver hears of ended commands after so many, or so many bytes, but not before so many nanoseconds are over: telling it
-        /// costs more than a small command.
-        private static let batch = (commands: 32, bytes: 256 << 10)
+        /// So many commands at most, as the gate is passed only between turns. The driver hears of those that have ended at a turn's end,
+        /// or after so many bytes, but not before so many nanoseconds are over: telling it costs more than a small command.
+        private static let turn = 32
+        private static let batch = 256 << 10
         private static let patience: UInt64 = 50_000
         private let queue: SubmissionQueue
         private let commands: DiskCommands
         /// Made on the thread.
         private lazy var schedule = GatheringSchedule()
+        /// Commands since the thread was woken.
+        private var taken = 0
 
         init(_ queue: SubmissionQueue, _ commands: DiskCommands) { (self.queue, self.commands) = (queue, commands) }
         func serve() {
-            var count = 0
-            repeat { count += serveWhatThereIs() } while queue.goesOn()
-            schedule.willSleep(after: count)
+            repeat {
+                let count = serveSome()
+                taken += count
+                if count == Self.turn { return queue.event.signal() }
+            } while queue.goesOn()
+            schedule.willSleep(after: taken)
+            taken = 0
         }
-        private func serveWhatThereIs() -> Int {
-            var (count, untold, bytes) = (0, 0, 0)
-            var begin: UInt64 = 0
-            while let command = queue.take() {
-                if untold == 0 { begin = monotonicNanoseconds() }
+        private func serveSome() -> Int {
+            var (count, bytes) = (0, 0)
+            var begin = monotonicNanoseconds()
+            while count < Self.turn, let command = queue.take() {
                 let status = commands.run(command)
                 queue.completions.post(command, status, queue: queue.identifier, head: queue.head)
                 count += 1
-                untold += 1
                 bytes += commands.moved
-                if untold >= Self.batch.commands || bytes >= Self.batch.bytes, monotonicNanoseconds() &- begin > Self.patience {
+                if bytes >= Self.batch, monotonicNanoseconds() &- begin > Self.patience {
                     queue.completions.notify()
-                    (untold, bytes) = (0, 0)
+                    (bytes, begin) = (0, monotonicNanoseconds())
                 }
             }
             queue.completions.notify()
