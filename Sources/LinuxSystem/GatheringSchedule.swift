@@ -17,7 +17,7 @@ package struct GatheringSchedule {
 
     /// On the worker's thread. Where the host permits it, the thread also comes before the guest's processors: a single request is then
     /// answered before the guest has gone to sleep over it.
-    package init() { if isOfUse { setpriority(PRIO_PROCESS, 0, -4) } }
+    package init() { if isOfUse { setpriority(PRIO_PROCESS, 0, getpriority(PRIO_PROCESS, 0) - 4) } }
 
     /// To be called before the thread sleeps, with how many requests it has met since it was woken.
     package mutating func willSleep(after count: Int) {

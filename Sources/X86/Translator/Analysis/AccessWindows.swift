@@ -35,7 +35,7 @@ struct AccessWindows {
     private var isOpen: UInt16 = 0
 
     /// Sets what the lines' operands use: a line's own memory operand and the stack's.
-    mutating func plan(_ lines: inout [BlockTranslator.Line]) {
+    mutating func plan(_ lines: inout [TranslationLine]) {
         windows.removeAll(keepingCapacity: true)
         users.removeAll(keepingCapacity: true)
         isOpen = 0
@@ -79,7 +79,7 @@ struct AccessWindows {
         windows[index].users += 1
         return true
     }
-    private mutating func give(_ index: Int, as number: Int, _ lines: inout [BlockTranslator.Line]) {
+    private mutating func give(_ index: Int, as number: Int, _ lines: inout [TranslationLine]) {
         let window = windows[index]
         var opening: AccessWindow.Opening? = .init(low: window.low, size: window.high - window.low, writes: window.writes)
         for user in users where user.window == index {

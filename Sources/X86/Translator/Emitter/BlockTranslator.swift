@@ -7,16 +7,7 @@ import CX86
 /// In a segment the guest's registers are the host's of the same number, but RSP in R8 and R8–R11 in memory; arithmetic
 /// flags are the host's. Flags that nobody can read any more may be lost: an exception's image then shows others.
 struct BlockTranslator {
-    struct Line {
-        var op: Op
-        var handler: UInt
-        var instruction: Instruction
-        var plan: TranslationPlan
-        var offset: Int
-        var liveAfter = true
-        var memory: AccessWindow.Use?
-        var stack: AccessWindow.Use?
-    }
+    typealias Line = TranslationLine
     /// What the segment knows of the floating-point unit: that x87 and SSE may be used, and AVX.
     enum Checked { case nothing, vectors, avx }
     enum Flags { case dead, host, memory }
@@ -234,13 +225,13 @@ struct BlockTranslator {
         code.load(4, Host.cell(Int(X86_RETURN_STACK_OFFSET)))
     }
     mutating func checkVersion() {
-        check(version)
-        if let nextVersion { check(nextVersion) }
+        compareVersion(version)
+        if let nextVersion { compareVersion(nextVersion) }
         code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
         code.byte(0)
         staleJumps.append(code.jump(if: 5))
     }
-    private mutating func check(_ page: (cell: UInt, version: UInt32)) {
+    private mutating func compareVersion(_ page: (cell: UInt, version: UInt32)) {
         let (cell, version) = page
         let distance = Int(bitPattern: cell) &- (code.here + 10)
         if Int(Int32(truncatingIfNeeded: distance)) == distance {

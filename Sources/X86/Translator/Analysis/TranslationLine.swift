@@ -1,0 +1,12 @@
+/// One instruction of a block that is translated, and what was found out about it.
+struct TranslationLine {
+    var op: Op
+    var handler: UInt
+    var instruction: Instruction
+    var plan: TranslationPlan
+    var offset: Int
+    /// Whether something may read the flags behind it.
+    var liveAfter = true
+    var memory: AccessWindow.Use?
+    var stack: AccessWindow.Use?
+}
