@@ -30,6 +30,9 @@ struct CrossingEdgeTests {
         }
         // mov ecx, 1000; 1: call +0x1004 (the next page, at 0x10); dec ecx; jnz 1b; ret
         put(adderPage, [0xB9, 0xE8, 3, 0, 0, 0x90, 0x90, 0xE8, 4, 0x10, 0, 0, 0xFF, 0xC9, 0x75, 0xF7, 0xC3])
+        // mov ecx, 1000; at 0xFFC: 1: nop; add rax, 1 or 0x301, which lies in both pages; dec ecx; jnz 1b; ret
+        put(adderPage + 0xFF0, [0xB9, 0xE8, 3, 0, 0] + [UInt8](repeating: 0x90, count: 8) + [0x48, 0x05, 1])
+        for (page, part) in [(onePage, 0), (thousandPage, 3)] { put(page, [UInt8(part), 0, 0, 0xFF, 0xC9, 0x75, 0xF5, 0xC3]) }
         put(onePage + 0x10, [0x48, 0xFF, 0xC0, 0xC3])  // inc rax; ret
         put(thousandPage + 0x10, [0x48, 0x05, 0xE8, 3, 0, 0, 0xC3])  // add rax, 1000; ret
         return machine
@@ -45,6 +48,7 @@ struct CrossingEdgeTests {
         (state.gpr[4], state.gpr[8], state.gpr[14], state.gpr[10]) = (base + 0x4_0000, first, second, first + 0x1000)
         (state.gpr[9], state.gpr[13]) = (base + 0x1000, base + 0x5000)
         (state.gpr[11], state.gpr[12], state.gpr[15]) = (pageTable + 497 * 8, thousandPage | 3, onePage | 3)
+        (state.gpr[3], state.gpr[5]) = (first + 0xFF0, second + 0xFF0)
         machine.core.architecturalState = state
         guard case .halt = machine.core.run() else { return nil }
         return machine.core.architecturalState.gpr[0]
@@ -55,6 +59,27 @@ struct CrossingEdgeTests {
     private static let useSecondSpace: [UInt8] = [0x41, 0x0F, 0x22, 0xDD]  // mov cr3, r13
     private static let mapThousands: [UInt8] = [0x4D, 0x89, 0x23, 0x41, 0x0F, 0x01, 0x3A]  // mov [r11], r12; invlpg [r10]
     private static let mapOnes: [UInt8] = [0x4D, 0x89, 0x3B, 0x41, 0x0F, 0x01, 0x3A]  // mov [r11], r15; invlpg [r10]
+
+    private static let callFirstEnd: [UInt8] = [0xFF, 0xD3]  // call rbx
+    private static let callSecondEnd: [UInt8] = [0xFF, 0xD5]  // call rbp
+
+    /// An instruction lies in two pages, and the second is another, mapped or written anew.
+    @Test(arguments: [false, true]) func anInstructionsSecondHalfChanges(global: Bool) {
+        var code: [UInt8] = []
+        for _ in 0..<3 { code += Self.callFirstEnd + Self.mapThousands + Self.callFirstEnd + Self.callFirstEnd + Self.mapOnes }
+        #expect(Self.run(code, global: global) == 3 * (1000 + 2 * 0x301 * 1000))
+        code = []
+        for _ in 0..<4 { code += Self.callFirstEnd + Self.callFirstEnd + Self.callSecondEnd }
+        #expect(Self.run(code, global: global) == 4 * (2 * 1000 + 0x301 * 1000))
+        // mov byte [r10], 1: adds 0x101; and back
+        code = []
+        for _ in 0..<3 { code += Self.callFirstEnd + Self.callFirstEnd + [0x41, 0xC6, 0x02, 1] + Self.callFirstEnd + [0x41, 0xC6, 0x02, 0] }
+        #expect(Self.run(code, global: global) == 3 * (2 * 1000 + 0x101 * 1000))
+        guard !global else { return }
+        code = []
+        for _ in 0..<4 { code += Self.callFirstEnd + Self.useSecondSpace + Self.callFirstEnd + Self.callFirstEnd + Self.useFirstSpace }
+        #expect(Self.run(code, global: false) == 4 * (1000 + 2 * 0x301 * 1000))
+    }
 
     @Test(arguments: [false, true]) func aMappingChanges(global: Bool) {
         var code: [UInt8] = []

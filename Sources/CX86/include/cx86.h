@@ -121,10 +121,10 @@ typedef struct x86_cpu {
   uint64_t tsc_scale;    // and has this many ticks a nanosecond, times 2^32
   uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
   x86_base_cache base_cache[2 * X86_BASE_CACHES]; // see BaseCache in SegmentMemory.swift
-  uint64_t t1_delta[2];  // host less guest address in the windows of the running segment
+  uint64_t t1_delta[4];  // host less guest address in the windows of the running segment
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint32_t interrupt_latch; // 1 from an interrupt controller's word on until the core asks for the vector
-  uint32_t pad10[11];    // up to the alignment of what follows
+  uint32_t pad10[7];     // up to the alignment of what follows
   uint8_t xmm[512];      // 16 registers of 32 bytes
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
   uint8_t fxarea[512];  // FXSAVE image

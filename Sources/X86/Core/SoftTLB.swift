@@ -209,13 +209,14 @@ struct JumpTable {
     }
     /// Address 0 belongs to the first two entries, address 1 does not.
     private static func empty(_ index: Int) -> x86_jump { x86_jump(rip: index < 2 ? 1 : 0, op: nil) }
-    /// Empties the entries of the page of `linear`.
+    /// Empties the entries of the page of `linear`, and of instructions that may go on there.
     mutating func forget(_ linear: UInt64) {
         if mode != 2 { return clear() }
         var kept = 0
         for n in 0..<filled.count {
             let index = filled[n]
-            if (table[index].rip ^ linear) >> 12 == 0 {
+            let rip = table[index].rip
+            if (rip ^ linear) >> 12 == 0 || ((rip &+ 14) ^ linear) >> 12 == 0 {
                 table[index] = Self.empty(index)
             } else {
                 filled.keep(index, at: kept)

@@ -1,12 +1,15 @@
-/// Memory operands of a segment that lie near each other: the same base register, not written in between but for known
-/// sums, a few hundred bytes at most. The first of them checks the whole range against the TLB and keeps the distance
-/// between guest and host addresses; the others add it.
+/// Memory operands of a segment that lie near each other: the same base and index registers, not written in between but for
+/// known sums, a few hundred bytes at most. The first of them checks the whole range against the TLB and keeps the distance
+/// between guest and host addresses; the others add it. With an index the base is part of what is kept: an operand has room for
+/// two registers.
 enum AccessWindow {
     /// How one operand uses a window.
     struct Use {
         let window: Int
-        /// The range to check, relative to the base register at this operand; only for the first.
+        /// The range to check, relative to the registers at this operand; only for the first.
         let opening: Opening?
+        /// What has been added to the base since then. With an index only: others have the base itself in their operand.
+        let moved: Int
     }
     struct Opening {
         let low: Int
@@ -14,44 +17,41 @@ enum AccessWindow {
         let writes: Bool
     }
     static let largest = 512
-    static let perSegment = 2
+    static let perSegment = 4
 }
 
 /// Finds the windows of a segment. One for many segments, so that its lists are allocated once.
 struct AccessWindows {
     private struct Window {
         var base: UInt8
-        /// The base register now, less what it was at the first operand.
+        var index: Int8
+        var scale: UInt8
+        /// The operands' address now, less what it was at the first operand; and the base register alone.
         var moved = 0
+        var baseMoved = 0
         var low: Int
         var high: Int
         var writes: Bool
         var users = 1
     }
     private var windows: [Window] = []
-    private var users: [(line: Int, isStack: Bool, window: Int)] = []
+    private var users: [(line: Int, isStack: Bool, window: Int, moved: Int)] = []
     /// By base register, the window that operands may still join; and which registers have one.
     private var open: InlineArray<16, Int> = InlineArray(repeating: 0)
     private var isOpen: UInt16 = 0
+    /// The same with an index register.
+    private var indexed: InlineArray<4, Int> = InlineArray(repeating: -1)
+    private var nextIndexed = 0
 
     /// Sets what the lines' operands use: a line's own memory operand and the stack's.
     mutating func plan(_ lines: inout [TranslationLine]) {
         windows.removeAll(keepingCapacity: true)
         users.removeAll(keepingCapacity: true)
-        isOpen = 0
+        (isOpen, indexed, nextIndexed) = (0, InlineArray(repeating: -1), 0)
         for number in lines.indices {
             if let operand = Self.memoryOperand(lines[number].instruction, lines[number].plan) { add(operand, number, isStack: false) }
             if let operand = Self.stackOperand(lines[number].plan) { add(operand, number, isStack: true) }
-            var left = isOpen
-            while left != 0 {
-                let base = UInt8(left.trailingZeroBitCount)
-                left &= left - 1
-                if let step = Self.change(of: base, by: lines[number].instruction, lines[number].plan) {
-                    windows[open[Int(base)]].moved += step
-                } else {
-                    isOpen &= ~(1 << UInt16(base))
-                }
-            }
+            follow(lines[number].instruction, lines[number].plan)
         }
         // Those that most operands share.
         for window in 0..<AccessWindow.perSegment {
@@ -61,19 +61,59 @@ struct AccessWindows {
             give(best, as: window, &lines)
         }
     }
+    /// What an instruction does to the registers of windows that operands may still join.
+    private mutating func follow(_ i: Instruction, _ plan: TranslationPlan) {
+        var left = isOpen
+        while left != 0 {
+            let base = UInt8(left.trailingZeroBitCount)
+            left &= left - 1
+            if let step = Self.change(of: base, by: i, plan) {
+                windows[open[Int(base)]].moved += step
+            } else {
+                isOpen &= ~(1 << UInt16(base))
+            }
+        }
+        for place in 0..<4 where indexed[place] >= 0 {
+            let number = indexed[place]
+            if let base = Self.change(of: windows[number].base, by: i, plan), let index = Self.change(of: UInt8(windows[number].index), by: i, plan) {
+                windows[number].moved += base + index << Int(windows[number].scale)
+                windows[number].baseMoved += base
+            } else {
+                indexed[place] = -1
+            }
+        }
+    }
     private mutating func add(_ operand: Operand, _ line: Int, isStack: Bool) {
+        guard operand.index < 0 else { return addIndexed(operand, line) }
         let base = Int(operand.base)
         if isOpen >> UInt16(base) & 1 == 0 || !extend(open[base], operand) {
-            open[base] = windows.count
+            open[base] = make(operand)
             isOpen |= 1 << UInt16(base)
-            windows.append(Window(base: operand.base, low: operand.offset, high: operand.offset + operand.size, writes: operand.writes))
         }
-        users.append((line, isStack, open[base]))
+        users.append((line, isStack, open[base], 0))
+    }
+    private mutating func addIndexed(_ operand: Operand, _ line: Int) {
+        func isSame(_ number: Int) -> Bool {
+            number >= 0 && windows[number].base == operand.base && windows[number].index == operand.index && windows[number].scale == operand.scale
+        }
+        for place in 0..<4 where isSame(indexed[place]) {
+            if !extend(indexed[place], operand) { indexed[place] = make(operand) }
+            return users.append((line, false, indexed[place], windows[indexed[place]].baseMoved))
+        }
+        indexed[nextIndexed] = make(operand)
+        users.append((line, false, indexed[nextIndexed], 0))
+        nextIndexed = (nextIndexed + 1) & 3
+    }
+    private mutating func make(_ operand: Operand) -> Int {
+        windows.append(
+            Window(
+                base: operand.base, index: operand.index, scale: operand.scale, low: operand.offset, high: operand.offset + operand.size, writes: operand.writes))
+        return windows.count - 1
     }
     private mutating func extend(_ index: Int, _ operand: Operand) -> Bool {
         let low = min(windows[index].low, windows[index].moved + operand.offset)
         let high = max(windows[index].high, windows[index].moved + operand.offset + operand.size)
-        guard high - low <= AccessWindow.largest else { return false }
+        guard high - low <= AccessWindow.largest, abs(windows[index].baseMoved) < 1 << 20 else { return false }
         (windows[index].low, windows[index].high) = (low, high)
         windows[index].writes = windows[index].writes || operand.writes
         windows[index].users += 1
@@ -83,7 +123,7 @@ struct AccessWindows {
         let window = windows[index]
         var opening: AccessWindow.Opening? = .init(low: window.low, size: window.high - window.low, writes: window.writes)
         for user in users where user.window == index {
-            let use = AccessWindow.Use(window: number, opening: opening)
+            let use = AccessWindow.Use(window: number, opening: opening, moved: user.moved)
             if user.isStack { lines[user.line].stack = use } else { lines[user.line].memory = use }
             opening = nil
         }
@@ -92,15 +132,17 @@ struct AccessWindows {
 
     private struct Operand {
         var base: UInt8
+        var index: Int8 = -1
+        var scale: UInt8 = 0
         var offset: Int
         var size: Int
         var writes: Bool
     }
     private static func memoryOperand(_ i: Instruction, _ plan: TranslationPlan) -> Operand? {
-        guard i.isMemory, plan.size > 0, !i.isRIPRelative, i.index < 0, i.base >= 0, i.addressSize == 8, i.segmentOverride < 4, Host.register(UInt8(i.base)) != nil,
-            abs(i.displacement) < 1 << 30
+        guard i.isMemory, plan.size > 0, !i.isRIPRelative, i.addressSize == 8, i.segmentOverride < 4, abs(i.displacement) < 1 << 30,
+            i.base >= 0, Host.register(UInt8(i.base)) != nil, i.index < 0 || Host.register(UInt8(i.index)) != nil
         else { return nil }
-        return Operand(base: UInt8(i.base), offset: Int(i.displacement), size: plan.size, writes: plan.writesRM)
+        return Operand(base: UInt8(i.base), index: i.index, scale: i.index < 0 ? 0 : i.scale, offset: Int(i.displacement), size: plan.size, writes: plan.writesRM)
     }
     private static func stackOperand(_ plan: TranslationPlan) -> Operand? {
         switch plan.kind {
@@ -111,6 +153,15 @@ struct AccessWindows {
         }
     }
 
+    /// The same for instructions on RAX that have no ModRM byte.
+    private static func accumulatorChange(of register: UInt8, by i: Instruction) -> Int? {
+        switch i.opcode {
+        case 0x3C, 0x3D, 0xA8, 0xA9: 0  // CMP, TEST
+        case 0x05 where i.operandSize == 8: register == 0 ? Int(i.immediate) : 0
+        case 0x2D where i.operandSize == 8: register == 0 ? -Int(i.immediate) : 0
+        default: nil
+        }
+    }
     /// What an instruction adds to a register; nil when it changes it otherwise.
     private static func change(of register: UInt8, by i: Instruction, _ plan: TranslationPlan) -> Int? {
         /// Legacy byte registers 4–7 are parts of registers 0–3.
@@ -122,7 +173,9 @@ struct AccessWindows {
             if named == register { return nil }
             return register == 4 ? 8 : 0
         case .leave: return register == 4 || register == 5 ? nil : 0
-        case .plain: return !plan.isX87 && (register == 0 || register == 2) ? nil : 0
+        case .plain:
+            guard !plan.isX87, register == 0 || register == 2 else { return 0 }
+            return accumulatorChange(of: register, by: i)
         case .exchangeAccumulator: return register == 0 || named == register ? nil : 0
         case .moveImmediate, .byteSwap: return isChanged(named, byte: i.opcode < 0xB8) ? nil : 0
         case .lea:

@@ -218,6 +218,15 @@ final class TranslationCache {
         commitCold(code)
         return address
     }
+    /// Code that saves the flags and goes on at `target`.
+    func makeWaySavingFlags(to target: Int) -> Int {
+        var code = openCold()
+        let address = code.here
+        code.saveFlags()
+        code.jump(to: target)
+        commitCold(code)
+        return address
+    }
     func link(_ edge: Int, to target: Int, page: Int) {
         set(edges[edge].slot, target)
         linked[page, default: []].append(edge)

@@ -73,7 +73,7 @@ extension X86Core {
         _ next: (cell: UInt, version: UInt32)? = nil
     ) -> Int {
         // Taken out while it works: one that somebody else holds, too, would be copied.
-        var translator = spareTranslator.take() ?? BlockTranslator(cache: translations, features: features, first: first)
+        var translator = spareTranslator.take() ?? BlockTranslator(cache: translations, features: features, first: first, repeatsLoops: lockStep == nil)
         translator.translate(bytes, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, version: version, next: next)
         let count = translator.instructionCount
         spareTranslator = translator
@@ -87,10 +87,14 @@ extension X86Core {
             // In another address space there may be nothing against it.
             return translations.setPatience(edge, 64 * TranslationCache.patience)
         }
-        // Whether a crossing block is the right one depends on where its second page is mapped now.
-        guard header.pointee.reg == 0 else { return }
         let target: Int
-        if first.pointee.aux == 1 {
+        if header.pointee.reg != 0 {
+            // Nothing unlinks the edge when the second page changes: to the version check.
+            guard crossing != nil, first.pointee.aux == 1, !translations.isFull else { return }
+            let entry = Int(first.pointee.imm)
+            let needsNoFlags = Int(first.pointee.disp) == entry + Int(first.pointee.scale)
+            target = kind == .memory || needsNoFlags ? entry : translations.makeWaySavingFlags(to: entry)
+        } else if first.pointee.aux == 1 {
             // Behind the version check: a change unlinks the edge.
             target = kind == .flags ? Int(first.pointee.disp) : Int(first.pointee.imm) + Int(first.pointee.scale)
         } else {
@@ -100,9 +104,9 @@ extension X86Core {
         // The target's header watches its page's version; the other end is as it was when it was translated, or never runs again.
         translations.link(edge, to: target, page: Int(header.pointee.imm))
     }
-    /// Whether both ends of an edge are in pages that this address space has in one place only, where they are now.
+    /// Whether both ends of an edge are in pages that this address space has in one place only, where they are now. (So what lies behind
+    /// the target's is one page, too: where it goes on.)
     private func mayLink(_ crossing: TranslationCache.Crossing, _ header: Op) -> Bool {
-        guard header.pointee.reg == 0 else { return false }
         let target = state.pointee.block_base
         let places = crossing.isUser ? userPlaces : supervisorPlaces
         return places.place(of: UInt(header.pointee.imm)) == target && places.place(of: crossing.source) == target &- UInt64(bitPattern: crossing.distance)

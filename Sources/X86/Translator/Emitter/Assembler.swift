@@ -140,6 +140,13 @@ struct Assembler {
     func patch(_ end: UnsafeMutablePointer<UInt8>) {
         UnsafeMutableRawPointer(end - 4).storeBytes(of: Int32(truncatingIfNeeded: cursor - end), as: Int32.self)
     }
+    /// EFLAGS to the state. Changes EFLAGS not at all; r11 is lost.
+    mutating func saveFlags() {
+        move(Host.address, Host.rax)
+        bytes(0x9F, 0x0F, 0x90, 0xC0)  // lahf; seto al
+        op(0x89, reg: Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false, operand16: true)
+        move(Host.rax, Host.address)
+    }
     /// The offset of the jump cache's entry for r11 in r9; EFLAGS are lost. See JumpHash.
     mutating func hashTarget() {
         bytes(0x45, 0x69, 0xCB)  // imul r9d, r11d, …

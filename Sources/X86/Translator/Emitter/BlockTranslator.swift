@@ -96,9 +96,12 @@ struct BlockTranslator {
     private(set) var bank = 0
 
     private(set) var instructionCount = 0
+    /// Off where each block has to end with its last instruction.
+    private let repeatsLoops: Bool
 
     /// One for many blocks, so that its lists are allocated once.
-    init(cache: TranslationCache, features: X86Features, first: Op) {
+    init(cache: TranslationCache, features: X86Features, first: Op, repeatsLoops: Bool) {
+        self.repeatsLoops = repeatsLoops
         self.cache = cache
         self.features = features
         self.first = first
@@ -159,6 +162,7 @@ struct BlockTranslator {
         segmentHead = head
         isFirstSegment = start
         analyseFlags()
+        if start { repeatLoop() }
         advancing = 0
         for index in lines.indices { advancing |= lines[index].plan.advances(lines[index].instruction) }
         windows.plan(&lines)
@@ -199,6 +203,25 @@ struct BlockTranslator {
         } else {
             head.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
         }
+    }
+
+    /// A short loop goes round several times in one segment: it asks less often whether somebody wants something, and its turns
+    /// share windows and vector registers.
+    private mutating func repeatLoop() {
+        guard repeatsLoops, let last = lines.last, last.plan.kind == .conditional, isLoop(target(last)), Self.inPage.contains(following(last)) else { return }
+        let turn = lines.count
+        let turns = min(LoopTurns.most, LoopTurns.lines / turn)
+        guard turns > 1 else { return }
+        for _ in 1..<turns {
+            lines[lines.count - 1].isTurn = true
+            lines.append(contentsOf: lines[..<turn])
+        }
+        lines[lines.count - 1].isTurn = false
+        analyseFlags()
+    }
+    private enum LoopTurns {
+        static let most = 8
+        static let lines = 40
     }
 
     mutating func emitLines(from start: Int, next: Op, endsBlock: Bool) {

@@ -9,9 +9,10 @@ extension BlockTranslator {
 
     mutating func conditional(_ line: Line) {
         if current + 1 < lines.count {
-            // The segment goes on behind it.
+            // The segment goes on behind it, or where it leads.
             needFlags(line)
-            sideExits.append(SideExit(jump: code.jump(if: line.instruction.opcode & 15), line: line, target: target(line), vectors: vectors))
+            let condition = line.instruction.opcode & 15 ^ (line.isTurn ? 1 : 0)
+            sideExits.append(SideExit(jump: code.jump(if: condition), line: line, target: line.isTurn ? following(line) : target(line), vectors: vectors))
             return
         }
         flushVectors()
@@ -44,7 +45,7 @@ extension BlockTranslator {
         go(through: slot, isBackward: offset <= line.offset, isCall: isCall)
     }
     /// Whether an edge leads to the beginning of the block.
-    private func isLoop(_ offset: Int) -> Bool { offset == Int(gpa & 4095) && isFirstSegment && startFlags == .dead }
+    func isLoop(_ offset: Int) -> Bool { offset == Int(gpa & 4095) && isFirstSegment && startFlags == .dead }
     private mutating func loopBack() {
         code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
         code.byte(0)
@@ -58,30 +59,21 @@ extension BlockTranslator {
         code.leaRIP(Host.scratch, slot)
         code.op(0xFF, reg: isCall ? 2 : 4, .memory(base: Host.scratch, index: Host.address, scale: 3), wide: false)
     }
-    /// To another page. Linked as long as both pages are where they are (`CodePlaces`); `block_base` goes along. Changes no flags.
+    /// To another page, or to an instruction that may go on in another. Linked as long as the pages are where they are
+    /// (`CodePlaces`); `block_base` goes along. Changes no flags.
     private mutating func crossingEdge(_ line: Line, to offset: Int, isCall: Bool) {
         let within = offset & 4095
-        guard Self.inPage.contains(within), offset >> 12 != 0 else {
-            // Whether a block that goes on in the next page is the right one depends on that one, too.
-            flagsToMemory()
-            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: offset)))
-            if isCall {
-                dispatch(isCall: true) { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
-            } else {
-                dispatch()
-            }
-            return slowPath(Jumps(), line)
-        }
         if isCall {
             flagsToMemory()
             pushReturn()
             code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
         }
         let distance = offset - within
-        code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-        code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: distance)))
-        code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        if distance != 0 {
+            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: distance)))
+            code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        }
         let slot = cache.makeCountedSlot()
         let crossing = TranslationCache.Crossing(source: version.cell, distance: Int64(distance), isUser: bank > 0)
         stubs.append((slot, flags == .host ? .flags : .memory, within, crossing))

@@ -108,19 +108,22 @@ extension BlockTranslator {
         code.op(0x03, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
         return jump
     }
-    /// An operand through a window: base register and displacement on top of the window's distance, in r11.
-    mutating func windowed(_ use: AccessWindow.Use, base: UInt8, displacement: Int, aligned: Bool, _ line: Line) -> HostOperand {
+    /// An operand through a window: base register and displacement on top of the window's distance, in r11; with an index that and
+    /// the displacement on top of the distance and the base.
+    mutating func windowed(
+        _ use: AccessWindow.Use, base: UInt8, index: (host: UInt8, scale: UInt8)? = nil, displacement: Int, aligned: Bool, _ line: Line
+    ) -> HostOperand {
         let delta = Host.cell(Int(X86_T1_DELTA_OFFSET) + use.window * 8)
         usedWindow = use.window
         if let opening = use.opening {
             aboutToClobber(line)
-            code.lea(Host.address, .memory(base: base, displacement: Int32(truncatingIfNeeded: opening.low)))
+            code.lea(Host.address, .memory(base: base, index: index?.host ?? 0xFF, scale: index?.scale ?? 0, displacement: Int32(truncatingIfNeeded: opening.low)))
             var fallback = Fallback(jumps: Jumps(), line: current, flags: flags, vectors: vectors, checked: checked)
-            if base == Host.guestRSP {
+            if base == Host.guestRSP, index == nil {
                 fallback.jumps.append(openStackWindow(opening))
             } else {
                 fallback.jumps.append(checkTable(size: opening.size, write: opening.writes))
-                code.op(0x2B, reg: Host.address, .register(base))
+                takeOff(index?.host ?? base, scale: index?.scale ?? 0)
                 if opening.low != 0 { code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: -opening.low))) }
             }
             fallbacks.append(fallback)
@@ -130,12 +133,21 @@ extension BlockTranslator {
             let isHeld = held.map { $0.window == use.window && $0.at == code.here } ?? false
             if !isHeld { code.load(Host.address, delta) }
         }
-        let operand = HostOperand.memory(base: Host.address, index: base, displacement: Int32(truncatingIfNeeded: displacement))
+        let operand = HostOperand.memory(
+            base: Host.address, index: index?.host ?? base, scale: index?.scale ?? 0, displacement: Int32(truncatingIfNeeded: displacement + use.moved))
         guard aligned else { return operand }
         code.lea(Host.address, operand)
         code.bytes(0x41, 0xF6, 0xC3, UInt8(line.plan.size - 1))  // test r11b, …
         slowPath(Jumps(code.jump(if: 5)), line)
         return .memory(base: Host.address)
+    }
+    /// Subtracts from r11; r9 is lost, and EFLAGS.
+    private mutating func takeOff(_ register: UInt8, scale: UInt8) {
+        guard scale > 0 else { return code.op(0x2B, reg: Host.address, .register(register)) }
+        code.move(Host.scratch, register)
+        code.op(0xC1, reg: 4, .register(Host.scratch))  // shl r9, …
+        code.byte(scale)
+        code.op(0x2B, reg: Host.address, .register(Host.scratch))
     }
     /// The distance of the stack's page in r11, where the window's first address was; the jump that is taken when it is not
     /// one page.
@@ -161,7 +173,8 @@ extension BlockTranslator {
     mutating func memoryOperand(_ line: Line) -> HostOperand {
         let i = line.instruction
         if usesWindows, let use = line.memory, let base = Host.register(UInt8(i.base)) {
-            return windowed(use, base: base, displacement: Int(i.displacement), aligned: line.plan.aligned, line)
+            let index = i.index < 0 ? nil : Host.register(UInt8(i.index)).map { (host: $0, scale: i.scale) }
+            return windowed(use, base: base, index: index, displacement: Int(i.displacement), aligned: line.plan.aligned, line)
         }
         aboutToClobber(line)
         address(i, offset: line.offset)

@@ -13,13 +13,7 @@ extension BlockTranslator {
         }
         startFlags = !live ? .dead : (anyNeed ? .host : .memory)
     }
-    /// EFLAGS to the state. Changes EFLAGS not at all; r11 is lost.
-    mutating func saveFlags() {
-        code.move(Host.address, Host.rax)
-        code.bytes(0x9F, 0x0F, 0x90, 0xC0)  // lahf; seto al
-        code.op(0x89, reg: Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false, operand16: true)
-        code.move(Host.rax, Host.address)
-    }
+    mutating func saveFlags() { code.saveFlags() }
     /// The state's flags to EFLAGS. When they may still be in the interpreter's form, r9 and r11 are lost.
     mutating func restoreFlags(mayBeLazy: Bool) {
         var lazy: UnsafeMutablePointer<UInt8>?
