@@ -70,7 +70,7 @@ typedef struct x86_segment {
 typedef struct x86_base_cache {
   uint64_t tag_r, host_r, tag_w, host_w;
 } x86_base_cache;
-#define X86_BASE_CACHES 21 // of each privilege: the supervisor's, then the user's
+#define X86_BASE_CACHES 37 // of each privilege: the supervisor's, then the user's
 
 typedef struct x86_cpu {
   uint64_t gpr[16];

@@ -80,6 +80,14 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
         guard let region = region(at: gpa) else { return nil }
         return region.firstPage &+ Int((gpa &- region.base) >> 12)
     }
+    /// The guest-physical address of the page that a version cell belongs to.
+    func address(ofCell cell: UInt) -> UInt64? {
+        let page = (Int(bitPattern: cell) - Int(bitPattern: versions)) / MemoryLayout<UInt32>.stride
+        for region in regions where page >= region.firstPage && UInt64(page - region.firstPage) << 12 < region.size {
+            return region.base + UInt64(page - region.firstPage) << 12
+        }
+        return nil
+    }
     func versionCell(_ page: Int) -> UInt { UInt(bitPattern: versions + page) }
     func version(_ page: Int) -> UInt32 { versions[page].load(ordering: .acquiring) }
     func holdsCode(_ page: Int) -> Bool { granules[page].load(ordering: .sequentiallyConsistent) != 0 }

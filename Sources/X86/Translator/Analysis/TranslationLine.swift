@@ -7,6 +7,8 @@ struct TranslationLine {
     var offset: Int
     /// Whether something may read the flags behind it.
     var liveAfter = true
+    /// Its number in an `AccessTrial`.
+    var site: Int8 = -1
     /// The conditional jump of a loop whose next turn follows in the segment.
     var isTurn = false
     var memory: AccessWindow.Use?

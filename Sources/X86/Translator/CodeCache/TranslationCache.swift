@@ -177,6 +177,16 @@ final class TranslationCache {
         defer { slots += 2 }
         return Int(bitPattern: executable) + slots * 16
     }
+    /// Counts beside the slots. Returns their number and where they can be written.
+    func makeCounters(_ count: Int, first: Int32) -> (index: Int, address: UInt) {
+        let index = slots
+        slots += (count + 3) / 4
+        let cells = counters(index)
+        cells.update(repeating: 0, count: count)
+        cells.pointee = first
+        return (index, UInt(bitPattern: cells))
+    }
+    func counters(_ index: Int) -> UnsafeMutablePointer<Int32> { (writable + index * 16).assumingMemoryBound(to: Int32.self) }
     func makeEdge(slot: Int, kind: EdgeKind, stub: Int) -> Int {
         let edge = add(Edge(slot: slot, kind: kind, stub: stub))
         set(slot, stub)
@@ -231,6 +241,16 @@ final class TranslationCache {
         set(edges[edge].slot, target)
         linked[page, default: []].append(edge)
         if let crossing = edges[edge].crossing { self.crossing[crossing.isUser ? 1 : 0].append(edge) }
+    }
+    /// A block of the page has other code: edges that led to the old lead to the new.
+    func retarget(page: Int, _ changes: (old: UInt64, new: UInt64)...) {
+        for edge in linked[page] ?? [] {
+            let slot = (writable + (edges[edge].slot - Int(bitPattern: executable))).assumingMemoryBound(to: UInt64.self)
+            for change in changes where slot.pointee == change.old {
+                slot.pointee = change.new
+                break
+            }
+        }
     }
     /// Another address space: edges to other pages may lead elsewhere.
     func unlinkCrossing(user: Bool) {

@@ -11,6 +11,15 @@ enum TranslatorHandlers {
     }
     /// In place of `count` where the block's start cannot be translated.
     static let skip: Handler = { op, s in next(op, s) }
+    /// A block's operands have been watched long enough.
+    static let judge: Handler = { op, s in
+        judgeNow(op, s)
+    }
+    /// An operand's base cache has failed for the last time, in the block that `t1_target` names.
+    static let watchAgain: Handler = { op, s in
+        watchNow(s)
+        return op.pointee.fn(op, s)
+    }
     /// A translated RET has taken an address from the stack that is none.
     static let returnFault: Handler = { _, s in
         setGPR(s, GPR.rsp, gpr(s, GPR.rsp) &- UInt64(s.pointee.return_offset >> 12))
@@ -35,6 +44,14 @@ enum TranslatorHandlers {
     s.pointee.rip = instructionRIP(op, s)
     return 0
 }
+@inline(never) private func judgeNow(_ op: Op, _ s: CPU) -> Next {
+    outside { core(s).endTrial(op) }
+    s.pointee.rip = instructionRIP(op, s)
+    return 0
+}
+@inline(never) private func watchNow(_ s: CPU) {
+    if let first = Op(bitPattern: UInt(s.pointee.t1_target)) { outside { core(s).watchAgain(first) } }
+}
 /// The block that an edge leads to, linked when it is translated; 0 when the run loop has to find it.
 @inline(never) private func resolveEdge(_ s: CPU) -> UInt64 {
     // The edge says where in the page it leads.
@@ -55,7 +72,10 @@ extension X86Core {
         let header = first - 1
         let start = translations.here
         traceCost?(nil)
-        let count = translate(bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra))
+        first.pointee.ashift = 1
+        // Programs only: the kernel's blocks are many, and few of them hot.
+        let phase: AccessTrial.Phase = lockStep == nil && state.pointee.cpl == 3 ? .counted(trialLength &* 8) : .none
+        let count = translate(bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
         traceCost?(count)
         traceTranslation?(start, Int(translations.here - start), state.pointee.block_base &+ UInt64(first.pointee.off))
     }
@@ -65,16 +85,55 @@ extension X86Core {
     ) {
         guard let translations, !translations.isFull, translationThreshold > 0 else { return }
         first.pointee.aux = 0
-        _ = translate(bytes, first, gpa, translations, version, next)
+        _ = translate(bytes, first, gpa, translations, version, next, phase: .none)
+    }
+    /// How long a block's operands are watched; shortly where everything is translated at once, for tests.
+    private var trialLength: Int32 { translationThreshold == 1 ? 2 : Int32(truncatingIfNeeded: translationThreshold &* 8) }
+    func endTrial(_ first: Op) {
+        guard let translations, first.pointee.aux == 1 else { return }
+        let (counters, sites) = (translations.counters(Int(first.pointee.extra)), Int(first.pointee.seg))
+        let begins = sites == 0
+        let isOnProbation = first.pointee.base != 0
+        let stays = AccessTrial.verdict(counters, executions: isOnProbation ? AccessTrial.probation : trialLength, sites: sites)
+        if !begins, !isOnProbation, stays == 1 << UInt16(sites) &- 1 {
+            first.pointee.base = 1
+            counters.update(repeating: 0, count: 1 + sites)
+            counters.pointee = AccessTrial.probation
+            return
+        }
+        // Were it not translated again now, it would ask with each turn.
+        counters.pointee = .max
+        translateAgain(first, begins ? .trial(trialLength) : .judged(stays))
+    }
+    func watchAgain(_ first: Op) {
+        first.pointee.ashift &+= 1
+        translateAgain(first, first.pointee.ashift > AccessTrial.most ? .judged(0) : .trial(trialLength))
+    }
+    /// With what is known of its operands now; edges that lead to it lead to the new code.
+    private func translateAgain(_ first: Op, _ phase: AccessTrial.Phase) {
+        let header = first - 1
+        guard let translations, !translations.isFull, first.pointee.aux == 1, header.pointee.reg == 0, isCurrent(first),
+            let page = memory.address(ofCell: UInt(header.pointee.imm)), let host = memory.host(page)
+        else { return }
+        let start = Int(first.pointee.off)
+        let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)) + start, count: 4096 - start)
+        let old = (first.pointee.imm + UInt64(first.pointee.scale), UInt64(bitPattern: first.pointee.disp))
+        let begin = translations.here
+        traceCost?(nil)
+        let count = translate(bytes, first, page + UInt64(start), translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
+        traceCost?(count)
+        traceTranslation?(begin, Int(translations.here - begin), state.pointee.block_base &+ UInt64(start))
+        let new = (first.pointee.imm + UInt64(first.pointee.scale), UInt64(bitPattern: first.pointee.disp))
+        translations.retarget(page: Int(header.pointee.imm), (old.1, new.1), (old.0, new.0))
     }
     /// Returns how many instructions were translated.
     private func translate(
         _ bytes: UnsafeBufferPointer<UInt8>, _ first: Op, _ gpa: UInt64, _ translations: TranslationCache, _ version: (cell: UInt, version: UInt32),
-        _ next: (cell: UInt, version: UInt32)? = nil
+        _ next: (cell: UInt, version: UInt32)? = nil, phase: AccessTrial.Phase
     ) -> Int {
         // Taken out while it works: one that somebody else holds, too, would be copied.
         var translator = spareTranslator.take() ?? BlockTranslator(cache: translations, features: features, first: first, repeatsLoops: lockStep == nil)
-        translator.translate(bytes, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, version: version, next: next)
+        translator.translate(bytes, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, version: version, next: next, phase: phase)
         let count = translator.instructionCount
         spareTranslator = translator
         return count

@@ -155,6 +155,18 @@ struct Assembler {
         bytes(0x41, 0x81, 0xE1)  // and r9d, …
         int32(Int32(X86_JCACHE_BYTES) - 16)
     }
+    /// To a 32-bit cell anywhere; r9 may be lost, and EFLAGS.
+    mutating func add(_ value: Int8, toCell address: UInt) {
+        let distance = Int(bitPattern: address) &- (here + 7)
+        if Int(Int32(truncatingIfNeeded: distance)) == distance {
+            bytes(0x83, 0x05)  // add dword [rip + …], …
+            int32(Int32(distance))
+        } else {
+            moveImmediate(Host.scratch, UInt64(address))
+            op(0x83, reg: 0, .memory(base: Host.scratch), wide: false)
+        }
+        byte(UInt8(bitPattern: value))
+    }
     /// [rip + …] for an executable address: opcode FF with `group`, or LEA.
     mutating func jumpThrough(_ address: Int, isCall: Bool = false) {
         bytes(0xFF, isCall ? 0x15 : 0x25)

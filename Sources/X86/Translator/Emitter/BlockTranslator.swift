@@ -28,6 +28,9 @@ struct BlockTranslator {
         var size: Int
         var lookUp: Int
         var slow: Int
+        var site: Int8
+        /// A window's: the fallback that is taken instead of the slow path.
+        var fallback: Int?
     }
     /// A branch's target is not where the jump cache has it first: maybe in the entry beside that one.
     struct Alternate {
@@ -74,6 +77,7 @@ struct BlockTranslator {
     var landings: [UnsafeMutablePointer<UInt8>] = []
     var alternates: [Alternate] = []
     var fallbacks: [Fallback] = []
+    private var fallbackStarts: [Int] = []
     var usesWindows = true
     /// The window whose distance is still in r11, as long as nothing more is written.
     var held: (window: Int, at: Int)?
@@ -96,6 +100,12 @@ struct BlockTranslator {
     private(set) var bank = 0
 
     private(set) var instructionCount = 0
+    private(set) var phase = AccessTrial.Phase.none
+    var siteCount = 0
+    /// Where a trial's counts are, or what is left of patience afterwards; 0 for nowhere.
+    var counters: UInt = 0
+    var trialEnd: UnsafeMutablePointer<UInt8>?
+    var exhausted: [(jump: UnsafeMutablePointer<UInt8>, slow: Int)] = []
     /// Off where each block has to end with its last instruction.
     private let repeatsLoops: Bool
 
@@ -113,10 +123,14 @@ struct BlockTranslator {
     /// - Parameters:
     ///   - bytes: the guest's code from the block's start to the end of its page.
     ///   - version: of the block's page; `next`: of the page behind it, if the block lies in both.
+    ///   - phase: what is known of the operands of the first segment. When they have been watched, only that one is translated anew.
     mutating func translate(
-        _ bytes: UnsafeBufferPointer<UInt8>, first: Op, gpa: UInt64, isUser: Bool, version: (cell: UInt, version: UInt32), next: (cell: UInt, version: UInt32)? = nil
+        _ bytes: UnsafeBufferPointer<UInt8>, first: Op, gpa: UInt64, isUser: Bool, version: (cell: UInt, version: UInt32),
+        next: (cell: UInt, version: UInt32)? = nil, phase: AccessTrial.Phase
     ) {
         (self.first, self.gpa, self.version, nextVersion) = (first, gpa, version, next)
+        self.phase = phase
+        let isAgain = first.pointee.aux == 1
         bank = isUser ? Int(X86_BASE_CACHES) : 0
         code = cache.open()
         cold = cache.openCold()
@@ -138,10 +152,11 @@ struct BlockTranslator {
                 segment(start: start, next: op)
                 lines.removeAll(keepingCapacity: true)
                 start = false
+                if isAgain { break }
             }
             op += 1
         }
-        segment(start: start, next: op, endsBlock: op.pointee.len == 0)
+        if start || !isAgain { segment(start: start, next: op, endsBlock: op.pointee.len == 0) }
         cache.commit(code)
         cache.commitCold(cold)
         if first.pointee.aux == 0 {
@@ -162,9 +177,13 @@ struct BlockTranslator {
         segmentHead = head
         isFirstSegment = start
         analyseFlags()
-        if start { repeatLoop() }
         advancing = 0
         for index in lines.indices { advancing |= lines[index].plan.advances(lines[index].instruction) }
+        (siteCount, counters) = (0, 0)
+        if start {
+            numberSites()
+            repeatLoop()
+        }
         windows.plan(&lines)
         (vectors, checked) = (VectorRegisters(), .nothing)
         let checkedEntry = code.here
@@ -174,11 +193,13 @@ struct BlockTranslator {
         body = code.here
         flags = startFlags
         usesWindows = true
+        if start { beginTrial() }
         emitLines(from: 0, next: next, endsBlock: endsBlock)
         swap(&code, &cold)
         usesWindows = false
         for fallback in fallbacks {
             fallback.jumps.patch(&code)
+            fallbackStarts.append(code.here)
             (flags, vectors, checked) = (fallback.flags, fallback.vectors, fallback.checked)
             emitLines(from: fallback.line, next: next, endsBlock: endsBlock)
         }
@@ -190,6 +211,7 @@ struct BlockTranslator {
             code.jump(to: body)
         }
         finishSlowPaths()
+        fallbackStarts.removeAll(keepingCapacity: true)
         let entry = code.here
         enter()
         code.jump(to: afterCheck)
@@ -291,12 +313,15 @@ struct BlockTranslator {
         sideExits.removeAll(keepingCapacity: true)
         for miss in misses {
             code.patch(miss.jump)
+            countMiss(miss)
             code.op(0x03, reg: Host.address, Host.cell(miss.cell))
             code.moveImmediate(Host.scratch, UInt64(4096 - miss.size))
             code.call(miss.lookUp)
-            slow[miss.slow].jumps.append(code.jump(if: 7))
+            if let fallback = miss.fallback { code.jump(if: 7, to: fallbackStarts[fallback]) } else { slow[miss.slow].jumps.append(code.jump(if: 7)) }
             code.jump(to: miss.again)
         }
+        finishExhausted()
+        finishTrial()
         misses.removeAll(keepingCapacity: true)
         for alternate in alternates {
             code.patch(alternate.jump)

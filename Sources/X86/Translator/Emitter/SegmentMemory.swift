@@ -9,6 +9,8 @@ enum BaseCache {
     static let segment = 4
     /// By base register, for operands that go through an array.
     static func advancing(_ base: Int8) -> Int { 5 + Int(base) }
+    /// The same for operands of which a trial has shown that they stay in their page.
+    static func staying(_ base: Int8) -> Int { 21 + Int(base) }
 }
 
 // Guest addresses to host addresses: the TLB inline, base caches, windows.
@@ -67,7 +69,7 @@ extension BlockTranslator {
         Int(X86_BASE_CACHE_OFFSET) + baseCache * MemoryLayout<x86_base_cache>.stride + (write ? 16 : 0)
     }
     /// Checks the linear address in r11 and makes it the host's; r9 may be lost, and EFLAGS.
-    mutating func check(size: Int, write: Bool, aligned: Bool = false, cache number: Int?) -> Jumps {
+    mutating func check(size: Int, write: Bool, aligned: Bool = false, cache number: Int?, site: Int8 = -1) -> Jumps {
         var jumps = Jumps()
         if aligned {
             code.bytes(0x41, 0xF6, 0xC3, UInt8(size - 1))  // test r11b, …
@@ -77,15 +79,21 @@ extension BlockTranslator {
             jumps.append(checkTable(size: size, write: write))
             return jumps
         }
+        let cell = compareWithCache(number, size: size, write: write, site: site, fallback: nil)
+        code.op(0x03, reg: Host.address, Host.cell(cell + 8))
+        return jumps
+    }
+    /// The offset in its page of the linear address in r11, if that is the base cache's. Returns where that is.
+    private mutating func compareWithCache(_ number: Int, size: Int, write: Bool, site: Int8, fallback: Int?) -> Int {
         let cell = Self.cell(number, write: write)
         let again = code.here
         code.op(0x2B, reg: Host.address, Host.cell(cell))
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(4096 - size))
+        let lookUp = write ? cache.lookUp[number].write : cache.lookUp[number].read
         misses.append(
-            Miss(jump: code.jump(if: 7), again: again, cell: cell, size: size, lookUp: write ? cache.lookUp[number].write : cache.lookUp[number].read, slow: slow.count))
-        code.op(0x03, reg: Host.address, Host.cell(cell + 8))
-        return jumps
+            Miss(jump: code.jump(if: 7), again: again, cell: cell, size: size, lookUp: lookUp, slow: slow.count, site: site, fallback: fallback))
+        return cell
     }
     /// The offset of the TLB's entry for r11 in r9. Returns where the table lies in the state.
     mutating func hashPage() -> Int32 {
@@ -119,8 +127,13 @@ extension BlockTranslator {
             aboutToClobber(line)
             code.lea(Host.address, .memory(base: base, index: index?.host ?? 0xFF, scale: index?.scale ?? 0, displacement: Int32(truncatingIfNeeded: opening.low)))
             var fallback = Fallback(jumps: Jumps(), line: current, flags: flags, vectors: vectors, checked: checked)
-            if base == Host.guestRSP, index == nil {
-                fallback.jumps.append(openStackWindow(opening))
+            if let number = base == Host.guestRSP && index == nil ? BaseCache.stack : windowCache(line) {
+                let cell = compareWithCache(bank + number, size: opening.size, write: opening.writes, site: line.site, fallback: fallbacks.count)
+                code.load(Host.address, Host.cell(cell + 8))
+                code.op(0x2B, reg: Host.address, Host.cell(cell))
+                if index != nil { code.op(0x03, reg: Host.address, .register(base)) }
+                // For when patience ends.
+                if line.site >= 0 { slowPath(Jumps(), line) }
             } else {
                 fallback.jumps.append(checkTable(size: opening.size, write: opening.writes))
                 takeOff(index?.host ?? base, scale: index?.scale ?? 0)
@@ -149,26 +162,6 @@ extension BlockTranslator {
         code.byte(scale)
         code.op(0x2B, reg: Host.address, .register(Host.scratch))
     }
-    /// The distance of the stack's page in r11, where the window's first address was; the jump that is taken when it is not
-    /// one page.
-    mutating func openStackWindow(_ opening: AccessWindow.Opening) -> UnsafeMutablePointer<UInt8> {
-        let number = bank + BaseCache.stack
-        let cell = Self.cell(number, write: opening.writes)
-        let again = code.here
-        code.move(Host.scratch, Host.address)
-        code.op(0x33, reg: Host.scratch, Host.cell(cell))
-        code.bytes(0x49, 0x81, 0xF9)  // cmp r9, …
-        code.int32(Int32(4096 - opening.size))
-        let found = code.jump(if: 6)
-        code.moveImmediate(Host.scratch, UInt64(4096 - opening.size))
-        code.call(opening.writes ? cache.lookUp[number].write : cache.lookUp[number].read)
-        let fails = code.jump(if: 7)
-        code.jump(to: again)
-        code.patch(found)
-        code.load(Host.address, Host.cell(cell + 8))
-        code.op(0x2B, reg: Host.address, Host.cell(cell))
-        return fails
-    }
     /// A line's memory operand, checked; r9 is free afterwards.
     mutating func memoryOperand(_ line: Line) -> HostOperand {
         let i = line.instruction
@@ -178,7 +171,7 @@ extension BlockTranslator {
         }
         aboutToClobber(line)
         address(i, offset: line.offset)
-        slowPath(check(size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: baseCache(i)), line)
+        slowPath(check(size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: operandCache(line), site: line.site), line)
         return Self.checked
     }
     /// Eight bytes at the stack pointer (for RET and POP), below it (for PUSH and CALL) or at RBP (for LEAVE).

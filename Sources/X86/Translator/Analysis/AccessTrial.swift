@@ -1,0 +1,33 @@
+/// Which operands remember the page they used last. A pointer that stays in one page for long is checked faster against a base cache
+/// than against the TLB; one that wanders, much slower. So a block that runs often is watched for a while: each operand asks its base
+/// cache and counts how often that was of no use, and then the block is translated once more.
+struct AccessTrial {
+    /// Operands of a block that are watched.
+    static let mostSites = 15
+    /// How often a page may be another: one in so many executions.
+    static let tolerance: Int32 = 16
+    /// Failures of base caches after which the block is watched again: programs have phases.
+    static let patience: Int32 = 4096
+    /// How often a block is watched; then all its operands ask the TLB.
+    static let most: UInt8 = 2
+
+    /// Executions of a block of which all operands stay, before it is translated without counting.
+    static let probation: Int32 = 1 << 16
+
+    enum Phase {
+        /// Never watched.
+        case none
+        /// Watched when it has run so often.
+        case counted(Int32)
+        /// Watched for so many executions.
+        case trial(Int32)
+        /// These operands, a bit each, ask base caches.
+        case judged(UInt16)
+    }
+    /// What 1 + `mostSites` counters hold after a trial.
+    static func verdict(_ counters: UnsafePointer<Int32>, executions: Int32, sites: Int) -> UInt16 {
+        var stays: UInt16 = 0
+        for site in 0..<sites where counters[1 + site] &* tolerance <= executions { stays |= 1 << UInt16(site) }
+        return stays
+    }
+}

@@ -1,0 +1,76 @@
+import CX86
+
+// Operands that are watched for whether they stay in their page: see AccessTrial.
+extension BlockTranslator {
+    /// Numbers the operands that could do either.
+    mutating func numberSites() {
+        siteCount = 0
+        if case .none = phase { return }
+        for index in lines.indices where siteCount < AccessTrial.mostSites && isSite(lines[index]) {
+            lines[index].site = Int8(siteCount)
+            siteCount += 1
+        }
+    }
+    private func isSite(_ line: Line) -> Bool {
+        let i = line.instruction
+        return i.isMemory && line.plan.size > 0 && i.base >= 0 && i.base != 4 && !i.isRIPRelative && i.segmentOverride < 4
+    }
+    /// The base cache of a line's memory operand; nil for those that ask the TLB.
+    func operandCache(_ line: Line) -> Int? {
+        guard line.site >= 0 else { return baseCache(line.instruction) }
+        switch phase {
+        case .trial where counters != 0 && usesWindows: return BaseCache.staying(line.instruction.base)
+        case .judged(let stays): return stays >> UInt16(line.site) & 1 != 0 && usesWindows ? BaseCache.staying(line.instruction.base) : nil
+        default: return baseCache(line.instruction)
+        }
+    }
+    /// The same for the operand that opens a window.
+    func windowCache(_ line: Line) -> Int? {
+        guard line.site >= 0, counters != 0 else { return nil }
+        return operandCache(line)
+    }
+    /// Where the segment's body begins, with flags that are nobody's or in memory.
+    mutating func beginTrial() {
+        counters = 0
+        guard siteCount > 0, startFlags != .host else { return }
+        switch phase {
+        case .none: return
+        case .counted(let count): countExecutions(count, sites: 0)
+        case .trial(let count): countExecutions(count, sites: siteCount)
+        case .judged(let stays):
+            if stays != 0 { counters = cache.makeCounters(1, first: AccessTrial.patience).address }
+        }
+    }
+    private mutating func countExecutions(_ count: Int32, sites: Int) {
+        let (index, address) = cache.makeCounters(1 + sites, first: count)
+        if sites > 0 { counters = address }
+        first.pointee.extra = UInt32(truncatingIfNeeded: index)
+        (first.pointee.seg, first.pointee.base) = (UInt8(sites), 0)
+        code.add(-1, toCell: address)
+        trialEnd = code.jump(if: 8)
+    }
+    mutating func finishTrial() {
+        guard let jump = trialEnd.take() else { return }
+        code.patch(jump)
+        leave(first, unsafeBitCast(TranslatorHandlers.judge, to: UInt.self), startFlags)
+    }
+    /// In the way of an operand whose base cache failed. r9 is lost, and EFLAGS.
+    mutating func countMiss(_ miss: Miss) {
+        guard miss.site >= 0, counters != 0 else { return }
+        if case .trial = phase { return code.add(1, toCell: counters + 4 + UInt(miss.site) * 4) }
+        code.add(-1, toCell: counters)
+        exhausted.append((code.jump(if: 8), miss.slow))
+    }
+    /// The block's operands wander after all: the interpreter sees to this one, and the block is watched again.
+    mutating func finishExhausted() {
+        for (jump, number) in exhausted {
+            let path = slow[number]
+            code.patch(jump)
+            code.moveImmediate(Host.address, UInt64(UInt(bitPattern: first)))
+            code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+            path.vectors.store(&code)
+            leave(path.op, unsafeBitCast(TranslatorHandlers.watchAgain, to: UInt.self), path.flags)
+        }
+        exhausted.removeAll(keepingCapacity: true)
+    }
+}
