@@ -202,7 +202,7 @@ final class SequenceHarness: X86Environment {
                 return "vector \(guest.vector) at +\(place) error \(guest.error) cr2 \(String(guest.state.cr2, radix: 16)), the host went through"
             }
             guard hostVector == Int32(guest.vector), host.rip == guest.rip else {
-                return "vector \(guest.vector) at +\(Int64(guest.rip &- state.rip)), host \(hostVector) at +\(Int64(bitPattern: host.rip &- state.rip))"
+                return "vector \(guest.vector) at +\(Int64(bitPattern: guest.rip &- state.rip)), host \(hostVector) at +\(Int64(bitPattern: host.rip &- state.rip))\(bytes(at: guest.rip)), registers \(guest.state.gpr.map { String($0, radix: 16) })"
             }
             if guest.vector == 14, guest.state.cr2 != host.cr2 { return "CR2 \(String(guest.state.cr2, radix: 16)), host \(String(host.cr2, radix: 16))" }
             if guest.vector == 14, (guest.error ^ host.error) & 2 != 0 { return "error code \(guest.error), host \(host.error)" }
@@ -215,6 +215,12 @@ final class SequenceHarness: X86Environment {
         return difference(guest.state, &host, undefined: undefined)
     }
 
+    /// What stands at an address of the code page.
+    private func bytes(at address: UInt64) -> String {
+        guard address >> 12 == Self.code >> 12 else { return "" }
+        let offset = Int(address & 4095)
+        return ": " + (offset..<min(offset + 15, 4096)).map { String(guestCode.load(fromByteOffset: $0, as: UInt8.self), radix: 16) }.joined(separator: " ")
+    }
     /// The sequence on both sides, with a jump to the exit page behind it, where we have UD2.
     private func place(_ code: [UInt8]) {
         let start = Int(HOST_SEQUENCE_CODE)

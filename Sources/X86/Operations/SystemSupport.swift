@@ -29,6 +29,7 @@ func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool {
     if mayUseIO(s) { return true }
     var allowed = false
     let ok = attempt(op, s) { core throws(SegmentFault) in
+        guard s.pointee.tr.limit >= 0x67 else { return }
         let map = UInt64(try core.systemLoad(s.pointee.tr.base &+ 0x66, UInt16.self))
         let cell = map + UInt64(port >> 3)
         guard cell + 1 <= UInt64(s.pointee.tr.limit) else { return }
