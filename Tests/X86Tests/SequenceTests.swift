@@ -202,7 +202,9 @@ final class SequenceHarness: X86Environment {
                 return "vector \(guest.vector) at +\(place) error \(guest.error) cr2 \(String(guest.state.cr2, radix: 16)), the host went through"
             }
             guard hostVector == Int32(guest.vector), host.rip == guest.rip else {
-                return "vector \(guest.vector) at +\(Int64(bitPattern: guest.rip &- state.rip)), host \(hostVector) at +\(Int64(bitPattern: host.rip &- state.rip))\(bytes(at: guest.rip)), registers \(guest.state.gpr.map { String($0, radix: 16) })"
+                let (ours, theirs) = (Int64(bitPattern: guest.rip &- state.rip), Int64(bitPattern: host.rip &- state.rip))
+                let registers = guest.state.gpr.map { String($0, radix: 16) }
+                return "vector \(guest.vector) at +\(ours), host \(hostVector) at +\(theirs)\(bytes(at: guest.rip)), registers \(registers)"
             }
             if guest.vector == 14, guest.state.cr2 != host.cr2 { return "CR2 \(String(guest.state.cr2, radix: 16)), host \(String(host.cr2, radix: 16))" }
             if guest.vector == 14, (guest.error ^ host.error) & 2 != 0 { return "error code \(guest.error), host \(host.error)" }
