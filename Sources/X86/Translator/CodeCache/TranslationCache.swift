@@ -61,7 +61,9 @@ final class TranslationCache {
     }
     private static let size = 96 << 20
     private static let slotBytes = 8 << 20
-    private static let reserve = 64 << 10
+    /// More than any block takes in either half: 48 instructions five times over (four fallbacks), each with a slow path that stores
+    /// sixteen vector registers.
+    private static let reserve = 256 << 10
 
     private let writable: UnsafeMutableRawPointer
     private let executable: UnsafeMutableRawPointer
@@ -162,7 +164,8 @@ final class TranslationCache {
     private func end(_ code: Assembler) -> Int { (UnsafeMutableRawPointer(code.cursor) - writable + 15) & ~15 }
     /// Whether a block may go on being written.
     func hasRoom(_ code: Assembler, cold: Assembler) -> Bool {
-        UnsafeMutableRawPointer(code.cursor) - writable < Self.coldStart - 8192 && UnsafeMutableRawPointer(cold.cursor) - writable < Self.size - 16384
+        UnsafeMutableRawPointer(code.cursor) - writable < Self.coldStart - Self.reserve / 2
+            && UnsafeMutableRawPointer(cold.cursor) - writable < Self.size - Self.reserve / 2
     }
 
     // MARK: edges
