@@ -19,6 +19,10 @@ struct SequenceGenerator {
     }
     /// Flags that were undefined anywhere in the sequence.
     private(set) var everUndefined: UInt64 = 0
+    /// FLDENV or FRSTOR is among them: which of many bytes a processor looks at first is its own affair.
+    private(set) var loadsEnvironment = false
+    /// DPPS or DPPD is among them: exceptions of products and of sums, in an order of the processor's own.
+    private(set) var sumsProducts = false
     private var incoming: [Int: UInt64] = [:]
     /// Items within a call and its return.
     private var insides: Set<Int> = []
@@ -53,6 +57,8 @@ struct SequenceGenerator {
     mutating func sequence(count: Int) -> [UInt8] {
         undefinedFlags = 0
         everUndefined = 0
+        loadsEnvironment = false
+        sumsProducts = false
         incoming = [:]
         insides = []
         var items: [Item] = []
@@ -216,6 +222,8 @@ struct SequenceGenerator {
             if i.isMemory, i.base >= 0, !i.isRIPRelative, chance(20) == false { before += setUp(i) }
             undefinedFlags = (effects.definesAll ? 0 : undefinedFlags & ~effects.defined) | effects.undefined
             forms.insert(UInt16(i.map.rawValue) << 8 | UInt16(i.opcode))
+            sumsProducts = sumsProducts || i.map == .three3A && (i.opcode == 0x40 || i.opcode == 0x41)
+            loadsEnvironment = loadsEnvironment || i.isMemory && i.map == .one && (i.opcode == 0xD9 || i.opcode == 0xDD) && i.group == 4
             return Item(bytes: before + bytes)
         }
         return nil
@@ -286,6 +294,29 @@ struct SequenceGenerator {
         return (Array(code.prefix(i.length)), i)
     }
 
+    /// Whether a sequence that wrote over itself became one that is never made: another way to go, or an instruction whose
+    /// outcome is the processor's or the system's own affair.
+    static func isAstray(_ code: [UInt8], now: [UInt8]) -> Bool {
+        if code == now { return false }
+        var at = 0
+        while at < now.count {
+            guard case .instruction(let i) = now[at...].withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: .bits64) }) else { return true }
+            let end = at + i.length
+            if end > now.count { return true }
+            let isMade: Bool
+            switch (i.map, i.opcode) {
+            case (.one, 0xA4...0xA7), (.one, 0xAA...0xAF): isMade = true
+            case (.one, 0xC2), (.one, 0xC3), (.one, 0xE8), (.one, 0xE9), (.two, 0x80...0x8F): isMade = code[at..<end] == now[at..<end]
+            case (.one, 0x8D) where i.isRIPRelative, (.one, 0xFF) where !i.isMemory && i.group == 2: isMade = code[at..<end] == now[at..<end]
+            case (.one, let opcode) where i.map == .one && !(0xD8...0xDF).contains(opcode): isMade = !excludedOne.contains(opcode) && isUsable(i)
+            case (.two, let opcode): isMade = !excludedTwo.contains(opcode) && isUsable(i)
+            default: isMade = isUsable(i)
+            }
+            if !isMade { return true }
+            at = end
+        }
+        return false
+    }
     private static func isUsable(_ i: Instruction) -> Bool {
         if i.isRIPRelative || (i.isMemory && i.index == i.base) || Generator.isForeign(i) { return false }
         switch (i.map, i.opcode) {
@@ -294,8 +325,7 @@ struct SequenceGenerator {
         case (.one, 0x8F): return i.group == 0 && (i.isMemory || i.rm != 4)
         case (.one, 0x5C): return i.opcodeRegisterExtension != 0
         case (.one, 0x63): return i.operandSize != 2  // how much of memory it reads differs between processors
-        case (.one, 0xD9): return !(i.isMemory && [4, 5, 6].contains(i.group))
-        case (.one, 0xDD): return !(i.isMemory && [4, 6].contains(i.group))
+        case (.one, 0xD9), (.one, 0xDD): return !(i.isMemory && i.group == 6)  // FNSTENV and FNSAVE store the addresses of instructions
         case (.one, 0xDB): return i.isMemory || !(i.group == 4 && i.rm & 7 < 2 || i.group == 4 && i.rm & 7 == 4)
         case (.one, 0xD8...0xDF): return true
         case (.two, 0x2B): return i.rep == 0  // MOVNTSS and MOVNTSD are AMD's SSE4a, which we do not offer

@@ -192,6 +192,8 @@ static inline uint32_t cx_stmxcsr(void) { uint32_t v; __asm__ volatile("stmxcsr 
 static inline void cx_fldcw(uint16_t v) { __asm__ volatile("fldcw %0" : : "m"(v)); }
 static inline uint16_t cx_fnstcw(void) { uint16_t v; __asm__ volatile("fnstcw %0" : "=m"(v)); return v; }
 static inline uint16_t cx_fnstsw(void) { uint16_t v; __asm__ volatile("fnstsw %0" : "=m"(v)); return v; }
+// FNSTENV masks every exception, pending ones too: FLDCW would raise them.
+static inline void cx_mask_x87(void) { uint8_t v[28]; __asm__ volatile("fnstenv %0" : "=m"(v)); }
 static inline void cx_fninit(void) { __asm__ volatile("fninit"); }
 static inline void cx_fnclex(void) { __asm__ volatile("fnclex"); }
 static inline void cx_fxsave(void *_Nonnull p) { __asm__ volatile("fxsave64 (%0)" : : "r"(p) : "memory"); }

@@ -107,6 +107,7 @@ extension HandlerSelector {
             guard i.mod == 3 else { return .undefined }
             operands(&op)
             op.size = i.has66 ? 16 : 8
+            op.aux = i.has66 ? 0 : ThunkAux.waits
             op.seg = UInt8(i.segmentOverride >= 0 ? Int(i.segmentOverride) : SegmentRegister.ds) * 8
             op.fn = ThunkHandlers.maskedMove
             return .next
@@ -120,7 +121,7 @@ extension HandlerSelector {
         op.size = UInt8(plan.memory)
         op.aux =
             (i.isMemory && plan.writesRM ? ThunkAux.writesMemory : 0) | (plan.aligned ? ThunkAux.aligned : 0)
-            | (plan.setsFlags ? ThunkAux.setsFlags : 0)
+            | (plan.setsFlags ? ThunkAux.setsFlags : 0) | (plan.reg == .mmx || plan.rm == .mmx && !i.isMemory ? ThunkAux.waits : 0)
         op.imm = ThunkCache.shared.thunk(i, plan)
         guard op.imm != 0 else { return .undefined }
         if !plan.usesVector, plan.reg != .mmx, plan.rm != .mmx {

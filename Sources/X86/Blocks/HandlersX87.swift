@@ -13,6 +13,9 @@ extension HandlerSelector {
             case (0xD9, 7):
                 op.aux |= ThunkAux.nonWaiting
                 op.fn = ThunkHandlers.storeControl
+            case (0xDD, 7):
+                op.aux |= ThunkAux.nonWaiting
+                op.fn = ThunkHandlers.storeStatus
             case (0xD9, 4), (0xDD, 4), (0xD9, 6), (0xDD, 6):
                 op.extra = i.group == 6 ? 1 : 0
                 if i.group == 6 { op.aux |= ThunkAux.nonWaiting }
@@ -22,7 +25,6 @@ extension HandlerSelector {
             default:
                 let stores = Self.x87Stores(i.opcode, i.group)
                 op.aux |= stores ? ThunkAux.writesMemory : 0
-                if i.opcode == 0xDD, i.group == 7 { op.aux |= ThunkAux.nonWaiting }
                 op.imm = ThunkCache.shared.thunk(x87: i, loadsFlags: false, setsFlags: false)
                 guard op.imm != 0 else { return .undefined }
                 op.fn = ThunkHandlers.memory

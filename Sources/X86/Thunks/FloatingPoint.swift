@@ -12,6 +12,8 @@ enum ThunkAux {
     static let loadsFlags: UInt8 = 16
     /// Does not wait for pending x87 exceptions (FNINIT and friends).
     static let nonWaiting: UInt8 = 32
+    /// Waits for pending x87 exceptions without being an x87 instruction: MMX.
+    static let waits: UInt8 = 64
 }
 /// Bits of `x86_cpu.x87_unmasked`: exceptions that the guest wants.
 enum Unmasked {
@@ -40,7 +42,7 @@ enum Unmasked {
         _ = raise(op, s, Vector.deviceNotAvailable)
         return true
     }
-    if x87, op.pointee.aux & ThunkAux.nonWaiting == 0, core(s).hasPendingX87Exception {
+    if x87 && op.pointee.aux & ThunkAux.nonWaiting == 0 || op.pointee.aux & ThunkAux.waits != 0, core(s).hasPendingX87Exception {
         _ = raise(op, s, Vector.floatingPoint)
         return true
     }
@@ -92,7 +94,12 @@ enum ThunkHandlers {
     }
     static let storeStatusAX: Handler = { op, s in
         if !isAvailable(op, s), unavailable(op, s) { return 0 }
-        setReg(s, 0, cx_fnstsw())
+        setReg(s, 0, core(s).x87Status)
+        return step(op, s)
+    }
+    static let storeStatus: Handler = { op, s in
+        if !isAvailable(op, s), unavailable(op, s) { return 0 }
+        guard store(op, s, address(op, s), core(s).x87Status) else { return 0 }
         return step(op, s)
     }
     static let initialize: Handler = { op, s in
@@ -134,7 +141,10 @@ enum ThunkHandlers {
         return step(op, s)
     }
     /// MASKMOVQ and MASKMOVDQU: bytes chosen by a mask, to [rDI].
-    static let maskedMove: Handler = { op, s in core(s).maskedMove(op) ? step(op, s) : 0 }
+    static let maskedMove: Handler = { op, s in
+        if !isAvailable(op, s), unavailable(op, s) { return 0 }
+        return core(s).maskedMove(op) ? step(op, s) : 0
+    }
 }
 
 @inline(__always) private func onMemory(_ op: Op, _ s: CPU) -> Next {
@@ -163,7 +173,9 @@ enum ThunkHandlers {
 }
 
 /// With unmasked exceptions or CR0 bits in the way. An SSE instruction that raises an exception its guest wants leaves
-/// every register as it was. SDM vol. 1 § 11.5.
+/// every register as it was. SDM vol. 1 § 11.5. An x87 instruction runs with the guest's own control word: what it leaves
+/// undone for an unmasked exception is the host's affair, which raises nothing before the next instruction that waits.
+/// SDM vol. 1 § 8.6.
 @inline(never) private func slowThunk(_ op: Op, _ s: CPU, _ linear: UInt64?) -> Next {
     if unavailable(op, s) { return 0 }
     if let linear, op.pointee.aux & ThunkAux.aligned != 0, linear & UInt64(op.pointee.size &- 1) != 0 { return raise(op, s, Vector.generalProtection, 0) }
@@ -173,23 +185,31 @@ enum ThunkHandlers {
     let writes = op.pointee.aux & ThunkAux.writesMemory != 0
     if let linear { guard core.copyIn(op, linear, bounce, size, forWrite: writes) else { return 0 } }
     let watch = op.pointee.aux & ThunkAux.x87 == 0 && s.pointee.x87_unmasked & Unmasked.simd != 0
-    var saved: (gpr: [UInt64], xmm: [UInt8]) = ([], [])
+    let unmasks = op.pointee.aux & (ThunkAux.x87 | ThunkAux.nonWaiting) == ThunkAux.x87 && s.pointee.x87_unmasked & Unmasked.x87 != 0
+    var saved: (gpr: [UInt64], xmm: [UInt8], x87: [UInt8]) = ([], [], [])
     let xmm = UnsafeMutableRawPointer(s) + Int(X86_XMM_OFFSET)
     if watch {
         saved.gpr = (0..<16).map { gpr(s, $0) }
         saved.xmm = Array(UnsafeRawBufferPointer(start: xmm, count: 512))
+        if op.pointee.aux & ThunkAux.waits != 0 { saved.x87 = core.x87Image() }
         s.pointee.mxcsr = core.currentMXCSR
         cx_ldmxcsr((s.pointee.mxcsr | 0x1F80) & ~0x3F)
     }
     if op.pointee.aux & ThunkAux.loadsFlags != 0 { s.pointee.raw_flags = UInt32(truncatingIfNeeded: flagsImage(s) & EFlags.arithmetic) }
+    if unmasks { cx_fldcw(UInt16(truncatingIfNeeded: s.pointee.x87_control)) }
     call(op, s, linear == nil ? nil : bounce)
+    if unmasks { cx_mask_x87() }
     if watch {
-        let raised = cx_stmxcsr() & 0x3F
+        var raised = cx_stmxcsr() & 0x3F
+        let wanted = raised & ~(s.pointee.mxcsr >> 7)
+        // Invalid, denormal and divide by zero come before the computation, whose own exceptions are not seen then.
+        if wanted & 7 != 0 { raised &= 7 }
         s.pointee.mxcsr |= raised
         cx_ldmxcsr(s.pointee.mxcsr | 0x1F80)
-        if raised & ~(s.pointee.mxcsr >> 7) & 0x3F != 0 {
+        if wanted != 0 {
             for index in 0..<16 { setGPR(s, index, saved.gpr[index]) }
             saved.xmm.withUnsafeBytes { xmm.copyMemory(from: $0.baseAddress.unsafelyUnwrapped, byteCount: 512) }
+            if op.pointee.aux & ThunkAux.waits != 0 { core.putBackMMX(saved.x87) }
             return raise(op, s, s.pointee.cr4 & 0x400 != 0 ? Vector.simd : Vector.invalidOpcode)
         }
     }
@@ -239,8 +259,26 @@ extension X86Core {
 
     // MARK: control words
 
-    var hasPendingX87Exception: Bool { UInt16(cx_fnstsw()) & 0x3F & ~UInt16(truncatingIfNeeded: state.pointee.x87_control) != 0 }
+    func x87Image() -> [UInt8] {
+        cx_fxsave(image)
+        return Array(UnsafeRawBufferPointer(start: image, count: 160))
+    }
+    /// The registers as they were; the unit stays in its MMX state, whose TOP is 0.
+    func putBackMMX(_ saved: [UInt8]) {
+        let top = Int(saved[3] >> 3) & 7
+        cx_fxsave(image)
+        saved.withUnsafeBytes { old in
+            for n in 0..<8 { (image + 32 + n * 16).copyMemory(from: old.baseAddress.unsafelyUnwrapped + 32 + ((n - top) & 7) * 16, byteCount: 10) }
+        }
+        cx_fxrstor(image)
+    }
+    var hasPendingX87Exception: Bool { x87Status & 0x80 != 0 }
+    /// With ES and B, which sum up the exceptions that the guest left unmasked. SDM vol. 1 § 8.1.3.3.
+    var x87Status: UInt16 { Self.summarised(cx_fnstsw(), control: UInt16(truncatingIfNeeded: state.pointee.x87_control)) }
+    static func summarised(_ status: UInt16, control: UInt16) -> UInt16 { status & 0x3F & ~control != 0 ? status | 0x8080 : status & ~0x8080 }
+    /// Reserved bits read as the processor has them: bit 6 set, the others clear. SDM vol. 1 § 8.1.5.
     func setX87Control(_ value: UInt16) {
+        let value = value & 0x1F3F | 0x40
         state.pointee.x87_control = UInt64(value)
         cx_fldcw(value | 0x3F)
         setUnmasked(Unmasked.x87, value & 0x3F != 0x3F)
@@ -293,6 +331,7 @@ extension X86Core {
     func legacyImage() -> UnsafeMutableRawPointer {
         cx_fxsave(image)
         image.storeBytes(of: UInt16(truncatingIfNeeded: state.pointee.x87_control), as: UInt16.self)
+        image.storeBytes(of: x87Status, toByteOffset: 2, as: UInt16.self)
         image.storeBytes(of: 0, toByteOffset: 6, as: UInt16.self)  // FOP, FIP and FDP are host addresses
         image.storeBytes(of: 0, toByteOffset: 8, as: UInt64.self)
         image.storeBytes(of: 0, toByteOffset: 16, as: UInt64.self)
@@ -351,9 +390,10 @@ extension X86Core {
         let stores = op.pointee.extra == 1
         guard copyIn(op, linear, bounce, size, forWrite: stores) else { return false }
         if stores {
-            let control = UInt16(truncatingIfNeeded: s.pointee.x87_control)
+            let (control, status) = (UInt16(truncatingIfNeeded: s.pointee.x87_control), x87Status)
             unsafeBitCast(UInt(op.pointee.imm), to: x86_thunk.self)(s, bounce)
             bounce.storeBytes(of: control, as: UInt16.self)
+            bounce.storeBytes(of: status, toByteOffset: 4, as: UInt16.self)
             for offset in stride(from: 12, to: 28, by: 4) { bounce.storeBytes(of: 0, toByteOffset: offset, as: UInt32.self) }
             // FNSTENV masks every exception; FNSAVE initialises.
             setX87Control(size == 28 ? control | 0x3F : 0x37F)
