@@ -39,7 +39,7 @@ extension FileServer {
         reply.put(owner.group)
         reply.put(UInt32(truncatingIfNeeded: status.st_rdev))
         reply.put(UInt32(truncatingIfNeeded: status.st_blksize))
-        reply.put(UInt32(0))
+        reply.put(attributeFlags(status))
     }
 
     func lookUp(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
@@ -65,9 +65,11 @@ extension FileServer {
 
     func getAttributes(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
         let descriptor = try self.descriptor(request.node).1
+        let status = try NodeTable.status(descriptor)
+        window()?.look(at: status)
         reply.put(Self.validSeconds)
         reply.put(UInt64(0))
-        putAttributes(try NodeTable.status(descriptor), descriptor, reply)
+        putAttributes(status, descriptor, reply)
         return .reply
     }
     func setAttributes(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
@@ -90,6 +92,7 @@ extension FileServer {
             } else {
                 try check(truncate(descriptor.path, size))
             }
+            try sizeChanged(descriptor)
         }
         try setTimes(request, valid, descriptor)
         return try getAttributes(request, reply)

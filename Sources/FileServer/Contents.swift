@@ -23,6 +23,7 @@ extension FileServer {
         let parts = request.pieces.slice(from: Fuse.requestHeader + 40, limit: size, to: worker.parts, capacity: Worker.partCapacity)
         let count = pwritev(file.descriptor.fd, worker.parts, Int32(parts), Int(truncatingIfNeeded: request.argument(8, as: Int64.self)))
         guard count >= 0 else { throw FuseError(errno) }
+        window()?.becameLonger(file.descriptor)
         worker.reply.put(UInt32(truncatingIfNeeded: count))
         worker.reply.put(UInt32(0))
         return .reply
@@ -48,6 +49,7 @@ extension FileServer {
         try check(
             clinux_fallocate(
                 file.descriptor.fd, request.argument(24, as: Int32.self), request.argument(8, as: Int64.self), request.argument(16, as: Int64.self)))
+        try sizeChanged(file.descriptor)
         return .reply
     }
     func seek(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
@@ -71,6 +73,7 @@ extension FileServer {
         let size = min(request.argument(40, as: UInt64.self), 1 << 30)
         let count = clinux_copy_file_range(source.descriptor.fd, &from, target.descriptor.fd, &to, UInt(size))
         guard count >= 0 else { throw FuseError(errno) }
+        try sizeChanged(target.descriptor)
         reply.put(UInt32(truncatingIfNeeded: count))
         reply.put(UInt32(0))
         return .reply

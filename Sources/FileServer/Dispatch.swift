@@ -58,6 +58,8 @@ extension FileServer {
         case Fuse.Operation.getExtended: return try getExtended(request, reply)
         case Fuse.Operation.listExtended: return try listExtended(request, reply)
         case Fuse.Operation.removeExtended: return try removeExtended(request)
+        case Fuse.Operation.setUpMapping: return try setUpMapping(request)
+        case Fuse.Operation.removeMapping: return try removeMapping(request)
         default: throw FuseError(ENOSYS)
         }
     }
@@ -69,13 +71,19 @@ extension FileServer {
         reply.put(Fuse.major)
         reply.put(min(Fuse.minor, request.argument(4)))
         reply.put(request.argument(8, as: UInt32.self))  // as much read-ahead as it likes
-        reply.put(request.argument(12, as: UInt32.self) & Fuse.Flag.wanted)
+        let offered: UInt32 = request.argument(12)
+        let more: UInt32 = offered & Fuse.Flag.moreFlags != 0 && request.count >= Fuse.requestHeader + 20 ? request.argument(16) : 0
+        // Both sides must know of windows, and that not every file is for them.
+        let maps = window() != nil && offered & Fuse.Flag.mapAlignment != 0 && more & Fuse.Flag.directByFile != 0
+        reply.put(offered & (Fuse.Flag.wanted | (maps ? Fuse.Flag.mapAlignment | Fuse.Flag.moreFlags : 0)))
         reply.put(UInt16(64))  // requests in the background, and when there are too many
         reply.put(UInt16(48))
         reply.put(UInt32(Fuse.largestWrite))
         reply.put(UInt32(1))  // nanoseconds that times are good for
         reply.put(UInt16(Fuse.largestWrite / 4096))
-        reply.zeroes(34)
+        reply.put(UInt16(maps ? DirectWindow.pieceSize.trailingZeroBitCount : 0))
+        reply.put(maps ? Fuse.Flag.directByFile : 0)
+        reply.zeroes(28)
         return .reply
     }
     private func forgetMany(_ request: FuseRequest) throws(FuseError) -> Outcome {

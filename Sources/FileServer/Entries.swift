@@ -98,7 +98,8 @@ extension FileServer {
         guard !isWriting || !node.share.isReadOnly else { throw FuseError(EROFS) }
         let wanted = directory ? O_RDONLY | O_DIRECTORY : flags & Self.passedFlags
         let file = OpenFile(try reopen(descriptor, wanted), isWritable: isWriting)
-        try putOpen(file, reply)
+        if let window = window(), node.isRegular { window.look(at: try NodeTable.status(file.descriptor)) }
+        try putOpen(file, reply, isFresh: flags & O_TRUNC != 0 && flags & O_ACCMODE == O_WRONLY)
         return .reply
     }
     private func reopen(_ descriptor: Descriptor, _ flags: Int32) throws(FuseError) -> Descriptor {
@@ -108,9 +109,11 @@ extension FileServer {
         guard fd >= 0 else { throw FuseError(errno) }
         return Descriptor(fd)
     }
-    private func putOpen(_ file: OpenFile, _ reply: FuseReply) throws(FuseError) {
+    /// - Parameter isFresh: empty, and only to be written: then what is written comes here from where the program has it, past the
+    ///   guest's page cache. Nobody can have pages of it that would go stale, and nobody can map it by this handle.
+    private func putOpen(_ file: OpenFile, _ reply: FuseReply, isFresh: Bool = false) throws(FuseError) {
         reply.put(try handles.insert(file))
-        reply.put(Fuse.keepCache)
+        reply.put(isFresh ? Fuse.directAccess : Fuse.keepCache)
         reply.put(UInt32(0))
     }
     func create(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
@@ -122,6 +125,7 @@ extension FileServer {
         // Made anew, or, when the guest does not insist on that, what is there: but never a pipe or a device.
         let base = flags & Self.passedFlags | O_NOFOLLOW
         let handle: Descriptor
+        var isFresh = flags & O_ACCMODE == O_WRONLY
         do throws(FuseError) {
             handle = try NodeTable.open(directory, name, flags: base | O_CREAT | O_EXCL, mode: mode)
             own(handle, request, in: directory, mode: mode)
@@ -130,15 +134,18 @@ extension FileServer {
             let found = try NodeTable.open(directory, name)
             guard try NodeTable.status(found).st_mode & FileKind.mask == FileKind.regular else { throw FuseError(EEXIST) }
             handle = try reopen(found, flags & Self.passedFlags)
+            isFresh = isFresh && flags & O_TRUNC != 0
         }
-        return try enterOpen(handle, flags, parent, name, reply)
+        return try enterOpen(handle, flags, parent, name, reply, isFresh: isFresh)
     }
-    private func enterOpen(_ handle: Descriptor, _ flags: Int32, _ parent: Node, _ name: [CChar], _ reply: FuseReply) throws(FuseError) -> Outcome {
+    private func enterOpen(
+        _ handle: Descriptor, _ flags: Int32, _ parent: Node, _ name: [CChar], _ reply: FuseReply, isFresh: Bool = false
+    ) throws(FuseError) -> Outcome {
         // The node's descriptor is of the very file that was opened.
         let fd = clinux_open(handle.path, O_PATH | O_CLOEXEC, 0)
         guard fd >= 0 else { throw FuseError(errno) }
         try enter(Descriptor(fd), parent, name, reply)
-        try putOpen(OpenFile(handle, isWritable: flags & O_ACCMODE != O_RDONLY), reply)
+        try putOpen(OpenFile(handle, isWritable: flags & O_ACCMODE != O_RDONLY), reply, isFresh: isFresh)
         return .reply
     }
     func makeTemporary(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {

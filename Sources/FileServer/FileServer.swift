@@ -46,6 +46,7 @@ package final class FileServer: Sendable {
         var shares: [Share] = []
         /// The one that is the root; nil when there are several, or none.
         var single: Share?
+        var window: DirectWindow?
     }
     private let state = Mutex(State())
 
@@ -69,9 +70,17 @@ package final class FileServer: Sendable {
         case .several(let directories):
             new.shares = try directories.sorted { $0.key < $1.key }.map { try Self.open($0.value, name: $0.key) }
         }
-        state.withLock { $0 = new }
+        state.withLock { state in
+            new.window = state.window
+            state = new
+        }
         reset()
     }
+    /// Files can be mapped there from now on. Before the guest knows anything of this server.
+    package func show(_ window: DirectWindow) { state.withLock { $0.window = window } }
+    /// Unless there is another one already.
+    package func hide(_ window: DirectWindow) { state.withLock { if $0.window === window { $0.window = nil } } }
+    func window() -> DirectWindow? { state.withLock { $0.window } }
     private static func open(_ directory: FileShare.Directory, name: String) throws -> Share {
         let fd = clinux_open(directory.path, O_PATH | O_DIRECTORY | O_CLOEXEC, 0)
         guard fd >= 0 else { throw FileShareError(description: "cannot share \(directory.path): \(String(cString: strerror(errno)).lowercased())") }
@@ -81,6 +90,7 @@ package final class FileServer: Sendable {
     package func reset() {
         nodes.clear()
         handles.clear()
+        window()?.clear()
         guard let single = state.withLock({ $0.single }), let status = try? NodeTable.status(single.root) else { return }
         _ = nodes.insert(single.root, status, single, parent: nil, name: [], id: Fuse.rootNode)
     }

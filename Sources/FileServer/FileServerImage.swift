@@ -20,10 +20,19 @@ package struct FileServerImage: Equatable, Sendable, Codable {
         package var flags: Int32
         package var offset: Int64
     }
+    /// A piece of a file that the guest has mapped.
+    package struct Placement: Equatable, Sendable, Codable {
+        package var place: Int
+        package var file: UInt64
+        package var offset: Int64
+        package var isWritable: Bool
+    }
     package var files: [File]
     package var nextFile: UInt64
     package var handles: [Handle]
     package var nextHandle: UInt64
+    /// nil without a window.
+    package var placements: [Placement]?
 }
 
 extension FileServer {
@@ -38,7 +47,7 @@ extension FileServer {
                 number: number, file: node, flags: clinux_fcntl_getfl(file.descriptor.fd) & (O_ACCMODE | O_APPEND | O_DSYNC | O_SYNC),
                 offset: Int64(lseek(file.descriptor.fd, 0, SEEK_CUR)))
         }
-        return FileServerImage(files: files, nextFile: nextFile, handles: handles, nextHandle: nextHandle)
+        return FileServerImage(files: files, nextFile: nextFile, handles: handles, nextHandle: nextHandle, placements: placements())
     }
     /// Knows again what it knew, as far as it is still where it was; the rest is stale for the guest.
     package func restore(_ image: FileServerImage) {
@@ -55,5 +64,6 @@ extension FileServer {
             files[handle.number] = OpenFile(Descriptor(fd), isWritable: isWritable)
         }
         handles.restore(files, next: image.nextHandle)
+        restore(image.placements ?? [])
     }
 }

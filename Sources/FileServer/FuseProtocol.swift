@@ -47,6 +47,8 @@ enum Fuse {
         static let rename2: UInt32 = 45
         static let seek: UInt32 = 46
         static let copyRange: UInt32 = 47
+        static let setUpMapping: UInt32 = 48
+        static let removeMapping: UInt32 = 49
         static let synchronizeFileSystem: UInt32 = 50
         static let temporaryFile: UInt32 = 51
     }
@@ -62,6 +64,10 @@ enum Fuse {
         static let parallelDirectories: UInt32 = 1 << 18
         static let maximumPages: UInt32 = 1 << 22
         static let cacheSymbolicLinks: UInt32 = 1 << 23
+        static let mapAlignment: UInt32 = 1 << 26
+        static let moreFlags: UInt32 = 1 << 30
+        /// Among the second 32: the attributes of a file say whether it is to be mapped.
+        static let directByFile: UInt32 = 1 << 1
         static let wanted =
             asynchronousRead | atomicTruncate | bigWrites | invalidateData | readDirectoryPlus | readDirectoryPlusAutomatic | asynchronousDirect
             | parallelDirectories | maximumPages | cacheSymbolicLinks
@@ -77,6 +83,10 @@ enum Fuse {
         static let accessNow: UInt32 = 1 << 7
         static let modificationNow: UInt32 = 1 << 8
     }
+    /// In fuse_attr.flags: this file is to be mapped.
+    static let directAttribute: UInt32 = 1 << 1
+    /// What is read and written by this handle goes past the guest's page cache.
+    static let directAccess: UInt32 = 1 << 0
     /// The guest may keep pages over an open; it drops them when size or time of the file have changed.
     static let keepCache: UInt32 = 1 << 1
 }

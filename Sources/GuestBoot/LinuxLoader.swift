@@ -64,7 +64,7 @@ package struct LinuxLoader {
     private func loadRamdisk(_ memory: GuestMemory, above kernelEnd: UInt64) throws -> (address: UInt64, size: UInt64)? {
         guard let initialRamdisk, !initialRamdisk.isEmpty else { return nil }
         let size = UInt64(initialRamdisk.count)
-        let top = min(memory.regions[0].size, kernel.highestInitialRamdiskAddress + 1)
+        let top = min(memory.ramRegions[0].size, kernel.highestInitialRamdiskAddress + 1)
         guard top > size, (top - size) & ~0xFFF >= kernelEnd else {
             throw KernelError(
                 "the initial RAM disk of \((size + 0xFFFFF) >> 20) MiB does not fit beside the kernel into \(memory.size >> 20) MiB of memory; give the machine more")
@@ -102,10 +102,10 @@ package struct LinuxLoader {
         try memory.store(try writeRandomSeed(memory), at: page + Parameter.setupData)
         var map: [(UInt64, UInt64, UInt32)] = [
             (0, MachineLayout.lowMemoryEnd, 1), (MachineLayout.lowMemoryEnd, MachineLayout.highMemoryStart - MachineLayout.lowMemoryEnd, 2),
-            (MachineLayout.highMemoryStart, memory.regions[0].size - MachineLayout.highMemoryStart, 1),
+            (MachineLayout.highMemoryStart, memory.ramRegions[0].size - MachineLayout.highMemoryStart, 1),
             (MachineLayout.ecam, MachineLayout.ecamSize, 2),
         ]
-        for region in memory.regions.dropFirst() { map.append((region.base, region.size, 1)) }
+        for region in memory.ramRegions.dropFirst() { map.append((region.base, region.size, 1)) }
         try memory.store(UInt8(map.count), at: page + Parameter.e820Count)
         for (index, entry) in map.enumerated() {
             let at = page + Parameter.e820Table + UInt64(index) * 20

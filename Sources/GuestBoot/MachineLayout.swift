@@ -37,6 +37,9 @@ package enum MachineLayout {
     /// 32-bit window for BARs: the whole of it fits beside ECAM below the interrupt controllers.
     package static let pciWindow: UInt64 = 0xC000_0000
     package static let pciWindowSize: UInt64 = 0x2000_0000
+    /// The upper half of it, where file system devices show files of the host.
+    package static let fileWindow: UInt64 = 0xD000_0000
+    package static let fileWindowSize: UInt64 = 0x1000_0000
     /// Configuration space of bus 0, 1 MiB.
     package static let ecam: UInt64 = 0xE000_0000
     package static let ecamSize: UInt64 = 0x10_0000
@@ -81,7 +84,8 @@ package enum MachineLayout {
         ("ACPI tables", acpi, acpiSize), ("generation ID", generationID, generationIDSize),
         ("reset vector", resetVector, resetVectorSize),
         ("RAM from 1 MiB", highMemoryStart, lowRAMEnd - highMemoryStart),
-        ("PCI 32-bit window", pciWindow, pciWindowSize),
+        ("PCI 32-bit window", pciWindow, fileWindow - pciWindow),
+        ("PCI 32-bit window, files of the host", fileWindow, fileWindowSize),
         ("PCI ECAM", ecam, ecamSize),
         ("I/O APIC", ioAPIC, apicSize),
         ("local APIC", localAPIC, apicSize),

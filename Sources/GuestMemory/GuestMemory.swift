@@ -30,8 +30,15 @@ package final class GuestMemory: @unchecked Sendable {  // the mapping is fixed;
         package let size: UInt64
         /// Host address of the region's first byte.
         package let host: UnsafeMutableRawPointer
+        /// A part of the region.
+        package func part(_ index: Int, size: UInt64) -> Region { Region(base: base + UInt64(index) * size, size: size, host: host + index * Int(size)) }
     }
+    /// RAM, and behind it the window.
     package let regions: [Region]
+    package var ramRegions: ArraySlice<Region> { window == nil ? regions[...] : regions.dropLast() }
+    /// Addresses that are no RAM, but memory of this process: files are mapped there (see `DirectWindow`).
+    package let window: Region?
+    /// Bytes of RAM.
     package let size: UInt64
     let mapping: UnsafeMutableRawPointer
     let fileDescriptor: Int32
@@ -43,9 +50,12 @@ package final class GuestMemory: @unchecked Sendable {  // the mapping is fixed;
 
     /// - Parameters:
     ///   - layout: guest-physical ranges, page aligned, in ascending order.
+    ///   - window: guest-physical range, page aligned, apart from the RAM.
     ///   - contents: a file that holds what the memory begins with, one range behind the other, from an offset of whole pages on.
     ///     It is mapped, not read, and must not change as long as the memory lives. The descriptor is duplicated.
-    package init(layout: [(base: UInt64, size: UInt64)], contents: (fileDescriptor: Int32, offset: UInt64)? = nil) throws(SystemError) {
+    package init(
+        layout: [(base: UInt64, size: UInt64)], window: (base: UInt64, size: UInt64)? = nil, contents: (fileDescriptor: Int32, offset: UInt64)? = nil
+    ) throws(SystemError) {
         let total = layout.reduce(0) { $0 + $1.size }
         let fd = Int32(try SystemError.check("memfd_create for guest memory") { Int(clinux_memfd_create("vz-guest-memory")) })
         guard ftruncate(fd, Int(total)) == 0 else {
@@ -73,18 +83,34 @@ package final class GuestMemory: @unchecked Sendable {  // the mapping is fixed;
         } else {
             backing = Mutex(Backing())
         }
+        do throws(SystemError) { self.window = try window.map { range throws(SystemError) in try Self.makeWindow(range.base, range.size) } } catch {
+            munmap(map, Int(total))
+            close(fd)
+            backing.withLock { if let file = $0.file { close(file.descriptor) } }
+            throw error
+        }
         madvise(map, Int(total), MADV_DONTFORK)
         madvise(map, Int(total), MADV_DONTDUMP)
         mapping = map
         fileDescriptor = fd
         size = total
         var offset = 0
-        regions = layout.map { item in
+        let ram = layout.map { item in
             defer { offset += Int(item.size) }
             return Region(base: item.base, size: item.size, host: map + offset)
         }
+        regions = ram + [self.window].compactMap { $0 }
+    }
+    /// Memory that costs nothing before somebody writes it.
+    private static func makeWindow(_ base: UInt64, _ size: UInt64) throws(SystemError) -> Region {
+        let map = mmap(nil, Int(size), PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        guard let map, map != MAP_FAILED else { throw SystemError("reserve \(size >> 20) MiB of addresses for files") }
+        madvise(map, Int(size), MADV_DONTFORK)
+        madvise(map, Int(size), MADV_DONTDUMP)
+        return Region(base: base, size: size, host: map)
     }
     deinit {
+        if let window { munmap(window.host, Int(window.size)) }
         munmap(mapping, Int(size))
         close(fileDescriptor)
         backing.withLock { if let file = $0.file { close(file.descriptor) } }
@@ -139,6 +165,7 @@ package final class GuestMemory: @unchecked Sendable {  // the mapping is fixed;
         let first = (address &+ 4095) & ~4095
         let (last, overflow) = address.addingReportingOverflow(UInt64(max(count, 0)))
         guard !overflow, first >= address, last & ~4095 > first, let pointer = pointer(first, Int((last & ~4095) - first)) else { return }
+        if let window, first &- window.base < window.size { return }
         let length = Int((last & ~4095) - first)
         let start = pointer - mapping
         backing.withLock { empty(start..<start + length, &$0) }

@@ -26,6 +26,11 @@ package final class HostThread: @unchecked Sendable {  // handle is written once
                 guard let raw else { return nil }
                 let box = Unmanaged<Box>.fromOpaque(raw).takeRetainedValue()
                 clinux_set_name(box.name)
+                // Threads that descend from a dispatch worker have every signal blocked: this one would end the process then.
+                var signals = sigset_t()
+                sigemptyset(&signals)
+                sigaddset(&signals, SIGBUS)
+                pthread_sigmask(SIG_UNBLOCK, &signals, nil)
                 box.body()
                 return nil
             }, box.toOpaque())

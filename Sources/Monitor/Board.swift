@@ -30,9 +30,11 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
     /// Where the devices' threads wait while the state is looked at.
     let gate: DeviceGate
 
-    /// - Parameter saved: what the memory begins with.
+    /// - Parameters:
+    ///   - saved: what the memory begins with.
+    ///   - mapsFiles: whether the saved machine could map files.
     init(
-        _ description: MachineDescription, saved: SavedStateFile.Opened? = nil, engine: any HypervisorEngine, loop: EventLoop,
+        _ description: MachineDescription, saved: SavedStateFile.Opened? = nil, mapsFiles: Bool = false, engine: any HypervisorEngine, loop: EventLoop,
         request: @escaping @Sendable (PlatformRequest) -> Void, portChanged: @escaping @Sendable (Int, Int, Bool) -> Void,
         networkFailed: @escaping @Sendable (Int, any NetworkBackend, String) -> Void, debugMark: (@Sendable (UInt8) -> Void)?
     ) throws {
@@ -40,8 +42,12 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         self.request = request
         self.debugMark = debugMark
         gate = try DeviceGate()
+        var description = description
+        // A machine of before has no window.
+        if saved != nil, !mapsFiles { for index in description.fileSystems.indices { description.fileSystems[index].mapsFiles = false } }
+        let window = description.fileSystems.contains { $0.mapsFiles } ? (MachineLayout.fileWindow, MachineLayout.fileWindowSize) : nil
         memory = try GuestMemory(
-            layout: MachineLayout.ramLayout(description.memorySize), contents: saved.map { ($0.fileDescriptor, $0.memoryOffset) })
+            layout: MachineLayout.ramLayout(description.memorySize), window: window, contents: saved.map { ($0.fileDescriptor, $0.memoryOffset) })
         balloon = try BalloonDevice(memory: memory)
         machine = try engine.makeMachine(memory: memory, vcpuCount: description.cpuCount, baseline: description.processorBaseline, bus: self)
         let machine: any HypervisorMachine = machine
@@ -77,13 +83,26 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
             networks.append(device)
             try add(device)
         }
-        for system in description.fileSystems {
-            try add(FileSystemDevice(tag: system.tag, server: system.server, requestQueues: min(description.cpuCount, 4)))
-        }
+        try addFileSystems(description)
         if let sockets = description.sockets { try add(VsockDevice(host: sockets)) }
         for _ in 0..<description.entropyDeviceCount { try add(EntropyDevice()) }
         balloon.setTarget(pages: description.balloonPages)
         try add(balloon)
+    }
+    /// Who maps files has a part of the window, a power of two like all the others.
+    private func addFileSystems(_ description: MachineDescription) throws {
+        var (parts, taken) = (1, 0)
+        while parts < description.fileSystems.count(where: { $0.mapsFiles }) { parts *= 2 }
+        for system in description.fileSystems {
+            var window: GuestMemory.Region?
+            if system.mapsFiles, let whole = memory.window {
+                window = whole.part(taken, size: whole.size / UInt64(parts))
+                taken += 1
+            }
+            let device = try FileSystemDevice(
+                tag: system.tag, server: system.server, requestQueues: min(description.cpuCount, 4), window: window, memory: memory)
+            try add(device)
+        }
     }
     private func add(_ device: any VirtioDevice) throws {
         let transport = VirtioPCITransport(device: device, memory: memory, machine: machine, gate: gate)
@@ -113,7 +132,7 @@ final class Board: AccessBus, @unchecked Sendable {  // everything is set in ini
         MachineState(
             memorySize: memory.size, machine: try machine.makeImage(), pci: pci.image, devices: transports.map { $0.makeImage() },
             controllers: controllers.map { $0.makeImage() }, uart: uart.image,
-            platformEvents: acpi.pendingEvents, rtcRegister: rtc.selected, owner: owner)
+            platformEvents: acpi.pendingEvents, rtcRegister: rtc.selected, owner: owner, mapsFiles: memory.window != nil)
     }
     /// Takes the place of the machine that was saved. Before any processor runs, with the saved memory in place.
     func restore(_ state: MachineState) throws {

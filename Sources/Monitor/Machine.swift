@@ -238,7 +238,7 @@ package final class Machine: Sendable {
     private func powerOn(_ loop: EventLoop, _ saved: Saved?, _ running: () -> Void) throws -> Ending {
         let description = shared.withLock { $0.description }
         let board = try Board(
-            description, saved: saved?.file, engine: engine, loop: loop, request: { [weak self] in self?.post(.platform($0)) },
+            description, saved: saved?.file, mapsFiles: saved?.state.mapsFiles ?? false, engine: engine, loop: loop, request: { [weak self] in self?.post(.platform($0)) },
             portChanged: { [weak self] in self?.events(.portChanged(console: $0, port: $1, isOpen: $2)) },
             networkFailed: { [weak self] in self?.lostNetwork($0, $1, $2) }, debugMark: debugMark)
         let vcpus = board.machine.vcpus

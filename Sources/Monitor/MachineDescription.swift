@@ -42,9 +42,12 @@ package struct MachineDescription: Sendable {
     package struct FileSystem: Sendable {
         package var tag: String
         package var server: FileServer
-        package init(tag: String, server: FileServer) {
+        /// Whether the guest may map files.
+        package var mapsFiles: Bool
+        package init(tag: String, server: FileServer, mapsFiles: Bool) {
             self.tag = tag
             self.server = server
+            self.mapsFiles = mapsFiles
         }
     }
     package var cpuCount: Int

@@ -42,6 +42,8 @@ package protocol VirtioDevice: AnyObject, Sendable {
     var features: UInt64 { get }
     /// Largest size of each queue.
     var queueSizes: [UInt16] { get }
+    /// Guest-physical addresses that belong to the device, shared memory region 0, or nil. § 2.10.
+    var sharedMemory: GuestMemory.Region? { get }
     func configRead(_ offset: Int, size: Int) -> UInt64
     func configWrite(_ offset: Int, _ value: UInt64, size: Int)
     /// The event that a kick of this queue signals; nil when `queueNotified` is to be called instead.
@@ -56,6 +58,7 @@ package protocol VirtioDevice: AnyObject, Sendable {
 
 extension VirtioDevice {
     package func configWrite(_ offset: Int, _ value: UInt64, size: Int) {}
+    package var sharedMemory: GuestMemory.Region? { nil }
     package func queueEvent(_ index: Int) -> EventFD? { nil }
     package func queueNotified(_ index: Int) {}
     package func makeImage() -> DeviceImage { DeviceImage() }

@@ -44,8 +44,8 @@ struct Run: ParsableCommand {
         []
     @Option(
         help: ArgumentHelp(
-            "A directory of the host, shared with the guest; by default at /mnt/NAME. May be repeated. Without an image, mount it by its tag, share0 and up.",
-            valueName: "host[:guest][:ro]")) var mount: [MountedDirectory] = []
+            "A directory of the host, shared with the guest; by default at /mnt/NAME. May be repeated. Without an image, mount it by its tag, share0 and up. With :cached the guest keeps its own pages of large files, instead of mapping the host's.",
+            valueName: "host[:guest][:ro][:cached]")) var mount: [MountedDirectory] = []
     @Option(
         help: ArgumentHelp(
             "A port of the guest's vsock device: connections of the guest to it go to a Unix socket of the host, or with :listen the other way. May be repeated.",

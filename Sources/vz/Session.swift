@@ -86,6 +86,9 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         for (index, mount) in options.mount.enumerated() {
             let device = VZVirtioFileSystemDeviceConfiguration(tag: "share\(index)")
             device.share = VZSingleDirectoryShare(directory: VZSharedDirectory(url: mount.host, readOnly: mount.isReadOnly))
+            #if os(Linux)
+                device.areFilesMapped = !mount.isCached
+            #endif
             configuration.directorySharingDevices.append(device)
         }
         if !options.vsock.isEmpty { configuration.socketDevices = [VZVirtioSocketDeviceConfiguration()] }

@@ -51,6 +51,68 @@ private final class FakeClient {
 }
 
 @Suite(.serialized) struct FileServerTests {
+    /// A window of two pieces, and requests that are none of a driver's.
+    @Test func windowsTakeWholePiecesOnly() throws {
+        let place = try Place()
+        let large = place.share.appendingPathComponent("large")
+        try Data([UInt8](repeating: 7, count: 3 << 20)).write(to: large)
+        let client = try FakeClient(FileShare(.single(.init(path: place.share.path, isReadOnly: false))))
+        let (piece, size) = (UInt64(DirectWindow.pieceSize), 2 * DirectWindow.pieceSize)
+        let memory = try #require(mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
+        defer { munmap(memory, size) }
+        func setUp(_ node: UInt64, _ offset: UInt64, _ length: UInt64, write: Bool, at: UInt64) throws {
+            let numbers: [UInt64] = [.max, offset, length, write ? 3 : 2, at]
+            _ = try client.ask(48, node, numbers.flatMap { FakeClient.bytes($0) })
+        }
+        func remove(_ at: UInt64, _ length: UInt64, count: UInt32 = 1) throws {
+            _ = try client.ask(49, 1, FakeClient.bytes(count) + FakeClient.bytes(at) + FakeClient.bytes(length))
+        }
+        let node = try client.lookUp("large")
+        #expect(throws: POSIXError(.ENOSYS)) { try setUp(node, 0, piece, write: false, at: 0) }
+        do {
+            let window = try DirectWindow(host: memory, size: size) { _, _ in }
+            client.server.show(window)
+            defer {
+                client.server.hide(window)
+                window.close()
+            }
+            let bytes = memory.assumingMemoryBound(to: UInt8.self)
+            for (offset, length, at) in [
+                (0, piece, 2 * piece), (0, piece, .max - piece + 1), (4096, piece, 0), (0, 4096, 0), (0, 2 * piece, 0), (0, piece, 4096), (0, 0, 0), (.max, piece, 0),
+                (1 << 63, piece, 0),
+            ] as [(UInt64, UInt64, UInt64)] {
+                #expect(throws: POSIXError(.EINVAL)) { try setUp(node, offset, length, write: false, at: at) }
+            }
+            #expect(throws: POSIXError(.EINVAL)) { try setUp(1, 0, piece, write: false, at: 0) }
+            #expect(throws: POSIXError(.ESTALE)) { try setUp(99, 0, piece, write: false, at: 0) }
+            #expect(throws: POSIXError(.EINVAL)) { try remove(0, 3 * piece) }
+            #expect(throws: POSIXError(.EINVAL)) { try remove(piece, .max - piece + 1) }
+            #expect(throws: POSIXError(.EINVAL)) { try remove(0, piece, count: .max) }
+            // A reader's writes reach nobody; a writer's do.
+            try setUp(node, 0, piece, write: false, at: piece)
+            #expect(bytes[Int(piece)] == 7)
+            bytes[Int(piece)] = 8
+            try setUp(node, piece, piece, write: true, at: 0)
+            bytes[5] = 9
+            // Beyond the end there are zeroes, and nobody dies.
+            #expect(bytes[Int(piece) - 1] == 0)
+            let data = try Data(contentsOf: large)
+            #expect(data[0] == 7 && data[Int(piece) + 5] == 9)
+            try remove(0, 2 * piece)
+            #expect(bytes[5] == 0 && bytes[Int(piece)] == 0)
+        }
+        let readOnly = try FakeClient(FileShare(.single(.init(path: place.share.path, isReadOnly: true))))
+        let window = try DirectWindow(host: memory, size: size) { _, _ in }
+        readOnly.server.show(window)
+        defer {
+            readOnly.server.hide(window)
+            window.close()
+        }
+        let other = try readOnly.lookUp("large")
+        let numbers: [UInt64] = [.max, 0, piece, 3, 0]
+        #expect(throws: POSIXError(.EROFS)) { _ = try readOnly.ask(48, other, numbers.flatMap { FakeClient.bytes($0) }) }
+    }
+
     /// A directory with a share in it, and something beside the share that must stay as it is.
     private final class Place {
         let root: URL

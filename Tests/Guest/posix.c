@@ -369,11 +369,12 @@ static void directories(void) {
   }
   CHECK(access("deep", F_OK) == -1);
 }
-// Random operations, and what must be there after each.
-static void random_operations(int rounds) {
-  enum { SIZE = 1 << 18 };
-  static unsigned char model[SIZE], got[SIZE];
-  int size = 0, fd = open("fsx", O_RDWR | O_CREAT | O_TRUNC, 0644);
+// Random operations, and what must be there after each. A file that is there already keeps what it has.
+static void random_operations(int rounds, const char *name, int SIZE) {
+  enum { MOST = 8 << 20 };
+  static unsigned char model[MOST], got[MOST];
+  int fd = open(name, O_RDWR | O_CREAT, 0644), size = read(fd, model, SIZE);
+  CHECK(fd >= 0 && size >= 0);
   unsigned long state = 12345;
   for (int i = 0; i < rounds; i++) {
     state = state * 6364136223846793005UL + 1442695040888963407UL;
@@ -419,7 +420,7 @@ static void random_operations(int rounds) {
       if (r & 1) bad = fsync(fd) != 0;
       else {
         close(fd);
-        fd = open("fsx", O_RDWR);
+        fd = open(name, O_RDWR);
         struct stat s;
         bad = fd < 0 || fstat(fd, &s) || s.st_size != size;
       }
@@ -432,7 +433,7 @@ static void random_operations(int rounds) {
     }
   }
   close(fd);
-  unlink("fsx");
+  unlink(name);
 }
 int main(int argc, char **argv) {
   setvbuf(stdout, 0, _IOLBF, 0);
@@ -446,7 +447,8 @@ int main(int argc, char **argv) {
   attributes();
   locks();
   directories();
-  random_operations(argc > 2 ? atoi(argv[2]) : 3000);
+  random_operations(argc > 2 ? atoi(argv[2]) : 3000, "fsx", 1 << 18);
+  if (argc > 3) random_operations(argc > 2 ? atoi(argv[2]) : 3000, argv[3], 8 << 20);
   printf("posix %d checks, %d wrong\n", checks, wrong);
   return wrong != 0;
 }

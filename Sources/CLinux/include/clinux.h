@@ -111,4 +111,11 @@ static inline void clinux_store_release16(void *_Nonnull p, uint16_t v) { __atom
 static inline void clinux_fence(void) { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 static inline void clinux_set_name(const char *_Nonnull name) { syscall(SYS_prctl, 15 /* PR_SET_NAME */, name, 0, 0, 0); }
 static inline uint64_t clinux_rdtsc(void) { uint32_t a, d; __asm__ volatile("rdtsc" : "=a"(a), "=d"(d)); return ((uint64_t)d << 32) | a; }
+/// From now on a page of these that its file does not have (any more) is one of zeroes, instead of a SIGBUS; `event` hears of it.
+/// The first call installs this process's handler of SIGBUS, which leaves everything else to the one before it.
+/// Returns a number for the two functions below, or -1.
+int clinux_window_add(void *_Nonnull start, unsigned long size, int event);
+void clinux_window_remove(int window);
+/// Whether there were such pages since the last call.
+int clinux_window_take_holes(int window);
 #endif

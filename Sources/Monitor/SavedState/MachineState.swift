@@ -16,6 +16,8 @@ package struct MachineState: Equatable, Sendable, Codable {
     package var rtcRegister: UInt8
     /// What the machine's owner wants to find again, such as its identifier.
     package var owner: [String: [UInt8]]
+    /// Whether file system devices have windows; nil in states of before there were any.
+    package var mapsFiles: Bool?
 }
 
 /// Why a machine cannot be saved or restored, in a sentence.

@@ -15,6 +15,7 @@ package enum PCIConfigOffset {
     static let revision = 0x08
     static let headerType = 0x0E
     static let bar0 = 0x10
+    static let bar2 = 0x18
     static let subsystemVendorID = 0x2C
     static let capabilityPointer = 0x34
 }
@@ -78,6 +79,20 @@ package final class PCIFunction: @unchecked Sendable {  // bytes under the lock;
         self.space = Mutex(space)
     }
 
+    /// BAR 2, prefetchable memory that is there at this address whatever the guest writes to the BAR: for memory that engines show
+    /// the guest themselves. Before the guest runs.
+    /// - Parameter size: a power of two, and the address a multiple of it.
+    package func addMemoryBar(at address: UInt64, size: UInt64) {
+        space.withLock { space in
+            let mask = ~(size - 1)
+            for index in 0..<8 {
+                space.bytes[PCIConfigOffset.bar2 + index] = UInt8(truncatingIfNeeded: address >> UInt64(8 * index))
+                space.mask[PCIConfigOffset.bar2 + index] = UInt8(truncatingIfNeeded: mask >> UInt64(8 * index))
+            }
+            space.bytes[PCIConfigOffset.bar2] |= 0xC  // 64-bit, prefetchable
+            space.mask[PCIConfigOffset.bar2] &= 0xF0
+        }
+    }
     /// Adds a capability of `body` behind id and next pointer; returns its offset.
     @discardableResult package func addCapability(id: UInt8, _ body: [UInt8], writable: Range<Int> = 0..<0) -> Int {
         space.withLock { space in

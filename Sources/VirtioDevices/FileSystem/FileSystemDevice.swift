@@ -1,4 +1,5 @@
 import FileServer
+import GuestMemory
 import LinuxSystem
 import Synchronization
 
@@ -12,17 +13,37 @@ package final class FileSystemDevice: VirtioDevice {
     private let requestQueues: Int
     private let events: [EventFD]
     private let workers = Mutex<[QueueWorker]>([])
+    package let sharedMemory: GuestMemory.Region?
+    private let window: DirectWindow?
 
     /// - Parameters:
     ///   - tag: what the guest mounts, at most 36 bytes.
     ///   - requestQueues: 1 or more; Linux uses as many as it has processors, from 6.11 on.
-    package init(tag: String, server: FileServer, requestQueues: Int) throws(SystemError) {
+    ///   - window: where the guest may map files, a power of two from 2 MiB; part of the window of `memory`.
+    package init(
+        tag: String, server: FileServer, requestQueues: Int, window: GuestMemory.Region? = nil, memory: GuestMemory
+    ) throws(SystemError) {
         self.tag = tag
         self.server = server
         self.requestQueues = requestQueues
         var events: [EventFD] = []
         for _ in 0...requestQueues { events.append(try EventFD()) }
         self.events = events
+        sharedMemory = window
+        guard let window else {
+            self.window = nil
+            return
+        }
+        let shown = try DirectWindow(host: window.host, size: Int(window.size)) { offset, count in
+            memory.noteWrite(window.base + UInt64(offset), count)
+        }
+        self.window = shown
+        server.show(shown)
+    }
+    deinit {
+        guard let window else { return }
+        server.hide(window)
+        window.close()
     }
 
     package var deviceType: UInt16 { 26 }

@@ -6,6 +6,7 @@ import Synchronization
 
 /// Ties a virtio device to a PCI function. VIRTIO 1.2 § 4.1.
 ///
+/// BAR 2: shared memory of the device, if it has any.
 /// BAR 0:  0x0000 common configuration   0x1000 ISR   0x2000 device configuration   0x3000 notification, 4 bytes a queue
 ///         0x4000 MSI-X table   0x4800 pending bits
 package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendable {
@@ -79,11 +80,17 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
         addCapability(type: 2, Window.notify, UInt64(sizes.count) * 4, extra: [4, 0, 0, 0])
         addCapability(type: 3, Window.isr, 4)
         addCapability(type: 4, Window.device, 0x1000)
+        if let region = device.sharedMemory {
+            function.addMemoryBar(at: region.base, size: region.size)
+            // Region 0, and the upper halves of offset and length. § 4.1.4.7.
+            let upper = (0..<4).map { UInt8(truncatingIfNeeded: region.size >> UInt64(32 + 8 * $0)) }
+            addCapability(type: 8, bar: 2, 0, region.size & 0xFFFF_FFFF, extra: [0, 0, 0, 0] + upper)
+        }
         function.bar = self
     }
-    private func addCapability(type: UInt8, _ offset: UInt64, _ length: UInt64, extra: [UInt8] = []) {
+    private func addCapability(type: UInt8, bar: UInt8 = 0, _ offset: UInt64, _ length: UInt64, extra: [UInt8] = []) {
         func little(_ value: UInt64) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> UInt64(8 * $0)) } }
-        function.addCapability(id: 0x09, [UInt8(16 + extra.count), type, 0, 0, 0, 0] + little(offset) + little(length) + extra)
+        function.addCapability(id: 0x09, [UInt8(16 + extra.count), type, bar, 0, 0, 0] + little(offset) + little(length) + extra)
     }
 
     private var offeredFeatures: UInt64 {

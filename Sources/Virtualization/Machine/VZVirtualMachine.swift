@@ -41,7 +41,7 @@ open class VZVirtualMachine: NSObject {
         let memorySize = self.configuration.memorySize
         balloons = self.configuration.memoryBalloonDevices.map { _ in VZVirtioTraditionalMemoryBalloonDevice(memorySize: memorySize, queue: queue) }
         fileSystems = self.configuration.directorySharingDevices.compactMap { $0 as? VZVirtioFileSystemDeviceConfiguration }.map {
-            VZVirtioFileSystemDevice(tag: $0.tag, share: $0.share)
+            VZVirtioFileSystemDevice(tag: $0.tag, share: $0.share, mapsFiles: $0.mapsFiles)
         }
         networks = self.configuration.networkDevices.map { VZNetworkDevice(attachment: $0.attachment) }
         super.init()
@@ -175,7 +175,7 @@ open class VZVirtualMachine: NSObject {
         for device in fileSystems {
             let server = try FileServer(device.share?.translated() ?? .empty)
             device.server = server
-            description.fileSystems.append(.init(tag: device.tag, server: server))
+            description.fileSystems.append(.init(tag: device.tag, server: server, mapsFiles: device.mapsFiles))
         }
         let this = WeakMachine(self)
         let machine = try Machine(description, engine: engine) { event in

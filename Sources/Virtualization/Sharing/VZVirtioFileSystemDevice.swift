@@ -9,8 +9,10 @@ open class VZVirtioFileSystemDevice: VZDirectorySharingDevice {
     open var share: VZDirectoryShare? { didSet { show() } }
     /// Of the running machine.
     var server: FileServer?
+    let mapsFiles: Bool
 
-    init(tag: String, share: VZDirectoryShare?) {
+    init(tag: String, share: VZDirectoryShare?, mapsFiles: Bool) {
+        self.mapsFiles = mapsFiles
         self.tag = tag
         self.share = share
         super.init()

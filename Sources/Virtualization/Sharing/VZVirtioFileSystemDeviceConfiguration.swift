@@ -5,6 +5,8 @@ open class VZVirtioFileSystemDeviceConfiguration: VZDirectorySharingDeviceConfig
     /// What the guest mounts: `mount -t virtiofs TAG /mnt`.
     open var tag: String
     open var share: VZDirectoryShare?
+    /// See `areFilesMapped`.
+    var mapsFiles = false
 
     public init(tag: String) {
         self.tag = tag
@@ -19,6 +21,7 @@ open class VZVirtioFileSystemDeviceConfiguration: VZDirectorySharingDeviceConfig
     public override func copy(with zone: NSZone? = nil) -> Any {
         let copy = VZVirtioFileSystemDeviceConfiguration(tag: tag)
         copy.share = share
+        copy.mapsFiles = mapsFiles
         return copy
     }
 }
