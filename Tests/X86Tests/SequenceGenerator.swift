@@ -294,6 +294,15 @@ struct SequenceGenerator {
         return (Array(code.prefix(i.length)), i)
     }
 
+    /// Where the instructions of a sequence start, its end too.
+    static func starts(_ code: [UInt8]) -> Set<Int> {
+        var (starts, at) = ([0] as Set<Int>, 0)
+        while at < code.count, case .instruction(let i) = code[at...].withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: .bits64) }) {
+            at += i.length
+            starts.insert(at)
+        }
+        return starts
+    }
     /// Whether a sequence that wrote over itself became one that is never made: another way to go, or an instruction whose
     /// outcome is the processor's or the system's own affair.
     static func isAstray(_ code: [UInt8], now: [UInt8]) -> Bool {
