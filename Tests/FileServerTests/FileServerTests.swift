@@ -237,6 +237,16 @@ private final class FakeClient {
         try FileManager.default.createDirectory(at: place.share.appendingPathComponent("dir"), withIntermediateDirectories: true)
         try FileManager.default.createSymbolicLink(at: place.share.appendingPathComponent("out"), withDestinationURL: place.root)
         let client = try place.client(mostOpen: 64)
+        let size = 4 * DirectWindow.pieceSize
+        let memory = try #require(mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0))
+        let window = try DirectWindow(host: memory, size: size) { _, _ in }
+        client.server.show(window)
+        defer {
+            client.server.hide(window)
+            window.close()
+            munmap(memory, size)
+        }
+        var mapped = 0
         var generator = SeededGenerator(state: ProcessInfo.processInfo.environment["VZ_SEED"].flatMap { UInt64($0) } ?? 42)
         let names = ["file", "dir", "out", "new", "..", ".", "", "a/b", "../secret", "user.x", "file\0dir", "x\0../secret"]
         let rounds = ProcessInfo.processInfo.environment["VZ_FUSE_FUZZ"].flatMap { Int($0) } ?? 60_000
@@ -256,10 +266,22 @@ private final class FakeClient {
             }
             // What would make a file of any size.
             if operation == 16 || operation == 43 || operation == 4 || operation == 47 { arguments = arguments.map { $0 & 0x3F } }
-            var request = FakeClient.request(operation, UInt64.random(in: 0...40, using: &generator), arguments)
+            var node = UInt64.random(in: 0...40, using: &generator)
+            if operation >= 48, operation <= 49, Bool.random(using: &generator) {
+                node = (try? client.lookUp("file")) ?? node
+                func piece() -> UInt64 { UInt64.random(in: 0...4, using: &generator) * UInt64(DirectWindow.pieceSize) }
+                let numbers = operation == 48 ? [.max, piece(), UInt64(DirectWindow.pieceSize), UInt64.random(in: 0...3, using: &generator), piece()] : [piece(), piece()]
+                arguments = (operation == 49 ? FakeClient.bytes(UInt32(1)) : []) + numbers.flatMap { FakeClient.bytes($0) }
+            }
+            var request = FakeClient.request(operation, node, arguments)
             if Int.random(in: 0..<10, using: &generator) == 0 { request.removeLast(Int.random(in: 0...request.count, using: &generator)) }
-            _ = client.raw(request, room: Int.random(in: 0...600, using: &generator))
+            let answer = client.raw(request, room: Int.random(in: 0...600, using: &generator))
+            if operation == 48, answer.count >= 8, answer[4..<8].allSatisfy({ $0 == 0 }) { mapped += 1 }
+            // A guest looks where it likes, and writes there.
+            let place = memory + Int.random(in: 0..<size, using: &generator)
+            place.storeBytes(of: place.load(as: UInt8.self) &+ 1, as: UInt8.self)
         }
+        #expect(mapped > 0)
         #expect(try String(contentsOf: place.secret, encoding: .utf8) == "secret")
         #expect(try FileManager.default.contentsOfDirectory(atPath: place.root.path).sorted() == ["secret", "share"])
         _ = try client.ask(26, 1, FakeClient.bytes(UInt32(7)) + FakeClient.bytes(UInt32(38)) + [UInt8](repeating: 0, count: 8))
