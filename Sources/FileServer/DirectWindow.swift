@@ -15,7 +15,8 @@ package final class DirectWindow: @unchecked Sendable {  // the address is fixed
 
     /// A piece of a file, and what the file was like when the guest's processors may have begun to keep code from it.
     struct Piece {
-        let node: UInt64
+        /// 0 when the file is none of the server's any more.
+        fileprivate(set) var node: UInt64
         let key: Node.Key
         let descriptor: Descriptor
         let offset: Int64
@@ -128,6 +129,8 @@ package final class DirectWindow: @unchecked Sendable {  // the address is fixed
         }
         if isRemoved { changed(index * Self.pieceSize, Self.pieceSize) }
     }
+    /// The guest keeps what it has mapped, but nobody knows any more by which numbers.
+    func forgetNodes() { pieces.withLock { pieces in for index in pieces.indices { pieces[index]?.node = 0 } } }
     func clear() { for index in 0..<size / Self.pieceSize { remove(at: index) } }
 
     private func unwatch(_ old: Piece, _ pieces: [Piece?]) {

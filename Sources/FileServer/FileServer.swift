@@ -74,7 +74,8 @@ package final class FileServer: Sendable {
             new.window = state.window
             state = new
         }
-        reset()
+        window()?.forgetNodes()
+        forgetFiles()
     }
     /// Files can be mapped there from now on. Before the guest knows anything of this server.
     package func show(_ window: DirectWindow) { state.withLock { $0.window = window } }
@@ -88,9 +89,12 @@ package final class FileServer: Sendable {
     }
     /// Forgets what the guest knew: its driver starts anew.
     package func reset() {
+        window()?.clear()
+        forgetFiles()
+    }
+    private func forgetFiles() {
         nodes.clear()
         handles.clear()
-        window()?.clear()
         guard let single = state.withLock({ $0.single }), let status = try? NodeTable.status(single.root) else { return }
         _ = nodes.insert(single.root, status, single, parent: nil, name: [], id: Fuse.rootNode)
     }

@@ -131,6 +131,31 @@ import Virtualization
         #expect(lines.contains { $0.hasPrefix("posix ") && $0.hasSuffix(" checks, 0 wrong") }, "\(guest.transcript)")
     }
 
+    @Test func releasedMachinesMapNothing() throws {
+        let place = try Place()
+        try place.fill(pages: 1300)
+        func mappings() -> Int { ((try? String(contentsOfFile: "/proc/self/maps", encoding: .utf8)) ?? "").components(separatedBy: place.file.path).count - 1 }
+        func threads() -> [String] {
+            ((try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/task")) ?? []).compactMap {
+                try? String(contentsOfFile: "/proc/self/task/\($0)/comm", encoding: .utf8)
+            }.filter { $0.hasPrefix("vz-") }
+        }
+        func descriptors() -> Int {
+            ((try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd")) ?? []).filter {
+                (try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/fd/\($0)")) == place.file.path
+            }.count
+        }
+        var guest: TestGuest? = try TestGuest(Self.mount + "mapped watch /s/large 4096000") { place.share($0) }
+        try guest?.start()
+        #expect(guest?.waitFor("SEEN") == true)
+        #expect(mappings() > 0 && descriptors() > 0)
+        guest = nil  // released while it runs
+        let end = Date().addingTimeInterval(10)
+        while Date() < end, mappings() > 0 || !threads().isEmpty || descriptors() > 0 { Thread.sleep(forTimeInterval: 0.05) }
+        #expect(mappings() == 0 && descriptors() == 0)
+        #expect(threads() == [])
+    }
+
     @Test func savedMachinesGoOnMapping() throws {
         let place = try Place()
         try place.fill(pages: 1300)
