@@ -112,12 +112,21 @@ package final class DirectWindow: @unchecked Sendable {  // the address is fixed
             guard map(piece, at: index) else { return false }
             pieces[index] = piece
             if let old { unwatch(old, pieces) }
-            // What the file has in the host's memory is there at once.
-            if piece.end > 0 { madvise(host + index * Self.pieceSize, piece.end, 22) }  // MADV_POPULATE_READ; older hosts go page by page
             return true
         }
+        if isPlaced { populate(index, piece.end) }
         changed(index * Self.pieceSize, Self.pieceSize)
         return isPlaced
+    }
+    /// What the host has in its memory is there at once, instead of page by page. What it would have to read waits for somebody who
+    /// wants it.
+    private func populate(_ index: Int, _ end: Int) {
+        let place = host + index * Self.pieceSize
+        let pages = end / 4096
+        let isInMemory = withUnsafeTemporaryAllocation(of: UInt8.self, capacity: Self.pieceSize / 4096) { there in
+            mincore(place, end, there.baseAddress) == 0 && there.prefix(pages).count { $0 & 1 != 0 } == pages
+        }
+        if pages > 0, isInMemory { madvise(place, end, 22) }  // MADV_POPULATE_READ; older hosts do not know it
     }
     func remove(at index: Int) {
         let isRemoved = pieces.withLock { pieces -> Bool in

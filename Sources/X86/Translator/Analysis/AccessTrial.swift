@@ -1,3 +1,5 @@
+import CX86
+
 /// Which operands remember the page they used last. A pointer that stays in one page for long is checked faster against a base cache
 /// than against the TLB; one that wanders, much slower. So a block that runs often is watched for a while: each operand asks its base
 /// cache and counts how often that was of no use, and then the block is translated once more.
@@ -11,7 +13,8 @@ struct AccessTrial {
     /// How often a block is watched; then all its operands ask the TLB.
     static let most: UInt8 = 2
 
-    /// Executions of a block of which all operands stay, before it is translated without counting.
+    /// A block all of whose operands stay goes on counting for so many executions in the code it has: judged by those, it may be
+    /// translated a last time.
     static let probation: Int32 = 1 << 16
 
     enum Phase {
@@ -29,5 +32,28 @@ struct AccessTrial {
         var stays: UInt16 = 0
         for site in 0..<sites where counters[1 + site] &* tolerance <= executions { stays |= 1 << UInt16(site) }
         return stays
+    }
+}
+
+/// Where a translated block keeps its trial: fields of its first operation that only untranslated code uses.
+extension UnsafeMutablePointer<x86_op> {
+    /// How often it was watched, this time included.
+    var timesWatched: UInt8 {
+        get { pointee.ashift }
+        nonmutating set { pointee.ashift = newValue }
+    }
+    /// The first of its counters in the code cache.
+    var firstCounter: Int {
+        get { Int(pointee.extra) }
+        nonmutating set { pointee.extra = UInt32(truncatingIfNeeded: newValue) }
+    }
+    /// Operands that are being watched; 0 while only executions are counted.
+    var watchedOperands: Int {
+        get { Int(pointee.seg) }
+        nonmutating set { pointee.seg = UInt8(truncatingIfNeeded: newValue) }
+    }
+    var isOnProbation: Bool {
+        get { pointee.base != 0 }
+        nonmutating set { pointee.base = newValue ? 1 : 0 }
     }
 }

@@ -72,7 +72,7 @@ extension X86Core {
         let header = first - 1
         let start = translations.here
         traceCost?(nil)
-        first.pointee.ashift = 1
+        first.timesWatched = 1
         // Programs only: the kernel's blocks are many, and few of them hot.
         let phase: AccessTrial.Phase = lockStep == nil && state.pointee.cpl == 3 ? .counted(trialLength &* 8) : .none
         let count = translate(bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
@@ -91,12 +91,11 @@ extension X86Core {
     private var trialLength: Int32 { translationThreshold == 1 ? 2 : Int32(truncatingIfNeeded: translationThreshold &* 8) }
     func endTrial(_ first: Op) {
         guard let translations, first.pointee.aux == 1 else { return }
-        let (counters, sites) = (translations.counters(Int(first.pointee.extra)), Int(first.pointee.seg))
+        let (counters, sites) = (translations.counters(first.firstCounter), first.watchedOperands)
         let begins = sites == 0
-        let isOnProbation = first.pointee.base != 0
-        let stays = AccessTrial.verdict(counters, executions: isOnProbation ? AccessTrial.probation : trialLength, sites: sites)
-        if !begins, !isOnProbation, stays == 1 << UInt16(sites) &- 1 {
-            first.pointee.base = 1
+        let stays = AccessTrial.verdict(counters, executions: first.isOnProbation ? AccessTrial.probation : trialLength, sites: sites)
+        if !begins, !first.isOnProbation, stays == 1 << UInt16(sites) &- 1 {
+            first.isOnProbation = true
             counters.update(repeating: 0, count: 1 + sites)
             counters.pointee = AccessTrial.probation
             return
@@ -106,8 +105,8 @@ extension X86Core {
         translateAgain(first, begins ? .trial(trialLength) : .judged(stays))
     }
     func watchAgain(_ first: Op) {
-        first.pointee.ashift &+= 1
-        translateAgain(first, first.pointee.ashift > AccessTrial.most ? .judged(0) : .trial(trialLength))
+        first.timesWatched &+= 1
+        translateAgain(first, first.timesWatched > AccessTrial.most ? .judged(0) : .trial(trialLength))
     }
     /// With what is known of its operands now; edges that lead to it lead to the new code.
     private func translateAgain(_ first: Op, _ phase: AccessTrial.Phase) {

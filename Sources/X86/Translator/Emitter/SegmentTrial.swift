@@ -44,8 +44,7 @@ extension BlockTranslator {
     private mutating func countExecutions(_ count: Int32, sites: Int) {
         let (index, address) = cache.makeCounters(1 + sites, first: count)
         if sites > 0 { counters = address }
-        first.pointee.extra = UInt32(truncatingIfNeeded: index)
-        (first.pointee.seg, first.pointee.base) = (UInt8(sites), 0)
+        (first.firstCounter, first.watchedOperands, first.isOnProbation) = (index, sites, false)
         code.add(-1, toCell: address)
         trialEnd = code.jump(if: 8)
     }
