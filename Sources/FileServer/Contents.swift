@@ -49,7 +49,8 @@ extension FileServer {
         try check(
             clinux_fallocate(
                 file.descriptor.fd, request.argument(24, as: Int32.self), request.argument(8, as: Int64.self), request.argument(16, as: Int64.self)))
-        try sizeChanged(file.descriptor)
+        // FALLOC_FL_PUNCH_HOLE makes no file longer.
+        if request.argument(24, as: Int32.self) & 2 == 0 { try sizeChanged(file.descriptor) }
         return .reply
     }
     func seek(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {

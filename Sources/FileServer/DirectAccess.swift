@@ -33,7 +33,8 @@ extension FileServer {
         let hole = lseek(file.fd, off_t(offset), 4)  // SEEK_HOLE
         guard hole >= 0, hole < Int(end) else { return }
         let result = clinux_fallocate(file.fd, 1, offset, end - offset)  // FALLOC_FL_KEEP_SIZE
-        if result != 0, errno != EOPNOTSUPP { throw FuseError(errno) }
+        // Not every file system can; those that can say when there is no room.
+        if result != 0, errno == ENOSPC || errno == EDQUOT { throw FuseError(errno) }
     }
     /// After the guest has changed a file's size.
     func sizeChanged(_ descriptor: Descriptor) throws(FuseError) {

@@ -7,8 +7,8 @@ import Synchronization
 /// its page cache. VIRTIO 1.2 § 5.11.6.4. Any thread.
 ///
 /// What is not mapped is memory like any other, which nobody asks for, and so is what lies beyond the end of a file that has become
-/// shorter: inotify tells of that. On the software engine a guest that comes first raises SIGBUS, which `clinux_window_add` deals
-/// with; on KVM it waits.
+/// shorter: inotify tells of that, if this user has a watch left. A guest that comes first raises SIGBUS on the software engine, which
+/// `clinux_window_add` deals with; on KVM it waits.
 package final class DirectWindow: @unchecked Sendable {  // the address is fixed; what lies there is shared with the guest by nature
     /// Linux maps pieces of this size, and no other may be mapped: so there are few of them, whatever the guest does.
     package static let pieceSize = 2 << 20
@@ -65,7 +65,7 @@ package final class DirectWindow: @unchecked Sendable {  // the address is fixed
         (self.host, self.size, self.changed) = (host, size, changed)
         pieces = Mutex(Array(repeating: nil, count: size / Self.pieceSize))
         wake = try EventFD()
-        inotify = inotify_init1(Int32(O_CLOEXEC | O_NONBLOCK))  // -1 where there are too many: see `place`
+        inotify = inotify_init1(Int32(O_CLOEXEC | O_NONBLOCK))  // -1 where this user has too many: nobody tells then
         number = clinux_window_add(host, UInt(size), wake.fileDescriptor)
         guard number >= 0 else {
             if inotify >= 0 { Glibc.close(inotify) }
@@ -101,13 +101,12 @@ package final class DirectWindow: @unchecked Sendable {  // the address is fixed
 
     /// Shows a piece of a file at one place of the window, whatever was there. False when the host refuses.
     func place(_ piece: Piece, at index: Int) -> Bool {
-        guard watch() else { return false }
+        startWatching()
         let isPlaced = pieces.withLock { pieces -> Bool in
             guard pieces.indices.contains(index) else { return false }
             var piece = piece
-            // Truncating a file modifies it, too.
-            piece.watch = inotify_add_watch(inotify, piece.descriptor.path, UInt32(IN_MODIFY))
-            guard piece.watch >= 0 else { return false }
+            // Truncating a file modifies it, too. Where the host allows no more watches, the file is shown all the same.
+            piece.watch = inotify < 0 ? -1 : inotify_add_watch(inotify, piece.descriptor.path, UInt32(IN_MODIFY))
             let old = pieces[index]
             guard map(piece, at: index) else { return false }
             pieces[index] = piece
@@ -143,18 +142,17 @@ package final class DirectWindow: @unchecked Sendable {  // the address is fixed
     func clear() { for index in 0..<size / Self.pieceSize { remove(at: index) } }
 
     private func unwatch(_ old: Piece, _ pieces: [Piece?]) {
-        // The file was mapped in other pieces, too.
-        if !pieces.contains(where: { $0?.watch == old.watch }) { inotify_rm_watch(inotify, old.watch) }
+        // The file may be mapped in other pieces, too.
+        if old.watch >= 0, !pieces.contains(where: { $0?.watch == old.watch }) { inotify_rm_watch(inotify, old.watch) }
     }
 
     // MARK: files that change
 
-    /// Starts the thread that looks after files' ends, once there is something to look after.
-    private func watch() -> Bool {
-        guard inotify >= 0, !stopping.load(ordering: .acquiring) else { return false }
-        return watcher.withLock { thread in
-            if thread == nil { thread = try? HostThread(name: "vz-fs-window") { [self] in lookAfterEnds() } }
-            return thread != nil
+    /// The thread that looks after files' ends runs as soon as there is something to look after.
+    private func startWatching() {
+        watcher.withLock { thread in
+            guard thread == nil, !stopping.load(ordering: .acquiring) else { return }
+            thread = try? HostThread(name: "vz-fs-window") { [self] in lookAfterEnds() }
         }
     }
     private func lookAfterEnds() {
@@ -210,9 +208,11 @@ package final class DirectWindow: @unchecked Sendable {  // the address is fixed
         var others: [Int] = []
         pieces.withLock { pieces in
             for index in pieces.indices where pieces[index]?.key == key {
-                guard let piece = pieces[index], piece.seen != stamp else { continue }
-                pieces[index]?.seen = stamp
+                guard var piece = pieces[index], piece.seen != stamp else { continue }
+                piece.seen = stamp
                 if piece.isWritable, map(piece, at: index), piece.isCovered { cover(index, from: piece.end) }
+                if piece.isCovered, let now = try? NodeTable.status(piece.descriptor) { settle(&piece, at: index, end: Piece.end(now, piece.offset)) }
+                pieces[index] = piece
                 others.append(index)
             }
         }
