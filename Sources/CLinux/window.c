@@ -7,7 +7,9 @@
 #include <stdatomic.h>
 #include <sys/mman.h>
 
-enum { WINDOWS = 256, PAGE = 4096 };
+// PIECE: DirectWindow.pieceSize. SINGLE: pages that are covered one by one before a guest is taken to be after something: each may
+// be a mapping more, and a process that has too many of them cannot go on.
+enum { WINDOWS = 256, PAGE = 4096, PIECE = 2 << 20, SINGLE = 64 };
 typedef struct {
   atomic_uintptr_t start, end;
   atomic_int event, holes;
@@ -23,8 +25,9 @@ static int cover(uintptr_t address) {
     uintptr_t start = atomic_load(&windows[i].start);
     if (!start || address < start || address >= atomic_load(&windows[i].end)) continue;
     void *page = (void *)(address & ~(uintptr_t)(PAGE - 1));
-    if (mmap(page, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED) return 0;
-    atomic_store(&windows[i].holes, 1);
+    size_t size = atomic_load(&windows[i].holes) < SINGLE ? PAGE : PIECE - (size_t)((uintptr_t)page - start) % PIECE;
+    if (mmap(page, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0) == MAP_FAILED) return 0;
+    atomic_fetch_add(&windows[i].holes, 1);  // behind it: who takes them looks at pages that are there
     uint64_t one = 1;
     if (write(atomic_load(&windows[i].event), &one, sizeof one) < 0) {}  // full: it has been told already
     return 1;

@@ -230,6 +230,38 @@ private final class FakeClient {
         #expect(throws: POSIXError(.ESTALE)) { try client.attributes(nodes[9]) }
     }
 
+    /// Every other page of a whole window that shows nothing, by eight threads at once: a mapping for each would be more than a
+    /// process may have.
+    @Test func missingPagesTakeFewMappings() throws {
+        let place = try Place()
+        try place.write("file", "text")
+        let client = try place.client()
+        let (piece, size) = (DirectWindow.pieceSize, 256 << 20)
+        let memory = try #require(mmap(nil, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0))
+        let window = try DirectWindow(host: memory, size: size) { _, _ in }
+        client.server.show(window)
+        defer {
+            client.server.hide(window)
+            window.close()
+            munmap(memory, size)
+        }
+        let node = try client.lookUp("file")
+        for index in 0..<size / piece {
+            let numbers = [UInt64.max, UInt64(piece), UInt64(piece), 3, UInt64(index * piece)]
+            _ = try client.ask(48, node, numbers.flatMap { FakeClient.bytes($0) })
+        }
+        nonisolated(unsafe) let bytes = memory
+        DispatchQueue.concurrentPerform(iterations: 8) { thread in
+            var signals = sigset_t()
+            sigemptyset(&signals)
+            sigaddset(&signals, SIGBUS)
+            pthread_sigmask(SIG_UNBLOCK, &signals, nil)
+            for page in stride(from: thread * 8192, to: size, by: 8 * 8192) { bytes.storeBytes(of: 1, toByteOffset: page, as: UInt8.self) }
+        }
+        let mappings = try String(contentsOfFile: "/proc/self/maps", encoding: .utf8).split(separator: "\n").count
+        #expect(mappings < 20_000)
+    }
+
     /// Requests that are nearly right, and some that are not: nothing crashes, nothing outside the share changes.
     @Test func garbageDoesNoHarm() throws {
         let place = try Place()
