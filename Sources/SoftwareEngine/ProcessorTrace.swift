@@ -41,17 +41,25 @@ enum ProcessorTrace {
 private final class TranslationCost {
     private let index: Int
     private var began: UInt64 = 0
-    private var (blocks, instructions, nanoseconds) = (0, 0, UInt64(0))
+    private var bytesBefore = 0
+    private var (blocks, instructions, bytes, nanoseconds) = (0, 0, 0, UInt64(0))
     init(_ index: Int) { self.index = index }
 
-    /// - Parameter count: nil before a block is translated, then its instructions.
-    func tell(_ count: Int?) {
-        guard let count else { return began = monotonicNanoseconds() }
+    /// - Parameters:
+    ///   - count: nil before a block is translated, then its instructions.
+    ///   - codeBytes: what the processor's translated code takes.
+    func tell(_ count: Int?, _ codeBytes: Int) {
+        guard let count else {
+            bytesBefore = codeBytes
+            return began = monotonicNanoseconds()
+        }
         nanoseconds += monotonicNanoseconds() &- began
         blocks += 1
         instructions += count
+        bytes += codeBytes - bytesBefore
         guard blocks % 4096 == 0 else { return }
-        ProcessorTrace.say("cpu \(index) translated \(blocks) blocks, \(instructions) instructions, \(Int(nanoseconds) / max(instructions, 1)) ns each")
+        let all = max(instructions, 1)
+        ProcessorTrace.say("cpu \(index) translated \(blocks) blocks, \(instructions) instructions, \(Int(nanoseconds) / all) ns and \(bytes / all) bytes each")
     }
 }
 

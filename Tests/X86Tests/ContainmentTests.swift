@@ -42,7 +42,7 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
         try #require(mprotect(ram, Self.size, PROT_READ | PROT_WRITE) == 0)
         memory = PhysicalMemory(regions: [(0, UInt64(Self.size), ram)])
         random = Generator(state: seed)
-        generator = SequenceGenerator(seed: seed, data: 0x8000)
+        generator = SequenceGenerator(seed: seed, data: 0x8000, code: 0x4000)
         core = X86Core(memory: memory, environment: self)
         core.translationThreshold = threshold
         let thread = Thread { [weak self] in

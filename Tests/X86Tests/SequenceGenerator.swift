@@ -10,9 +10,13 @@ struct SequenceGenerator {
         var target: Int?
         /// A jump that may be led around a call.
         var isForward = false
+        /// What an operand relative to the instruction's end means, and where its displacement stands.
+        var relative: (at: Int, address: UInt64)?
     }
     private var random: Generator
     private let data: UInt64
+    /// Where sequences stand.
+    private let code: UInt64
     /// Flags that the manuals leave undefined at this point.
     private(set) var undefinedFlags: UInt64 = 0 {
         didSet { everUndefined |= undefinedFlags }
@@ -34,9 +38,9 @@ struct SequenceGenerator {
     static let readOnlyPage = 4
     static let pageCount = 8
 
-    init(seed: UInt64, data: UInt64) {
+    init(seed: UInt64, data: UInt64, code: UInt64) {
         random = Generator(state: seed)
-        self.data = data
+        (self.data, self.code) = (data, code)
     }
     mutating func next() -> UInt64 { random.next() }
     mutating func chance(_ n: UInt64) -> Bool { random.next() % n == 0 }
@@ -113,6 +117,9 @@ struct SequenceGenerator {
                 let end = code.count + bytes.count
                 let displacement = starts[min(target, items.count)] - end
                 bytes.replaceSubrange(bytes.count - 4..<bytes.count, with: little(UInt64(bitPattern: Int64(displacement)), 4))
+            }
+            if let (at, address) = item.relative {
+                bytes.replaceSubrange(at..<at + 4, with: little(address &- self.code &- UInt64(code.count + bytes.count), 4))
             }
             code += bytes
         }
@@ -213,18 +220,18 @@ struct SequenceGenerator {
     /// Any other instruction, its memory operand usually at a good place.
     private mutating func general(withoutStack: Bool = false) -> Item? {
         for _ in 0..<50 {
-            guard let (bytes, i) = candidate() else { continue }
+            guard let (bytes, i, displacement) = candidate() else { continue }
             if withoutStack, Self.touchesStackPointer(i) { continue }
             if invalidForms.contains(Self.form(i)), !chance(50) { continue }
             let effects = FlagEffects(i)
             var before: [UInt8] = []
             if effects.reads, undefinedFlags != 0 { before += define() }
-            if i.isMemory, i.base >= 0, !i.isRIPRelative, chance(20) == false { before += setUp(i) }
+            if i.isMemory, i.base >= 0 || i.index >= 0, !i.isRIPRelative, chance(20) == false { before += setUp(i) }
             undefinedFlags = (effects.definesAll ? 0 : undefinedFlags & ~effects.defined) | effects.undefined
             forms.insert(UInt16(i.map.rawValue) << 8 | UInt16(i.opcode))
             sumsProducts = sumsProducts || i.map == .three3A && (i.opcode == 0x40 || i.opcode == 0x41)
             loadsEnvironment = loadsEnvironment || i.isMemory && i.map == .one && (i.opcode == 0xD9 || i.opcode == 0xDD) && i.group == 4
-            return Item(bytes: before + bytes)
+            return Item(bytes: before + bytes, relative: i.isRIPRelative ? (before.count + displacement, place()) : nil)
         }
         return nil
     }
@@ -253,6 +260,7 @@ struct SequenceGenerator {
         func move(_ register: Int8, _ value: UInt64) -> [UInt8] {
             (register > 7 ? [0x41] : []) + [0xB8 | UInt8(register) & 7] + little(value, 4)
         }
+        if i.base < 0 { return move(i.index, below(0x20)) }
         var address = place()
         if i.base == 4 { address &= ~7 }
         var bytes = move(i.base, address &- UInt64(bitPattern: i.displacement))
@@ -261,7 +269,9 @@ struct SequenceGenerator {
         return bytes
     }
 
-    private mutating func candidate() -> (bytes: [UInt8], instruction: Instruction)? {
+    /// An instruction, and where in it a displacement stands.
+    private typealias Candidate = (bytes: [UInt8], instruction: Instruction, displacement: Int)
+    private mutating func candidate() -> Candidate? {
         var code: [UInt8] = []
         if chance(3) {
             code = random.extendedOpcode()
@@ -282,16 +292,20 @@ struct SequenceGenerator {
         return finish(code)
     }
     /// Operands for an opcode; nil when it is not for these tests.
-    private mutating func finish(_ opcode: [UInt8]) -> (bytes: [UInt8], instruction: Instruction)? {
+    private mutating func finish(_ opcode: [UInt8]) -> Candidate? {
         var code = opcode
         var modRM = byte()
-        if modRM >> 6 == 0 { modRM |= 0x80 }
+        // Without a base there are three forms: relative, absolute, and an index alone.
+        let form = modRM >> 6 == 0 ? below(4) : 3
+        if modRM >> 6 == 0 { modRM = form == 3 ? modRM | 0x80 : modRM & 0x38 | (form == 0 ? 5 : 4) }
         code.append(modRM)
-        if modRM >> 6 != 3, modRM & 7 == 4 { code.append(byte() & 0x3F) }
+        if form == 1 { code.append(0x25) } else if form == 2 { code.append(byte() | 5) } else if modRM >> 6 != 3, modRM & 7 == 4 { code.append(byte() & 0x3F) }
+        let displacement = code.count
+        if form != 3 { code += little(place(), 4) }
         if modRM >> 6 == 1 { code.append(byte()) } else if modRM >> 6 == 2 { code += little(next() & 0xFFF, 4) }
         while code.count < 15 { code.append(byte()) }
         guard case .instruction(let i) = code.withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: .bits64) }), Self.isUsable(i) else { return nil }
-        return (Array(code.prefix(i.length)), i)
+        return (Array(code.prefix(i.length)), i, displacement)
     }
 
     /// Where the instructions of a sequence start, its end too.
@@ -327,7 +341,7 @@ struct SequenceGenerator {
         return false
     }
     private static func isUsable(_ i: Instruction) -> Bool {
-        if i.isRIPRelative || (i.isMemory && i.index == i.base) || Generator.isForeign(i) { return false }
+        if (i.isMemory && !i.isRIPRelative && i.index >= 0 && i.index == i.base) || Generator.isForeign(i) { return false }
         switch (i.map, i.opcode) {
         case (.three38, 0x90...0x93): return !i.isVEX  // what a gather has done when it faults differs between processors
         case (.one, 0xFF): return i.group < 2 || i.group == 6

@@ -49,7 +49,8 @@ final class SequenceHarness: X86Environment {
         var mismatches: [String] = []
     }
     static let data: UInt64 = 0x1800_0000
-    static let code: UInt64 = 0x2000_0000_0000
+    /// Near enough for operands relative to an instruction.
+    static let code: UInt64 = 0x4B3A_7000
     private static let pages = SequenceGenerator.pageCount
     private static let dataPhysical = 0x10000
     private static let codePhysical = 0x20000
@@ -73,7 +74,7 @@ final class SequenceHarness: X86Environment {
     init(seed: UInt64, threshold: UInt32) throws {
         translates = threshold > 0
         try #require(host_sequence_init(Self.code, Self.data, UInt64(Self.pages * 4096)) == 0)
-        generator = SequenceGenerator(seed: seed, data: Self.data)
+        generator = SequenceGenerator(seed: seed, data: Self.data, code: Self.code + UInt64(HOST_SEQUENCE_CODE))
         bytes = .allocate(byteCount: 0x40000, alignment: 4096)
         bytes.initializeMemory(as: UInt8.self, repeating: 0, count: 0x40000)
         memory = PhysicalMemory(regions: [(0, 0x40000, bytes)])
@@ -95,12 +96,12 @@ final class SequenceHarness: X86Environment {
         for page in 0..<Self.pages where !SequenceGenerator.missingPages.contains(page) {
             put(0x4000 + page * 8, UInt64(Self.physical(page)) | (page == SequenceGenerator.readOnlyPage ? 5 : 7) | 1 << 63)
         }
-        put(0x1000 + Int(Self.code >> 39) * 8, 0x5007)
-        put(0x5000, 0x6007)
-        put(0x6000, 0x7007)
-        put(0x7000, UInt64(Self.codePhysical) | 7)
-        put(0x6000 + Int(HOST_SEQUENCE_EXIT) >> 21 * 8, 0x8007)
-        put(0x8000 + (Int(HOST_SEQUENCE_EXIT) >> 12 & 511) * 8, UInt64(Self.codePhysical + 4096) | 5)
+        let (code, exit) = (Int(Self.code), Int(Self.code) + Int(HOST_SEQUENCE_EXIT))
+        put(0x2000 + (code >> 30) * 8, 0x6007)
+        put(0x6000 + (code >> 21 & 511) * 8, 0x7007)
+        put(0x7000 + (code >> 12 & 511) * 8, UInt64(Self.codePhysical) | 7)
+        put(0x6000 + (exit >> 21 & 511) * 8, 0x8007)
+        put(0x8000 + (exit >> 12 & 511) * 8, UInt64(Self.codePhysical + 4096) | 5)
         bytes.storeBytes(of: 0x0B0F, toByteOffset: Self.codePhysical + 4096, as: UInt16.self)
         for page in SequenceGenerator.missingPages { host_sequence_protect(Self.data + UInt64(page * 4096), 4096, 0) }
         host_sequence_protect(Self.data + UInt64(SequenceGenerator.readOnlyPage * 4096), 4096, 1)

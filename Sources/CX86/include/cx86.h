@@ -70,7 +70,7 @@ typedef struct x86_segment {
 typedef struct x86_base_cache {
   uint64_t tag_r, host_r, tag_w, host_w;
 } x86_base_cache;
-#define X86_BASE_CACHES 37 // of each privilege: the supervisor's, then the user's
+#define X86_BASE_CACHES 97 // of each privilege: the supervisor's, then the user's
 
 typedef struct x86_cpu {
   uint64_t gpr[16];
@@ -147,7 +147,7 @@ enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offset
   X86_HOST_STACK_OFFSET = offsetof(x86_cpu, host_stack), X86_RETURN_STACK_OFFSET = offsetof(x86_cpu, return_stack), X86_RETURN_OFFSET_OFFSET = offsetof(x86_cpu, return_offset), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache),
   X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge), X86_INTERRUPT_LATCH_OFFSET = offsetof(x86_cpu, interrupt_latch),
   X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
-  X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_RFLAGS_OFFSET = offsetof(x86_cpu, rflags), X86_CPL_OFFSET = offsetof(x86_cpu, cpl), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked), X86_AVX_OFF_OFFSET = offsetof(x86_cpu, avx_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };
+  X86_X87_CONTROL_OFFSET = offsetof(x86_cpu, x87_control), X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_RFLAGS_OFFSET = offsetof(x86_cpu, rflags), X86_CPL_OFFSET = offsetof(x86_cpu, cpl), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked), X86_AVX_OFF_OFFSET = offsetof(x86_cpu, avx_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };
 
 // Host instructions that Swift has no name for. `lock cmpxchg` and friends as assembly because guest operands may be
 // unaligned, which the C atomics leave undefined.

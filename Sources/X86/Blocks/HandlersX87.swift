@@ -74,6 +74,8 @@ extension HandlerSelector {
         default: return false
         }
     }
+    /// FNSTCW and FNSTSW.
+    static func x87StoresWord(_ opcode: UInt8, _ group: UInt8) -> Bool { group == 7 && (opcode == 0xD9 || opcode == 0xDD) }
     static func isX87Register(_ opcode: UInt8, _ group: UInt8, _ rm: UInt8) -> Bool {
         switch opcode {
         case 0xD9:

@@ -266,7 +266,7 @@ package final class X86Core: @unchecked Sendable {  // see above
     /// With address and reason whenever handlers give the run loop the word for one.
     package var traceExit: ((UInt64, UInt32) -> Void)?
     /// Before a block is translated with nil, and after it with how many instructions that were.
-    package var traceCost: ((Int?) -> Void)?
+    package var traceCost: ((_ instructions: Int?, _ codeBytes: Int) -> Void)?
     /// With host address, size and guest address of each block that is translated.
     package var traceTranslation: ((UInt, Int, UInt64) -> Void)?
     package var faultAddress: UInt64 { state.pointee.cr2 }

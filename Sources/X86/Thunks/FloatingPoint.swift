@@ -15,6 +15,11 @@ enum ThunkAux {
     /// Waits for pending x87 exceptions without being an x87 instruction: MMX.
     static let waits: UInt8 = 64
 }
+/// Bits of the x87 control word that are not reserved, and the reserved one that is set. SDM vol. 1 § 8.1.5.
+enum X87Control {
+    static let defined: Int32 = 0x1F3F
+    static let alwaysSet: Int32 = 0x40
+}
 /// Bits of `x86_cpu.x87_unmasked`: exceptions that the guest wants.
 enum Unmasked {
     static let x87: UInt8 = 1
@@ -224,7 +229,8 @@ extension X86Core {
             target.copyMemory(from: host, byteCount: size)
             return true
         }
-        guard checkCanonical(op, linear &+ UInt64(size - 1)) else { return false }
+        // Ten bytes of the x87 are an access of eight and one of two; what is wrong with the first comes first.
+        guard size == 10 || checkCanonical(op, linear &+ UInt64(size - 1)) else { return false }
         var done = 0
         while done < size {
             let step = min(8, size - done)
@@ -278,7 +284,7 @@ extension X86Core {
     static func summarised(_ status: UInt16, control: UInt16) -> UInt16 { status & 0x3F & ~control != 0 ? status | 0x8080 : status & ~0x8080 }
     /// Reserved bits read as the processor has them: bit 6 set, the others clear. SDM vol. 1 § 8.1.5.
     func setX87Control(_ value: UInt16) {
-        let value = value & 0x1F3F | 0x40
+        let value = value & UInt16(X87Control.defined) | UInt16(X87Control.alwaysSet)
         state.pointee.x87_control = UInt64(value)
         cx_fldcw(value | 0x3F)
         setUnmasked(Unmasked.x87, value & 0x3F != 0x3F)

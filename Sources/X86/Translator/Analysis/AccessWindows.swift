@@ -174,7 +174,9 @@ struct AccessWindows {
             return register == 4 ? 8 : 0
         case .leave: return register == 4 || register == 5 ? nil : 0
         case .plain:
-            guard !plan.isX87, register == 0 || register == 2 else { return 0 }
+            guard register == 0 || register == 2 else { return 0 }
+            // Of these only FNSTSW has an operand outside.
+            if plan.isX87 { return register == 0 && i.opcode == 0xDF && i.group == 4 ? nil : 0 }
             return accumulatorChange(of: register, by: i)
         case .exchangeAccumulator: return register == 0 || named == register ? nil : 0
         case .moveImmediate, .byteSwap: return isChanged(named, byte: i.opcode < 0xB8) ? nil : 0
@@ -183,7 +185,7 @@ struct AccessWindows {
             let adds = i.base == Int8(register) && i.index < 0 && !i.isRIPRelative && i.addressSize == 8 && i.operandSize == 8
             return adds && abs(i.displacement) < 1 << 30 ? Int(i.displacement) : nil
         case .nop, .zeroUpper, .clearInterrupt, .setInterrupt, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
-        case .modRM, .divide: break
+        case .modRM, .divide, .loadControl: break
         }
         if i.map == .one, !plan.isExtended, i.opcode == 0x81 || i.opcode == 0x83, !i.isMemory, i.rm == register, i.operandSize == 8, i.group == 0 || i.group == 5 {
             return i.group == 0 ? Int(i.immediate) : -Int(i.immediate)

@@ -9,6 +9,8 @@ struct TranslationPlan {
         /// DIV and IDIV by what cannot fault, which is found out first.
         case divide
         case pushFlags, clearInterrupt, setInterrupt
+        /// FLDCW: the interpreter sees to one that unmasks exceptions.
+        case loadControl
         /// No operands but fixed registers, which are the same on the host.
         case plain
         case lea
@@ -233,21 +235,20 @@ struct TranslationPlan {
         return true
     }
 
-    /// x87 instructions work on the host's own registers, which are the guest's while a core runs; those that show or set
-    /// control words and instruction addresses stay with the interpreter.
+    /// x87 instructions work on the host's own registers, which are the guest's while a core runs, the control word too as long as
+    /// all exceptions are masked, as segments make sure; those that show or set instruction addresses stay with the interpreter.
     private mutating func x87(_ i: Instruction) -> Bool {
         isX87 = true
         reg = .none
         rm = .none
         if i.isMemory {
-            guard let bytes = HandlerSelector.x87MemorySize(i.opcode, i.group), bytes <= 10, i.opcode != 0xD9 || i.group < 4, i.opcode != 0xDD || i.group < 4 else {
-                return false
-            }
+            guard let bytes = HandlerSelector.x87MemorySize(i.opcode, i.group), bytes <= 10 else { return false }
             size = bytes
-            writesRM = HandlerSelector.x87Stores(i.opcode, i.group)
+            writesRM = HandlerSelector.x87Stores(i.opcode, i.group) || HandlerSelector.x87StoresWord(i.opcode, i.group)
+            if i.opcode == 0xD9, i.group == 5 { kind = .loadControl }
             return true
         }
-        guard HandlerSelector.isX87Register(i.opcode, i.group, i.rm & 7), !(i.opcode == 0xDB && i.group == 4), !(i.opcode == 0xDF && i.group == 4) else { return false }
+        guard HandlerSelector.isX87Register(i.opcode, i.group, i.rm & 7), !(i.opcode == 0xDB && i.group == 4) else { return false }
         kind = .plain
         readsFlags = (i.opcode == 0xDA || i.opcode == 0xDB) && i.group < 4
         definesFlags = (i.opcode == 0xDB || i.opcode == 0xDF) && (i.group == 5 || i.group == 6)

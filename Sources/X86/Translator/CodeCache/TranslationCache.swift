@@ -90,6 +90,8 @@ final class TranslationCache {
     private(set) var exitWithMemory = Exit()
     private(set) var exitWithout = Exit()
     private(set) var exitToLoop = 0
+    /// From the interpreter to the code at r9: the host's registers to its stack, the guest's from the state.
+    private(set) var enter = 0
     private(set) var untranslated = 0
     private(set) var convertFlags = 0
     /// Called: clears the upper halves of all vector registers in the state. XMM0 is lost.
@@ -289,6 +291,8 @@ final class TranslationCache {
         }
         exitWithout = makeExit(&code) { _ in }
 
+        makeEntry(&code)
+
         // RIP in r11, flags in memory: back to the run loop.
         exitToLoop = code.here
         code.store(Host.address, Host.cell(Int(X86_RIP_OFFSET)))
@@ -333,6 +337,17 @@ final class TranslationCache {
             return (read, write)
         }
         commit(code)
+    }
+    private func makeEntry(_ code: inout Assembler) {
+        enter = code.here
+        for register in Host.calleeSaved { code.push(register) }
+        code.move(Host.state, Host.rsi)
+        code.op(0xC7, reg: 0, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
+        code.int32(0xFFFF)
+        for n in Host.mapped { if let host = Host.register(n) { code.load(host, Host.home(n)) } }
+        code.store(4, Host.cell(Int(X86_HOST_STACK_OFFSET)))
+        code.load(4, Host.cell(Int(X86_RETURN_STACK_OFFSET)))
+        code.bytes(0x41, 0xFF, 0xE1)  // jmp r9
     }
     private func makeExit(_ code: inout Assembler, flags: (inout Assembler) -> Void) -> Exit {
         var exit = Exit(withHandler: code.here)

@@ -71,12 +71,12 @@ extension X86Core {
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 4096 - Int(gpa & 4095))
         let header = first - 1
         let start = translations.here
-        traceCost?(nil)
+        traceCost?(nil, translations.bytes)
         first.timesWatched = 1
         // Programs only: the kernel's blocks are many, and few of them hot.
         let phase: AccessTrial.Phase = lockStep == nil && state.pointee.cpl == 3 ? .counted(trialLength &* 8) : .none
         let count = translate(bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
-        traceCost?(count)
+        traceCost?(count, translations.bytes)
         traceTranslation?(start, Int(translations.here - start), state.pointee.block_base &+ UInt64(first.pointee.off))
     }
     /// A block of one instruction that goes on in the next page: translated when it is made, while its bytes are together.
@@ -118,9 +118,9 @@ extension X86Core {
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)) + start, count: 4096 - start)
         let old = (first.pointee.imm + UInt64(first.pointee.scale), UInt64(bitPattern: first.pointee.disp))
         let begin = translations.here
-        traceCost?(nil)
+        traceCost?(nil, translations.bytes)
         let count = translate(bytes, first, page + UInt64(start), translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
-        traceCost?(count)
+        traceCost?(count, translations.bytes)
         traceTranslation?(begin, Int(translations.here - begin), state.pointee.block_base &+ UInt64(start))
         let new = (first.pointee.imm + UInt64(first.pointee.scale), UInt64(bitPattern: first.pointee.disp))
         translations.retarget(page: Int(header.pointee.imm), (old.1, new.1), (old.0, new.0))
@@ -132,7 +132,8 @@ extension X86Core {
     ) -> Int {
         // Taken out while it works: one that somebody else holds, too, would be copied.
         var translator = spareTranslator.take() ?? BlockTranslator(cache: translations, features: features, first: first, repeatsLoops: lockStep == nil)
-        translator.translate(bytes, first: first, gpa: gpa, isUser: state.pointee.cpl == 3, version: version, next: next, phase: phase)
+        let linear = state.pointee.block_base
+        translator.translate(bytes, first: first, gpa: gpa, linear: linear, isUser: state.pointee.cpl == 3, version: version, next: next, phase: phase)
         let count = translator.instructionCount
         spareTranslator = translator
         return count

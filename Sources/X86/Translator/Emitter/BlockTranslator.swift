@@ -14,17 +14,24 @@ struct BlockTranslator {
     /// A window's range was not all in one page: the rest of the segment without windows, from this line on.
     struct Fallback {
         var jumps: Jumps
+        var start = 0
         var line: Int
         var flags: Flags
         var vectors: VectorRegisters
         var checked: Checked
     }
+    /// How an address that a base cache does not have comes into r11.
+    enum MissedAddress {
+        /// It is there, less the tag in this cell.
+        case above(cell: Int)
+        case relative(Int32)
+        case absolute(Int32)
+    }
     /// A base cache holds another page: looked up out of line. `slow` is the slow path for when that fails.
     struct Miss {
         var jump: UnsafeMutablePointer<UInt8>
         var again: Int
-        /// The base cache's tag, which was taken off the address.
-        var cell: Int
+        var address: MissedAddress
         var size: Int
         var lookUp: Int
         var slow: Int
@@ -60,6 +67,8 @@ struct BlockTranslator {
     let features: X86Features
     private(set) var first: Op
     private(set) var gpa: UInt64
+    /// Of the block's page, where it is translated: it may run elsewhere, too.
+    private(set) var linear: Int64 = 0
     var code: Assembler
     /// What runs seldom: exchanged with `code` while that is written.
     var cold: Assembler
@@ -69,6 +78,7 @@ struct BlockTranslator {
     var startFlags = Flags.dead
     var vectors = VectorRegisters()
     var checked = Checked.nothing
+    var named = NamedPages()
     var slow: [SlowPath] = []
     var callMisses: [(jumps: Jumps, op: Op, handler: UInt)] = []
     var misses: [Miss] = []
@@ -77,7 +87,8 @@ struct BlockTranslator {
     var landings: [UnsafeMutablePointer<UInt8>] = []
     var alternates: [Alternate] = []
     var fallbacks: [Fallback] = []
-    private var fallbackStarts: [Int] = []
+    /// Where fallbacks may come into the segment without windows, and what that knows there.
+    private var fallbackEntries: [(line: Int, at: Int, flags: Flags, vectors: VectorRegisters)] = []
     var usesWindows = true
     /// The window whose distance is still in r11, as long as nothing more is written.
     var held: (window: Int, at: Int)?
@@ -87,6 +98,7 @@ struct BlockTranslator {
     var current = 0
     var conversions: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
     var stubs: [(slot: Int, kind: TranslationCache.EdgeKind, target: Int, crossing: TranslationCache.Crossing?)] = []
+    private var linkTails = (flags: 0, memory: 0)
     var staleJumps: [UnsafeMutablePointer<UInt8>] = []
     var loopExits: [UnsafeMutablePointer<UInt8>] = []
     var body = 0
@@ -125,11 +137,12 @@ struct BlockTranslator {
     ///   - version: of the block's page; `next`: of the page behind it, if the block lies in both.
     ///   - phase: what is known of the operands of the first segment. When they have been watched, only that one is translated anew.
     mutating func translate(
-        _ bytes: UnsafeBufferPointer<UInt8>, first: Op, gpa: UInt64, isUser: Bool, version: (cell: UInt, version: UInt32),
+        _ bytes: UnsafeBufferPointer<UInt8>, first: Op, gpa: UInt64, linear: UInt64, isUser: Bool, version: (cell: UInt, version: UInt32),
         next: (cell: UInt, version: UInt32)? = nil, phase: AccessTrial.Phase
     ) {
         (self.first, self.gpa, self.version, nextVersion) = (first, gpa, version, next)
         self.phase = phase
+        self.linear = Int64(bitPattern: linear)
         let isAgain = first.pointee.aux == 1
         bank = isUser ? Int(X86_BASE_CACHES) : 0
         code = cache.open()
@@ -185,7 +198,7 @@ struct BlockTranslator {
             repeatLoop()
         }
         windows.plan(&lines)
-        (vectors, checked) = (VectorRegisters(), .nothing)
+        (vectors, checked, named) = (VectorRegisters(), .nothing, NamedPages())
         let checkedEntry = code.here
         if start { checkVersion() }
         let afterCheck = code.here
@@ -196,14 +209,7 @@ struct BlockTranslator {
         if start { beginTrial() }
         emitLines(from: 0, next: next, endsBlock: endsBlock)
         swap(&code, &cold)
-        usesWindows = false
-        for fallback in fallbacks {
-            fallback.jumps.patch(&code)
-            fallbackStarts.append(code.here)
-            (flags, vectors, checked) = (fallback.flags, fallback.vectors, fallback.checked)
-            emitLines(from: fallback.line, next: next, endsBlock: endsBlock)
-        }
-        fallbacks.removeAll(keepingCapacity: true)
+        emitFallbacks(next: next, endsBlock: endsBlock)
         var flagsEntry = body
         if start, startFlags == .memory {
             flagsEntry = code.here
@@ -211,10 +217,11 @@ struct BlockTranslator {
             code.jump(to: body)
         }
         finishSlowPaths()
-        fallbackStarts.removeAll(keepingCapacity: true)
+        fallbacks.removeAll(keepingCapacity: true)
+        fallbackEntries.removeAll(keepingCapacity: true)
         let entry = code.here
-        enter()
-        code.jump(to: afterCheck)
+        code.leaRIP(Host.scratch, afterCheck)
+        code.jump(to: cache.enter)
         swap(&code, &cold)
         if start {
             first.pointee.imm = UInt64(checkedEntry)
@@ -224,6 +231,24 @@ struct BlockTranslator {
             first.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
         } else {
             head.pointee.fn = unsafeBitCast(UInt(entry), to: Handler.self)
+        }
+    }
+
+    /// The segment without windows: once, and most fallbacks lead into the middle of that.
+    private mutating func emitFallbacks(next: Op, endsBlock: Bool) {
+        usesWindows = false
+        for number in fallbacks.indices {
+            let fallback = fallbacks[number]
+            fallback.jumps.patch(&code)
+            fallbacks[number].start = code.here
+            if let entry = fallbackEntries.first(where: { $0.line == fallback.line }), entry.vectors == fallback.vectors {
+                // Flags are never the host's here: the window was just compared.
+                if entry.flags == .host, fallback.flags == .memory { restoreFlags(mayBeLazy: false) }
+                code.jump(to: entry.at)
+            } else {
+                (flags, vectors, checked, named) = (fallback.flags, fallback.vectors, fallback.checked, NamedPages())
+                emitLines(from: fallback.line, next: next, endsBlock: endsBlock)
+            }
         }
     }
 
@@ -249,6 +274,10 @@ struct BlockTranslator {
     mutating func emitLines(from start: Int, next: Op, endsBlock: Bool) {
         for number in start..<lines.count {
             current = number
+            if !usesWindows, fallbacks.contains(where: { $0.line == number }) {
+                named = NamedPages()
+                fallbackEntries.append((number, code.here, flags, vectors))
+            }
             emitHolding(lines[number])
         }
         guard let last = lines.last, !last.plan.endsBlock else { return }
@@ -259,16 +288,6 @@ struct BlockTranslator {
         edge(end, to: end.offset)
     }
 
-    /// From the interpreter: the host's registers to its stack, the guest's from the state.
-    mutating func enter() {
-        for register in Host.calleeSaved { code.push(register) }
-        code.move(Host.state, Host.rsi)
-        code.op(0xC7, reg: 0, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
-        code.int32(0xFFFF)
-        for n in Host.mapped { if let host = Host.register(n) { code.load(host, Host.home(n)) } }
-        code.store(4, Host.cell(Int(X86_HOST_STACK_OFFSET)))
-        code.load(4, Host.cell(Int(X86_RETURN_STACK_OFFSET)))
-    }
     mutating func checkVersion() {
         compareVersion(version)
         if let nextVersion { compareVersion(nextVersion) }
@@ -304,6 +323,25 @@ struct BlockTranslator {
         code.moveImmediate(Host.scratch, UInt64(handler))
         code.jump(to: exit.withHandler)
     }
+    /// With the edge in r11; what all of a segment's edges do alike is written once.
+    mutating func leaveToLink(_ kind: TranslationCache.EdgeKind) {
+        let tail = kind == .flags ? linkTails.flags : linkTails.memory
+        guard tail == 0 else { return code.jump(to: tail) }
+        if kind == .flags { linkTails.flags = code.here } else { linkTails.memory = code.here }
+        code.store(Host.address, Host.cell(Int(X86_T1_EDGE_OFFSET)))
+        leave(first, unsafeBitCast(TranslatorHandlers.linkEdge, to: UInt.self), kind == .flags ? .host : .memory)
+    }
+    private mutating func load(_ address: MissedAddress) {
+        switch address {
+        case .above(let cell): code.op(0x03, reg: Host.address, Host.cell(cell))
+        case .relative(let distance):
+            code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+            code.lea(Host.address, .memory(base: Host.address, displacement: distance))
+        case .absolute(let address):
+            code.op(0xC7, reg: 0, .register(Host.address))
+            code.int32(address)
+        }
+    }
     mutating func finishSlowPaths() {
         for exit in sideExits {
             code.patch(exit.jump)
@@ -314,10 +352,10 @@ struct BlockTranslator {
         for miss in misses {
             code.patch(miss.jump)
             countMiss(miss)
-            code.op(0x03, reg: Host.address, Host.cell(miss.cell))
+            load(miss.address)
             code.moveImmediate(Host.scratch, UInt64(4096 - miss.size))
             code.call(miss.lookUp)
-            if let fallback = miss.fallback { code.jump(if: 7, to: fallbackStarts[fallback]) } else { slow[miss.slow].jumps.append(code.jump(if: 7)) }
+            if let fallback = miss.fallback { code.jump(if: 7, to: fallbacks[fallback].start) } else { slow[miss.slow].jumps.append(code.jump(if: 7)) }
             code.jump(to: miss.again)
         }
         finishExhausted()
@@ -360,6 +398,7 @@ struct BlockTranslator {
             code.jump(to: cache.convertFlags)
         }
         conversions.removeAll(keepingCapacity: true)
+        linkTails = (0, 0)
         for stub in stubs {
             if let crossing = stub.crossing {
                 finishCrossing(stub.slot, stub.kind, stub.target, crossing)
@@ -368,8 +407,7 @@ struct BlockTranslator {
             let address = code.here
             let edge = cache.makeEdge(slot: stub.slot, kind: stub.kind, stub: address)
             code.moveImmediate(Host.address, UInt64(stub.target) << 32 | UInt64(edge))
-            code.store(Host.address, Host.cell(Int(X86_T1_EDGE_OFFSET)))
-            leave(first, unsafeBitCast(TranslatorHandlers.linkEdge, to: UInt.self), stub.kind == .flags ? .host : .memory)
+            leaveToLink(stub.kind)
         }
         stubs.removeAll(keepingCapacity: true)
         if !staleJumps.isEmpty || !loopExits.isEmpty {

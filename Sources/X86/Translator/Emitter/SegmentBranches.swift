@@ -95,8 +95,7 @@ extension BlockTranslator {
         if kind == .flags { saveFlags() }
         code.patch(enough)
         code.moveImmediate(Host.address, UInt64(offset) << 32 | UInt64(edge))
-        code.store(Host.address, Host.cell(Int(X86_T1_EDGE_OFFSET)))
-        leave(first, unsafeBitCast(TranslatorHandlers.linkEdge, to: UInt.self), .memory)
+        leaveToLink(.memory)
         cache.setStub(ofCounted: edge, stub, poll: poll)
     }
 

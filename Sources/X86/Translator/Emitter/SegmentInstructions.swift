@@ -58,6 +58,7 @@ extension BlockTranslator {
         case .moveImmediate: moveImmediate(line.instruction)
         case .byteSwap: byteSwap(line.instruction)
         case .divide: divide(line)
+        case .loadControl: loadControl(line)
         case .pushFlags: pushFlags(line)
         case .clearInterrupt: clearInterrupt(line)
         case .setInterrupt: setInterrupt(line)
@@ -263,6 +264,17 @@ extension BlockTranslator {
         code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
         aboutToClobber(line)
         code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+    }
+    private mutating func loadControl(_ line: Line) {
+        code.op(0xB7, reg: Host.scratch, memoryOperand(line), wide: false, map: 1)  // movzx r9d, …
+        aboutToClobber(line)
+        code.bytes(0x41, 0xF7, 0xD1, 0x41, 0xF6, 0xC1, 0x3F)  // not r9d; test r9b, 63
+        slowPath(Jumps(code.jump(if: 5)), line)
+        code.bytes(0x41, 0xF7, 0xD1, 0x41, 0x81, 0xE1)  // not r9d; and r9d, …
+        code.int32(X87Control.defined)
+        code.bytes(0x41, 0x83, 0xC9, UInt8(X87Control.alwaysSet))  // or r9d, …
+        code.store(Host.scratch, Host.cell(Int(X86_X87_CONTROL_OFFSET)))
+        code.op(0xD9, reg: 5, Host.cell(Int(X86_X87_CONTROL_OFFSET)), wide: false)  // fldcw
     }
     mutating func pushFlags(_ line: Line) {
         needFlags(line)

@@ -3,14 +3,16 @@ import CX86
 /// Which operands remember the page they used last.
 enum BaseCache {
     static let stack = 0
-    static let ripRelative = 1
-    static let absolute = 2
-    static let indexOnly = 3
-    static let segment = 4
     /// By base register, for operands that go through an array.
-    static func advancing(_ base: Int8) -> Int { 5 + Int(base) }
+    static func advancing(_ base: Int8) -> Int { 1 + Int(base) }
     /// The same for operands of which a trial has shown that they stay in their page.
-    static func staying(_ base: Int8) -> Int { 21 + Int(base) }
+    static func staying(_ base: Int8) -> Int { 17 + Int(base) }
+    /// For addresses that the instruction alone decides, or nearly: programs go round a few dozen pages of those.
+    static func named(page address: Int64) -> Int {
+        let page = UInt64(bitPattern: address) >> 12
+        return firstNamed + Int((page ^ page >> 6) & 63)
+    }
+    static let firstNamed = 33
 }
 
 // Guest addresses to host addresses: the TLB inline, base caches, windows.
@@ -57,13 +59,11 @@ extension BlockTranslator {
     /// Which base cache an operand uses; nil for pointers and indices that wander: they ask the TLB itself. (Programs that
     /// follow pointers change pages so often that finding out costs more than it saves: 40 % of the time in Python.)
     func baseCache(_ i: Instruction) -> Int? {
-        if i.segmentOverride >= 4 { return BaseCache.segment }
-        if i.isRIPRelative { return BaseCache.ripRelative }
+        if i.isRIPRelative || i.base < 0 || i.segmentOverride >= 4 { return BaseCache.named(page: i.isRIPRelative ? linear &+ i.displacement : i.displacement) }
         if i.index >= 0 {
-            if i.base < 0 { return BaseCache.indexOnly }
             return (advancing >> UInt16(i.index) | advancing >> UInt16(i.base)) & 1 != 0 ? BaseCache.advancing(i.base) : nil
         }
-        return i.base < 0 ? BaseCache.absolute : (i.base == 4 ? BaseCache.stack : nil)
+        return i.base == 4 ? BaseCache.stack : nil
     }
     static func cell(_ baseCache: Int, write: Bool) -> Int {
         Int(X86_BASE_CACHE_OFFSET) + baseCache * MemoryLayout<x86_base_cache>.stride + (write ? 16 : 0)
@@ -86,13 +86,14 @@ extension BlockTranslator {
     /// The offset in its page of the linear address in r11, if that is the base cache's. Returns where that is.
     private mutating func compareWithCache(_ number: Int, size: Int, write: Bool, site: Int8, fallback: Int?) -> Int {
         let cell = Self.cell(number, write: write)
+        named.forget(number - bank)
         let again = code.here
         code.op(0x2B, reg: Host.address, Host.cell(cell))
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(4096 - size))
         let lookUp = write ? cache.lookUp[number].write : cache.lookUp[number].read
         misses.append(
-            Miss(jump: code.jump(if: 7), again: again, cell: cell, size: size, lookUp: lookUp, slow: slow.count, site: site, fallback: fallback))
+            Miss(jump: code.jump(if: 7), again: again, address: .above(cell: cell), size: size, lookUp: lookUp, slow: slow.count, site: site, fallback: fallback))
         return cell
     }
     /// The offset of the TLB's entry for r11 in r9. Returns where the table lies in the state.
@@ -169,10 +170,46 @@ extension BlockTranslator {
             let index = i.index < 0 ? nil : Host.register(UInt8(i.index)).map { (host: $0, scale: i.scale) }
             return windowed(use, base: base, index: index, displacement: Int(i.displacement), aligned: line.plan.aligned, line)
         }
+        if let operand = namedOperand(line) { return operand }
         aboutToClobber(line)
         address(i, offset: line.offset)
         slowPath(check(size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: operandCache(line), site: line.site), line)
         return Self.checked
+    }
+    /// An operand whose address is the instruction's alone, or relative to it: which page it lies in is one comparison, and once
+    /// a segment. Nil where that has to be found out otherwise.
+    private mutating func namedOperand(_ line: Line) -> HostOperand? {
+        let (i, size) = (line.instruction, line.plan.size)
+        guard i.isRIPRelative || (i.base < 0 && i.index < 0), i.segmentOverride < 4, i.addressSize == 8 else { return nil }
+        // From the block's page on, or from address 0.
+        let address = i.isRIPRelative ? i.displacement + Int64(line.offset + i.length) : i.displacement
+        let (page, within) = (address & ~4095, Int(address & 4095))
+        guard within + size <= 4096, !line.plan.aligned || within & (size - 1) == 0, abs(page) < 1 << 31 - 4096 else { return nil }
+        let number = BaseCache.named(page: i.isRIPRelative ? linear &+ address : address)
+        let known = named.knows(number, page: page, isRelative: i.isRIPRelative, write: line.plan.writesRM)
+        let cell = Self.cell(bank + number, write: known == .written || line.plan.writesRM)
+        if known == nil {
+            aboutToClobber(line)
+            let again = code.here
+            if i.isRIPRelative {
+                code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+                code.op(0x2B, reg: Host.address, Host.cell(cell))
+                code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
+                code.int32(Int32(-page))
+            } else {
+                code.op(0x81, reg: 7, Host.cell(cell))
+                code.int32(Int32(page))
+            }
+            let lookUp = cache.lookUp[bank + number]
+            misses.append(
+                Miss(
+                    jump: code.jump(if: 5), again: again, address: i.isRIPRelative ? .relative(Int32(address)) : .absolute(Int32(address)), size: size,
+                    lookUp: line.plan.writesRM ? lookUp.write : lookUp.read, slow: slow.count, site: -1, fallback: nil))
+            slowPath(Jumps(), line)
+            named.note(number, page: page, isRelative: i.isRIPRelative, write: line.plan.writesRM)
+        }
+        code.load(Host.address, Host.cell(cell + 8))
+        return .memory(base: Host.address, displacement: Int32(within))
     }
     /// Eight bytes at the stack pointer (for RET and POP), below it (for PUSH and CALL) or at RBP (for LEAVE).
     mutating func stackOperand(_ line: Line, base: UInt8, displacement: Int, write: Bool) -> HostOperand {

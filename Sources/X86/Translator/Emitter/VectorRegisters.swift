@@ -1,7 +1,7 @@
 import CX86
 
 /// Which vector registers a segment has in the host's, and which of those must go back to the state.
-struct VectorRegisters {
+struct VectorRegisters: Equatable {
     /// What an instruction does with the registers it names: SSE leaves the upper halves alone, VEX clears or uses them.
     enum Width { case legacy, vex128, vex256 }
 
