@@ -72,23 +72,26 @@ import Virtualization
         #expect(eventually(90) { free() > before - 32 })
     }
 
+    private func memoryUse(_ guest: TestGuest, _ balloon: VZVirtioTraditionalMemoryBalloonDevice) -> GuestMemoryUse? {
+        let done = DispatchSemaphore(value: 0)
+        nonisolated(unsafe) var result: GuestMemoryUse?
+        nonisolated(unsafe) let balloon = balloon
+        guest.queue.async {
+            balloon.readMemoryUse {
+                result = $0
+                done.signal()
+            }
+        }
+        return done.wait(timeout: .now() + 30) == .success ? result : nil
+    }
+
     @Test func guestTellsOfItsMemoryAndGivesWhenTheHostIsShort() throws {
         let guest = try TestGuest("echo UP; read line", memory: 1 << 30) {
             $0.configuration.memoryBalloonDevices = [VZVirtioTraditionalMemoryBalloonDeviceConfiguration()]
         }
         defer { guest.finish() }
         nonisolated(unsafe) let balloon = try #require(guest.queue.sync { guest.machine.memoryBalloonDevices.first as? VZVirtioTraditionalMemoryBalloonDevice })
-        func use() -> GuestMemoryUse? {
-            let done = DispatchSemaphore(value: 0)
-            nonisolated(unsafe) var result: GuestMemoryUse?
-            guest.queue.async {
-                balloon.readMemoryUse {
-                    result = $0
-                    done.signal()
-                }
-            }
-            return done.wait(timeout: .now() + 30) == .success ? result : nil
-        }
+        func use() -> GuestMemoryUse? { memoryUse(guest, balloon) }
         #expect(use() == nil)
         try guest.start()
         try #require(guest.waitFor("UP"))
@@ -115,5 +118,32 @@ import Virtualization
         guest.send("end")
         #expect(guest.waitForStop())
         #expect(use() == nil)
+    }
+
+    /// The same with a host whose programs do wait for memory.
+    @Test(.enabled(if: MemoryShortage.root != nil, "needs a kernel with pressure stall information, and the right to make control groups for memory"))
+    func guestGivesWhileProgramsOfTheHostWait() throws {
+        let guest = try TestGuest("echo UP; read line", memory: 1 << 30) {
+            $0.configuration.memoryBalloonDevices = [VZVirtioTraditionalMemoryBalloonDeviceConfiguration()]
+        }
+        defer { guest.finish() }
+        nonisolated(unsafe) let balloon = try #require(guest.queue.sync { guest.machine.memoryBalloonDevices.first as? VZVirtioTraditionalMemoryBalloonDevice })
+        func available() -> UInt64? { memoryUse(guest, balloon)?.available }
+        try guest.start()
+        try #require(guest.waitFor("UP"))
+        let before = try #require(available())
+        guest.queue.sync { balloon.automaticMinimumMemorySize = 400 << 20 }
+        // With the host calm it keeps what it has.
+        usleep(3_000_000)
+        #expect(try #require(available()) > before - (64 << 20))
+        var shortage: MemoryShortage? = try MemoryShortage(in: try #require(MemoryShortage.root))
+        #expect(eventually(120) { available().map { $0 < before - (300 << 20) } == true })
+        #expect(shortage != nil)
+        shortage = nil
+        usleep(2_000_000)
+        let low = try #require(available())
+        #expect(eventually(60) { available().map { $0 > low + (100 << 20) } == true })
+        guest.send("end")
+        #expect(guest.waitForStop())
     }
 }
