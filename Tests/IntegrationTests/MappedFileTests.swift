@@ -97,6 +97,38 @@ import Virtualization
         #expect(guest.waitForStop())
     }
 
+    private static let mayMount: Bool = {
+        guard let place = try? Place() else { return false }
+        defer { umount2(place.url.path, Int32(MNT_DETACH)) }
+        return Glibc.mount("tmpfs", place.url.path, "tmpfs", 0, "size=16m") == 0
+    }()
+    /// A sparse file that is larger than the disk: the guest hears of it, at once, and nothing is lost of what it was told is there.
+    @Test(.enabled(if: mayMount, "needs the right to mount a small file system")) func diskIsFull() throws {
+        let place = try Place()
+        try #require(Glibc.mount("tmpfs", place.url.path, "tmpfs", 0, "size=16m") == 0)
+        defer { umount2(place.url.path, Int32(MNT_DETACH)) }
+        try Data().write(to: place.file)
+        try #require(truncate(place.file.path, 40 << 20) == 0)
+        let guest = try TestGuest(
+            Self.mount
+                + """
+                mapped is /s/large; mapped fill /s/large; sync; md5sum </s/large; echo MORE >/s/small || echo REFUSED
+                read line; truncate -s 2M /s/large; echo MORE >/s/small && mapped put /s/large 1000000 from-the-guest; sync; echo DONE
+                """
+        ) { place.share($0) }
+        defer { guest.finish() }
+        try guest.start()
+        try #require(guest.waitFor("REFUSED"), "\(guest.transcript)")
+        #expect(guest.transcript.contains("large is mapped") && guest.transcript.contains("FILLED 16 MiB") && guest.transcript.contains("WRITE says no space"), "\(guest.transcript)")
+        let data = try Data(contentsOf: place.file)
+        #expect((0..<4096).allSatisfy { data[$0 * 4096] == 1 } && data.count == 40 << 20)
+        guest.send("go on")
+        #expect(guest.waitFor("DONE"), "\(guest.transcript)")
+        #expect(guest.waitForStop())
+        #expect(try Data(contentsOf: place.file)[1_000_000..<1_000_014] == Data("from-the-guest".utf8))
+        #expect(try String(contentsOf: place.url.appendingPathComponent("small"), encoding: .utf8) == "MORE\n")
+    }
+
     /// A program that the guest runs from the share is written over, in place.
     @Test func programsAreReplaced() throws {
         let place = try Place()
