@@ -123,26 +123,16 @@ import Virtualization
     }
 
     @Test func releasedMachineLeavesNoThreadAndNoDescriptor() throws {
-        func threads() -> Int { (try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/task"))?.count ?? 0 }
-        func names() -> [String] {
-            ((try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/task")) ?? []).compactMap {
-                try? String(contentsOfFile: "/proc/self/task/\($0)/comm", encoding: .utf8)
-            }.filter { $0.hasPrefix("vz-") }
-        }
-        func memfds() -> Int {
-            ((try? FileManager.default.contentsOfDirectory(atPath: "/proc/self/fd")) ?? []).filter {
-                ((try? FileManager.default.destinationOfSymbolicLink(atPath: "/proc/self/fd/\($0)")) ?? "").contains("vz-guest-memory")
-            }.count
-        }
+        func memories() -> Int { OwnProcess.descriptors(of: "vz-guest-memory") }
         var guest: TestGuest? = try TestGuest("while true; do :; done", cpus: 2)
         try guest?.start()
         #expect(guest?.waitFor("INIT-REACHED") == true)
-        #expect(memfds() == 1)
+        #expect(memories() == 1)
         guest = nil  // released while it runs
         let end = Date().addingTimeInterval(5)
-        while Date() < end, !names().isEmpty || memfds() > 0 { Thread.sleep(forTimeInterval: 0.05) }
-        #expect(names() == [])
-        #expect(memfds() == 0)
+        while Date() < end, !OwnProcess.machineThreads.isEmpty || memories() > 0 { Thread.sleep(forTimeInterval: 0.05) }
+        #expect(OwnProcess.machineThreads == [])
+        #expect(memories() == 0)
     }
 
     @Test func twoMachinesRunInOneProcess() throws {
