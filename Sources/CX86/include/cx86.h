@@ -70,7 +70,9 @@ typedef struct x86_segment {
 typedef struct x86_base_cache {
   uint64_t tag_r, host_r, tag_w, host_w;
 } x86_base_cache;
-#define X86_BASE_CACHES 97 // of each privilege: the supervisor's, then the user's
+#define X86_WINDOW_CACHES 34 // those that windows use, first: for these there is host_r less tag_r, and host_w less tag_w, too
+#define X86_NAMED_CACHES 64
+#define X86_BASE_CACHES (X86_WINDOW_CACHES + X86_NAMED_CACHES) // of each privilege: the supervisor's, then the user's
 
 typedef struct x86_cpu {
   uint64_t gpr[16];
@@ -121,6 +123,7 @@ typedef struct x86_cpu {
   uint64_t tsc_scale;    // and has this many ticks a nanosecond, times 2^32
   uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
   x86_base_cache base_cache[2 * X86_BASE_CACHES]; // see BaseCache in SegmentMemory.swift
+  uint64_t base_delta[2 * X86_WINDOW_CACHES][2];
   uint64_t t1_delta[4];  // host less guest address in the windows of the running segment
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint32_t interrupt_latch; // 1 from an interrupt controller's word on until the core asks for the vector
@@ -146,7 +149,7 @@ enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offset
   X86_FRES_OFFSET = offsetof(x86_cpu, fres), X86_FAUX_OFFSET = offsetof(x86_cpu, faux), X86_RIP_OFFSET = offsetof(x86_cpu, rip),
   X86_HOST_STACK_OFFSET = offsetof(x86_cpu, host_stack), X86_RETURN_STACK_OFFSET = offsetof(x86_cpu, return_stack), X86_RETURN_OFFSET_OFFSET = offsetof(x86_cpu, return_offset), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache),
   X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge), X86_INTERRUPT_LATCH_OFFSET = offsetof(x86_cpu, interrupt_latch),
-  X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
+  X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_BASE_DELTA_OFFSET = offsetof(x86_cpu, base_delta), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
   X86_X87_CONTROL_OFFSET = offsetof(x86_cpu, x87_control), X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_RFLAGS_OFFSET = offsetof(x86_cpu, rflags), X86_CPL_OFFSET = offsetof(x86_cpu, cpl), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked), X86_AVX_OFF_OFFSET = offsetof(x86_cpu, avx_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };
 
 // Host instructions that Swift has no name for. `lock cmpxchg` and friends as assembly because guest operands may be

@@ -60,6 +60,13 @@ struct TranslationPlan {
         default: return false
         }
     }
+    /// Pushes or pops through RSP, but LEAVE.
+    var usesStack: Bool {
+        switch kind {
+        case .pushRegister, .popRegister, .pushImmediate, .pushMemory, .pushFlags, .call, .callIndirect, .ret: return true
+        default: return false
+        }
+    }
     var isX87 = false
     var usesVector: Bool { reg == .vector || rm == .vector || vvvv == .vector }
 

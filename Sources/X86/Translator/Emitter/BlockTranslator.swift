@@ -93,6 +93,9 @@ struct BlockTranslator {
     /// The window whose distance is still in r11, as long as nothing more is written.
     var held: (window: Int, at: Int)?
     var usedWindow: Int?
+    /// Where each window's distance is.
+    var deltas: InlineArray<4, Int> = InlineArray(repeating: 0)
+    var cacheUses: InlineArray<34, UInt8> = InlineArray(repeating: 0)
     /// Registers that the segment adds to, as loops do with what they go through an array by.
     var advancing: UInt16 = 0
     var current = 0
@@ -207,6 +210,7 @@ struct BlockTranslator {
         flags = startFlags
         usesWindows = true
         if start { beginTrial() }
+        countCacheUses()
         emitLines(from: 0, next: next, endsBlock: endsBlock)
         swap(&code, &cold)
         emitFallbacks(next: next, endsBlock: endsBlock)

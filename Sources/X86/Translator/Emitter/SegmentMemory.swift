@@ -10,9 +10,9 @@ enum BaseCache {
     /// For addresses that the instruction alone decides, or nearly: programs go round a few dozen pages of those.
     static func named(page address: Int64) -> Int {
         let page = UInt64(bitPattern: address) >> 12
-        return firstNamed + Int((page ^ page >> 6) & 63)
+        return firstNamed + Int((page ^ page >> 6) & UInt64(X86_NAMED_CACHES - 1))
     }
-    static let firstNamed = 33
+    static let firstNamed = Int(X86_WINDOW_CACHES)
 }
 
 // Guest addresses to host addresses: the TLB inline, base caches, windows.
@@ -68,6 +68,24 @@ extension BlockTranslator {
     static func cell(_ baseCache: Int, write: Bool) -> Int {
         Int(X86_BASE_CACHE_OFFSET) + baseCache * MemoryLayout<x86_base_cache>.stride + (write ? 16 : 0)
     }
+    /// What a base cache adds to a linear address.
+    static func deltaCell(_ baseCache: Int, isUser: Bool, write: Bool) -> Int {
+        Int(X86_BASE_DELTA_OFFSET) + (baseCache + (isUser ? Int(X86_WINDOW_CACHES) : 0)) * 16 + (write ? 8 : 0)
+    }
+    /// How often the segment asks each base cache: what only one operand asks stays as it is to the segment's end.
+    mutating func countCacheUses() {
+        cacheUses = InlineArray(repeating: 0)
+        func use(_ number: Int?) { if let number, number < BaseCache.firstNamed { cacheUses[number] &+= 1 } }
+        for line in lines {
+            if line.instruction.isMemory, line.plan.size > 0 {
+                if line.memory == nil { use(operandCache(line)) } else if line.memory?.opening != nil { use(openingCache(line)) }
+            }
+            if line.plan.usesStack, line.stack == nil || line.stack?.opening != nil { use(BaseCache.stack) }
+        }
+    }
+    private func openingCache(_ line: Line) -> Int? {
+        line.instruction.base == 4 && line.instruction.index < 0 ? BaseCache.stack : windowCache(line)
+    }
     /// Checks the linear address in r11 and makes it the host's; r9 may be lost, and EFLAGS.
     mutating func check(size: Int, write: Bool, aligned: Bool = false, cache number: Int?, site: Int8 = -1) -> Jumps {
         var jumps = Jumps()
@@ -122,30 +140,36 @@ extension BlockTranslator {
     mutating func windowed(
         _ use: AccessWindow.Use, base: UInt8, index: (host: UInt8, scale: UInt8)? = nil, displacement: Int, aligned: Bool, _ line: Line
     ) -> HostOperand {
-        let delta = Host.cell(Int(X86_T1_DELTA_OFFSET) + use.window * 8)
         usedWindow = use.window
         if let opening = use.opening {
+            deltas[use.window] = Int(X86_T1_DELTA_OFFSET) + use.window * 8
             aboutToClobber(line)
             code.lea(Host.address, .memory(base: base, index: index?.host ?? 0xFF, scale: index?.scale ?? 0, displacement: Int32(truncatingIfNeeded: opening.low)))
             var fallback = Fallback(jumps: Jumps(), line: current, flags: flags, vectors: vectors, checked: checked)
             if let number = base == Host.guestRSP && index == nil ? BaseCache.stack : windowCache(line) {
                 let cell = compareWithCache(bank + number, size: opening.size, write: opening.writes, site: line.site, fallback: fallbacks.count)
-                code.load(Host.address, Host.cell(cell + 8))
-                code.op(0x2B, reg: Host.address, Host.cell(cell))
-                if index != nil { code.op(0x03, reg: Host.address, .register(base)) }
+                if index == nil, cacheUses[number] == 1 {
+                    deltas[use.window] = Self.deltaCell(number, isUser: bank > 0, write: opening.writes)
+                    code.load(Host.address, Host.cell(deltas[use.window]))
+                } else {
+                    code.load(Host.address, Host.cell(cell + 8))
+                    code.op(0x2B, reg: Host.address, Host.cell(cell))
+                    if index != nil { code.op(0x03, reg: Host.address, .register(base)) }
+                    code.store(Host.address, Host.cell(deltas[use.window]))
+                }
                 // For when patience ends.
                 if line.site >= 0 { slowPath(Jumps(), line) }
             } else {
                 fallback.jumps.append(checkTable(size: opening.size, write: opening.writes))
                 takeOff(index?.host ?? base, scale: index?.scale ?? 0)
                 if opening.low != 0 { code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: -opening.low))) }
+                code.store(Host.address, Host.cell(deltas[use.window]))
             }
             fallbacks.append(fallback)
-            code.store(Host.address, delta)
         } else {
             if aligned { aboutToClobber(line) }
             let isHeld = held.map { $0.window == use.window && $0.at == code.here } ?? false
-            if !isHeld { code.load(Host.address, delta) }
+            if !isHeld { code.load(Host.address, Host.cell(deltas[use.window])) }
         }
         let operand = HostOperand.memory(
             base: Host.address, index: index?.host ?? base, scale: index?.scale ?? 0, displacement: Int32(truncatingIfNeeded: displacement + use.moved))
