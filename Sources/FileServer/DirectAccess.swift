@@ -24,7 +24,7 @@ extension FileServer {
         let file = Descriptor(fd)
         let status = try NodeTable.status(file)
         if isWritable { try fillHoles(file, offset, status) }
-        guard window.place(.init(node: id, descriptor: file, offset: offset, isWritable: isWritable, status: status), at: index) else { throw FuseError(ENOMEM) }
+        guard window.place(.init(node: id, descriptor: file, offset: offset, isWritable: isWritable, status: status), at: index) else { throw FuseError(ENOSPC) }
     }
     /// A write to mapped memory cannot say that the disk is full: what may be written has its place on the disk before.
     private func fillHoles(_ file: Descriptor, _ offset: Int64, _ status: stat) throws(FuseError) {

@@ -99,7 +99,8 @@ package final class DirectWindow: @unchecked Sendable {  // the address is fixed
         return mmap(place, Self.pieceSize - start, PROT_READ | PROT_WRITE, flags, -1, 0) != MAP_FAILED
     }
 
-    /// Shows a piece of a file at one place of the window, whatever was there. False when the host refuses.
+    /// Shows a piece of a file at one place of the window, whatever was there. False when the host refuses: it has no room for the
+    /// mapping, or for what is to be read there.
     func place(_ piece: Piece, at index: Int) -> Bool {
         startWatching()
         let isPlaced = pieces.withLock { pieces -> Bool in
@@ -113,19 +114,28 @@ package final class DirectWindow: @unchecked Sendable {  // the address is fixed
             if let old { unwatch(old, pieces) }
             return true
         }
-        if isPlaced { populate(index, piece.end) }
+        let isReadable = isPlaced && populate(index, piece)
+        if isPlaced, !isReadable { remove(at: index) }
         changed(index * Self.pieceSize, Self.pieceSize)
-        return isPlaced
+        return isReadable
     }
     /// What the host has in its memory is there at once, instead of page by page. What it would have to read waits for somebody who
-    /// wants it.
-    private func populate(_ index: Int, _ end: Int) {
+    /// wants it. False when a hole cannot even be read: tmpfs wants room for that, and a guest on KVM would wait until there is some.
+    private func populate(_ index: Int, _ piece: Piece) -> Bool {
         let place = host + index * Self.pieceSize
+        let end = piece.end
         let pages = end / 4096
         let isInMemory = withUnsafeTemporaryAllocation(of: UInt8.self, capacity: Self.pieceSize / 4096) { there in
             mincore(place, end, there.baseAddress) == 0 && there.prefix(pages).count { $0 & 1 != 0 } == pages
         }
-        if pages > 0, isInMemory { madvise(place, end, 22) }  // MADV_POPULATE_READ; older hosts do not know it
+        let holesNeedRoom = !piece.isWritable && Self.isOnTmpfs(piece.descriptor)
+        guard pages > 0, isInMemory || holesNeedRoom else { return true }
+        // MADV_POPULATE_READ; older hosts do not know it. EFAULT: who reads this gets SIGBUS.
+        return madvise(place, end, 22) == 0 || errno != EFAULT || !holesNeedRoom
+    }
+    private static func isOnTmpfs(_ file: Descriptor) -> Bool {
+        var system = statfs()
+        return fstatfs(file.fd, &system) == 0 && system.f_type == 0x0102_1994
     }
     func remove(at index: Int) {
         let isRemoved = pieces.withLock { pieces -> Bool in
