@@ -142,7 +142,7 @@ import Virtualization
         shortage = nil
         usleep(2_000_000)
         let low = try #require(available())
-        #expect(eventually(60) { available().map { $0 > low + (100 << 20) } == true })
+        #expect(eventually(180) { available().map { $0 > low + (100 << 20) } == true })
         guest.send("end")
         #expect(guest.waitForStop())
     }

@@ -226,7 +226,9 @@ struct SequenceGenerator {
             let effects = FlagEffects(i)
             var before: [UInt8] = []
             if effects.reads, undefinedFlags != 0 { before += define() }
-            if i.isMemory, i.base >= 0 || i.index >= 0, !i.isRIPRelative, chance(20) == false { before += setUp(i) }
+            // Without a base the address is good already; what is added to it must not lead out of the data, where the host's process
+            // may have something.
+            if i.isMemory, i.base < 0 || chance(20) == false { before += setUp(i) }
             undefinedFlags = (effects.definesAll ? 0 : undefinedFlags & ~effects.defined) | effects.undefined
             forms.insert(UInt16(i.map.rawValue) << 8 | UInt16(i.opcode))
             sumsProducts = sumsProducts || i.map == .three3A && (i.opcode == 0x40 || i.opcode == 0x41)
@@ -260,10 +262,12 @@ struct SequenceGenerator {
         func move(_ register: Int8, _ value: UInt64) -> [UInt8] {
             (register > 7 ? [0x41] : []) + [0xB8 | UInt8(register) & 7] + little(value, 4)
         }
-        if i.base < 0 { return move(i.index, below(0x20)) }
-        var address = place()
-        if i.base == 4 { address &= ~7 }
-        var bytes = move(i.base, address &- UInt64(bitPattern: i.displacement))
+        var bytes: [UInt8] = []
+        if i.base >= 0 {
+            var address = place()
+            if i.base == 4 { address &= ~7 }
+            bytes = move(i.base, address &- UInt64(bitPattern: i.displacement))
+        }
         if i.index >= 0, i.index != i.base { bytes = move(i.index, below(0x20)) + bytes }
         if [0xA3, 0xAB, 0xB3, 0xBB].contains(i.opcode), i.map == .two, Int8(i.reg) != i.base, Int8(i.reg) != i.index { bytes = move(Int8(i.reg), below(0x200)) + bytes }
         return bytes
