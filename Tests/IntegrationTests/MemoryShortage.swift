@@ -44,7 +44,8 @@ final class MemoryShortage {
     }
     deinit {
         // Each time there may be a new `cat`; a group that is empty can be removed.
-        for _ in 0..<200 where rmdir(group.path) != 0 {
+        for _ in 0..<500 {
+            if rmdir(group.path) == 0 { break }
             let processes = (try? String(contentsOf: group.appendingPathComponent("cgroup.procs"), encoding: .utf8)) ?? ""
             for process in processes.split(separator: "\n").compactMap({ pid_t($0) }) { kill(process, SIGKILL) }
             usleep(20_000)

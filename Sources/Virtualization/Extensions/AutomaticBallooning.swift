@@ -52,11 +52,13 @@ extension VZVirtioTraditionalMemoryBalloonDevice {
             }
             let this = WeakBalloon(self)
             pressure = try? MemoryPressure { change in
+                // What the guest gives it gives later, when it has said what it can spare: it counts as given at once.
+                if change == .short { this.mayHold.store(true, ordering: .relaxed) }
                 this.queue.async {
                     this.value?.hostChanged(change)
-                    this.isHolding.store(this.value?.policy?.isHolding == true, ordering: .relaxed)
+                    if change == .calm { this.mayHold.store(this.value?.policy?.isHolding == true, ordering: .relaxed) }
                 }
-                return change == .short || this.isHolding.load(ordering: .relaxed)
+                return this.mayHold.load(ordering: .relaxed)
             }
         }
     }
@@ -81,8 +83,8 @@ extension VZVirtioTraditionalMemoryBalloonDevice {
 private final class WeakBalloon: @unchecked Sendable {
     private(set) weak var value: VZVirtioTraditionalMemoryBalloonDevice?
     let queue: DispatchQueue
-    /// Whether the guest has less than all, so that it matters when the host is calm again.
-    let isHolding = Atomic<Bool>(false)
+    /// Whether the guest may have less than all, so that it matters when the host is calm again.
+    let mayHold = Atomic<Bool>(false)
     init(_ balloon: VZVirtioTraditionalMemoryBalloonDevice) {
         value = balloon
         queue = balloon.queue
