@@ -81,6 +81,7 @@ extension X86Core {
         // Code that the kernel runs from global pages stays where it is.
         if supervisorRunsPrivatePages { return newContext() }
         userJumps.clear()
+        userPages.clear()
         forgetPlaces(user: true)
         returns.forget(state, user: true)
     }
@@ -109,7 +110,8 @@ extension X86Core {
         let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
         for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { table[index] = Self.empty(index) }
         dropBaseCaches()
-        if executedPages.mayContain(linear) { forgetJumps(linear) }
+        if userPages.mayContain(linear) { forgetJumps(linear, user: true) }
+        if supervisorPages.mayContain(linear) { forgetJumps(linear, user: false) }
     }
     func dropWriteTags(_ gpa: UInt64?) {
         dropBaseCaches()
@@ -129,13 +131,12 @@ extension X86Core {
     func noteBlock(_ rip: UInt64, _ first: Op) {
         if state.pointee.cpl == 3 { userJumps.insert(rip, first) } else { supervisorJumps.insert(rip, first) }
     }
-    /// Empties the jump caches of a page.
-    private func forgetJumps(_ linear: UInt64) {
+    /// Forgets where a privilege's code goes on in a page.
+    private func forgetJumps(_ linear: UInt64, user: Bool) {
         if state.pointee.mode != 2 { return newContext() }
-        userJumps.forget(linear)
-        supervisorJumps.forget(linear)
-        for user in [false, true] { translations?.unlinkCrossing(user: user) }
-        forgetReturns()
+        if user { userJumps.forget(linear) } else { supervisorJumps.forget(linear) }
+        translations?.unlinkCrossing(user: user)
+        returns.forget(state, user: user)
     }
     private func forgetPlaces(user: Bool) {
         translations?.unlinkCrossing(user: user)
@@ -152,7 +153,8 @@ extension X86Core {
         userJumps.clear()
         for user in [false, true] { forgetPlaces(user: user) }
         supervisorRunsPrivatePages = false
-        executedPages.clear()
+        userPages.clear()
+        supervisorPages.clear()
         updateContext()
     }
     /// After a change of privilege or code segment: the tables that go with it.
@@ -232,15 +234,17 @@ struct JumpTable {
     }
 }
 
-/// Pages that instructions were fetched from in the current context, by a hash of their number: may say yes too often.
+/// Pages that a privilege has fetched instructions from in the current context, by a hash of their number: may say yes too often,
+/// which costs all of its edges between pages.
 struct ExecutedPages {
-    private static let words = 128
+    private static let hashBits: UInt64 = 14
+    private static let words = 1 << (Int(hashBits) - 6)
     private let bits: UnsafeMutablePointer<UInt64> = .allocate(capacity: words)
     private var isEmpty = false
 
     init() { clear() }
     func deallocate() { bits.deallocate() }
-    private func bit(_ linear: UInt64) -> Int { Int(truncatingIfNeeded: ((linear >> 12) &* 0x9E37_79B9_7F4A_7C15) >> 51) }
+    private func bit(_ linear: UInt64) -> Int { Int(truncatingIfNeeded: ((linear >> 12) &* 0x9E37_79B9_7F4A_7C15) >> (64 - Self.hashBits)) }
     mutating func insert(_ linear: UInt64) {
         let bit = bit(linear)
         bits[bit >> 6] |= 1 << UInt64(bit & 63)

@@ -39,7 +39,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     var filledSupervisor = FilledEntries()
     var filledGlobal = FilledEntries()
     var filledUser = FilledEntries()
-    var executedPages = ExecutedPages()
+    var supervisorPages = ExecutedPages()
+    var userPages = ExecutedPages()
     var supervisorPlaces = CodePlaces()
     var userPlaces = CodePlaces()
     var returns = ReturnStack()
@@ -85,7 +86,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         filledSupervisor.deallocate()
         filledGlobal.deallocate()
         filledUser.deallocate()
-        executedPages.deallocate()
+        supervisorPages.deallocate()
+        userPages.deallocate()
         supervisorPlaces.deallocate()
         userPlaces.deallocate()
         returns.deallocate()
@@ -389,8 +391,9 @@ package final class X86Core: @unchecked Sendable {  // see above
     }
 
     private func noteExecution(_ linear: UInt64, global: Bool, user: Bool) {
-        executedPages.insert(linear)
-        if !user, !global { supervisorRunsPrivatePages = true }
+        if user { return userPages.insert(linear) }
+        supervisorPages.insert(linear)
+        if !global { supervisorRunsPrivatePages = true }
     }
     private func notePlace(_ page: UInt, _ linear: UInt64, user: Bool) {
         guard let translations else { return }
