@@ -1,5 +1,6 @@
 /// Where the current address space has the pages that code runs from: pages by their version cells. An edge between two pages may be
-/// linked only where each is in one place, since translated code is the page's, wherever that is mapped.
+/// linked only where each is in one place, since translated code is the page's, wherever that is mapped; and what the jump cache
+/// holds stays right as long as all of them are where they were.
 struct CodePlaces {
     private struct Entry {
         var page: UInt
@@ -10,43 +11,59 @@ struct CodePlaces {
     /// No page's address.
     private static let several = UInt64.max
     private let entries: UnsafeMutablePointer<Entry>
+    /// The entries in use, in the order in which they came.
+    private let order: UnsafeMutablePointer<UInt16>
     private var epoch: UInt64 = 1
-    private var count = 0
+    private(set) var count = 0
+    /// Of several places, at most.
+    private(set) var hasSeveral = false
 
     init() {
         entries = .allocate(capacity: Self.capacity)
         entries.initialize(repeating: Entry(page: 0, linear: 0, epoch: 0), count: Self.capacity)
+        order = .allocate(capacity: Self.capacity)
     }
-    func deallocate() { entries.deallocate() }
+    func deallocate() {
+        entries.deallocate()
+        order.deallocate()
+    }
 
     mutating func clear() {
         epoch &+= 1
         count = 0
+        hasSeveral = false
     }
+    /// Whether there may be no room for the pages of another block.
+    var isFull: Bool { count + 2 > Self.capacity * 3 / 4 }
     /// The entry of a page, or the free one where it would be.
-    private func find(_ page: UInt) -> UnsafeMutablePointer<Entry> {
+    private func find(_ page: UInt) -> Int {
         var index = Int((UInt64(page) &* 0x9E37_79B9_7F4A_7C15) >> 51)
         while entries[index].epoch == epoch, entries[index].page != page { index = (index + 1) & (Self.capacity - 1) }
-        return entries + index
+        return index
     }
-    enum Note { case known, secondPlace, full }
-    /// Code of a page is run at an address.
-    mutating func note(_ page: UInt, at linear: UInt64) -> Note {
-        let entry = find(page)
-        if entry.pointee.epoch == epoch {
-            if entry.pointee.linear == linear || entry.pointee.linear == Self.several { return .known }
-            entry.pointee.linear = Self.several
-            return .secondPlace
+    /// Code of a page is run at an address. True when it was known at another, and at that only.
+    mutating func note(_ page: UInt, at linear: UInt64) -> Bool {
+        let index = find(page)
+        if entries[index].epoch == epoch {
+            if entries[index].linear == linear || entries[index].linear == Self.several { return false }
+            entries[index].linear = Self.several
+            hasSeveral = true
+            return true
         }
-        if count >= Self.capacity * 3 / 4 { return .full }
-        entry.pointee = Entry(page: page, linear: linear, epoch: epoch)
+        entries[index] = Entry(page: page, linear: linear, epoch: epoch)
+        order[count] = UInt16(truncatingIfNeeded: index)
         count += 1
-        return .known
+        return false
     }
     /// nil for a page in several places, or of which nothing is known.
     func place(of page: UInt) -> UInt64? {
-        let entry = find(page)
-        guard entry.pointee.epoch == epoch, entry.pointee.linear != Self.several else { return nil }
-        return entry.pointee.linear
+        let entry = entries[find(page)]
+        guard entry.epoch == epoch, entry.linear != Self.several else { return nil }
+        return entry.linear
+    }
+    /// What is known of the n-th page; the address means something only where none has several.
+    subscript(_ n: Int) -> (page: UInt, linear: UInt64) {
+        let entry = entries[Int(order[n])]
+        return (entry.page, entry.linear)
     }
 }

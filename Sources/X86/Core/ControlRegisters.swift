@@ -96,9 +96,11 @@ extension X86Core {
         // VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, OSXSAVE
         guard value & ~(0x7FF | (features.contains(.avx) ? ControlRegister.osxsave : 0)) == 0 else { return false }
         if s.pointee.lma != 0, value & ControlRegister.pae == 0 { return false }
+        let changed = s.pointee.cr4 ^ value
         s.pointee.cr4 = value
         updateVectorAccess(s)
-        flushTLB()
+        // Kernels switch PGE off and on to have the TLB emptied.
+        flushTLB(codeMayStay: changed & ~ControlRegister.pge == 0)
         return true
     }
 

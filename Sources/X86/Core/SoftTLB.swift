@@ -55,17 +55,28 @@ extension X86Core {
     }
 
     /// Everything, global mappings too.
-    func flushTLB() {
+    ///
+    /// - Parameter codeMayStay: nothing has changed but page tables.
+    func flushTLB(codeMayStay: Bool = false) {
         lockStep?.tablesAreStale = true
         Self.clear(state.pointee.tlb_supervisor, &filledSupervisor)
         Self.clear(state.pointee.tlb_supervisor, &filledGlobal)
         Self.clear(state.pointee.tlb_user, &filledUser)
         holdsLargeUserPages = false
         dropBaseCaches()
-        newContext()
+        guard codeMayStay, state.pointee.mode == 2, isInPlace(user: false) else { return newContext() }
+        if !isInPlace(user: true) { dropUserCode() }
     }
-    /// What a change of CR3 drops.
-    func flushTLBButGlobal() {
+    /// SDM vol. 3 § 4.10.4.1.
+    func writeCR3(_ value: UInt64) {
+        let old = state.pointee.cr3
+        state.pointee.cr3 = value
+        flushTLBButGlobal()
+        // Code that the kernel runs from global pages stays where it is.
+        if supervisorRunsPrivatePages { return newContext() }
+        if state.pointee.mode == 2 { changeUserCode(from: old) } else { dropUserCode() }
+    }
+    private func flushTLBButGlobal() {
         lockStep?.tablesAreStale = true
         dropBaseCaches()
         // Of an entry that has become a global one since, the list does not know.
@@ -78,12 +89,6 @@ extension X86Core {
         Self.clear(state.pointee.tlb_user, &filledUser)
         // Only the upper half keeps mappings, see `enter`.
         holdsLargeUserPages = false
-        // Code that the kernel runs from global pages stays where it is.
-        if supervisorRunsPrivatePages { return newContext() }
-        userJumps.clear()
-        userPages.clear()
-        forgetPlaces(user: true)
-        returns.forget(state, user: true)
     }
     func noteFill(_ linear: UInt64, isGlobal: Bool) {
         let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
@@ -106,7 +111,7 @@ extension X86Core {
         lockStep?.tablesAreStale = true
         // One INVLPG drops a large page whole, which may be many entries here. Kernels flush everything when they change
         // large pages of their own half.
-        if linear >> 47 == 0, holdsLargeUserPages { return flushTLB() }
+        if linear >> 47 == 0, holdsLargeUserPages { return flushTLB(codeMayStay: true) }
         let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
         for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { table[index] = Self.empty(index) }
         dropBaseCaches()
@@ -138,7 +143,7 @@ extension X86Core {
         translations?.unlinkCrossing(user: user)
         returns.forget(state, user: user)
     }
-    private func forgetPlaces(user: Bool) {
+    func forgetPlaces(user: Bool) {
         translations?.unlinkCrossing(user: user)
         if user { userPlaces.clear() } else { supervisorPlaces.clear() }
     }
@@ -205,6 +210,21 @@ struct JumpTable {
         }
         table[index] = x86_jump(rip: rip, op: first)
     }
+    var count: Int { filled.count }
+    /// Whether addresses are those of 64-bit code.
+    var isFlat: Bool { mode == 2 && base == 0 }
+    /// What it holds, with room for `count`.
+    func copy(to list: UnsafeMutablePointer<SavedContexts.Jump>) {
+        for n in 0..<filled.count { list[n] = SavedContexts.Jump(index: filled[n], entry: table[filled[n]]) }
+    }
+    /// With what another, of 64-bit code, held. This one is empty.
+    mutating func fill(with list: UnsafeMutablePointer<SavedContexts.Jump>, _ count: Int) {
+        (mode, base) = (2, 0)
+        for n in 0..<count {
+            table[list[n].index] = list[n].entry
+            _ = filled.append(list[n].index)
+        }
+    }
     mutating func clear() {
         for n in 0..<filled.count { table[filled[n]] = Self.empty(filled[n]) }
         filled.shrink(to: 0)
@@ -241,6 +261,8 @@ struct ExecutedPages {
     private static let words = 1 << (Int(hashBits) - 6)
     private let bits: UnsafeMutablePointer<UInt64> = .allocate(capacity: words)
     private var isEmpty = false
+    /// All pages lie from one to the other: most that programs change are far from where the kernel runs.
+    private var (lowest, highest) = (UInt64.max, UInt64.min)
 
     init() { clear() }
     func deallocate() { bits.deallocate() }
@@ -248,15 +270,18 @@ struct ExecutedPages {
     mutating func insert(_ linear: UInt64) {
         let bit = bit(linear)
         bits[bit >> 6] |= 1 << UInt64(bit & 63)
+        (lowest, highest) = (min(lowest, linear & ~4095), max(highest, linear | 4095))
         isEmpty = false
     }
     func mayContain(_ linear: UInt64) -> Bool {
+        if linear < lowest || linear > highest { return false }
         let bit = bit(linear)
         return bits[bit >> 6] >> UInt64(bit & 63) & 1 != 0
     }
     mutating func clear() {
         if isEmpty { return }
         bits.update(repeating: 0, count: Self.words)
+        (lowest, highest) = (.max, .min)
         isEmpty = true
     }
 }

@@ -43,6 +43,7 @@ package final class X86Core: @unchecked Sendable {  // see above
     var userPages = ExecutedPages()
     var supervisorPlaces = CodePlaces()
     var userPlaces = CodePlaces()
+    var savedContexts = SavedContexts()
     var returns = ReturnStack()
     var supervisorJumps = JumpTable()
     var userJumps = JumpTable()
@@ -90,6 +91,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         userPages.deallocate()
         supervisorPlaces.deallocate()
         userPlaces.deallocate()
+        savedContexts.deallocate()
         returns.deallocate()
         supervisorJumps.deallocate()
         userJumps.deallocate()
@@ -308,22 +310,22 @@ package final class X86Core: @unchecked Sendable {  // see above
             return nil
         }
         let user = s.pointee.cpl == 3
+        makeRoom(user: user)
         let gpa: UInt64
         let entry = tlbEntry(s, linear)
         if entry.pointee.tag_r == linear & ~4095, entry.pointee.gpa & TLBBit.executable != 0 {
             gpa = entry.pointee.gpa & ~4095 | linear & 4095
-            noteExecution(linear, global: entry.pointee.gpa & TLBBit.global != 0, user: user)
+            noteExecution(linear, gpa, global: entry.pointee.gpa & TLBBit.global != 0, user: user)
         } else {
             switch translate(linear, .fetch, user: user) {
             case .fault(let code): return fetchFault(linear, code)
             case .ok(let translation):
                 gpa = translation.gpa
-                noteExecution(linear, global: translation.global, user: user)
+                noteExecution(linear, gpa, global: translation.global, user: user)
                 enter(translation, linear)
             }
         }
         // Each privilege has its own blocks: translated code names the base caches of one.
-        if let page = memory.page(gpa) { notePlace(memory.versionCell(page), linear & ~4095, user: user) }
         let key = gpa << 3 | (user ? 4 : 0) | UInt64(s.pointee.mode)
         if !stepping, let known = blocks.find(key) {
             noteBlock(rip, known)
@@ -337,7 +339,6 @@ package final class X86Core: @unchecked Sendable {  // see above
         let inPage = 4096 - Int(gpa & 4095)
         // Mark before reading, so that a write in between is seen.
         let version = memory.markCode(page, gpa, min(inPage, BlockCache.maximumBytes), by: self)
-        if blocks.isFull || translations?.isFull == true { flushBlocks() }
         var builder = BlockBuilder(
             cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, features: features, threshold: translations == nil ? 0 : translationThreshold,
             untranslated: translations?.untranslated ?? 0)
@@ -367,7 +368,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         case .fault(let code): return fetchFault(second, code)
         case .ok(let translation):
             gpa = translation.gpa
-            noteExecution(second, global: translation.global, user: user)
+            noteExecution(second, gpa, global: translation.global, user: user)
         }
         guard let page = memory.page(gpa), let host = memory.host(gpa) else {
             internalError = "the guest executes at physical address 0x\(String(gpa, radix: 16)), which is not RAM"
@@ -390,21 +391,24 @@ package final class X86Core: @unchecked Sendable {  // see above
         return first
     }
 
-    private func noteExecution(_ linear: UInt64, global: Bool, user: Bool) {
+    /// Before anything is noted of a block: what is noted must not be forgotten before the block is in the jump cache.
+    private func makeRoom(user: Bool) {
+        if blocks.isFull || translations?.isFull == true {
+            flushBlocks()
+        } else if user ? userPlaces.isFull : supervisorPlaces.isFull {
+            newContext()
+        }
+    }
+    /// Code of a page is run at an address.
+    private func noteExecution(_ linear: UInt64, _ gpa: UInt64, global: Bool, user: Bool) {
+        if let page = memory.page(gpa) {
+            let cell = memory.versionCell(page)
+            let isSecond = user ? userPlaces.note(cell, at: linear & ~4095) : supervisorPlaces.note(cell, at: linear & ~4095)
+            if isSecond { translations?.unlinkCrossing(user: user) }
+        }
         if user { return userPages.insert(linear) }
         supervisorPages.insert(linear)
         if !global { supervisorRunsPrivatePages = true }
-    }
-    private func notePlace(_ page: UInt, _ linear: UInt64, user: Bool) {
-        guard let translations else { return }
-        switch user ? userPlaces.note(page, at: linear) : supervisorPlaces.note(page, at: linear) {
-        case .known: break
-        case .secondPlace: translations.unlinkCrossing(user: user)
-        case .full:
-            // What is not known to be run anywhere must be found anew before it is.
-            newContext()
-            _ = user ? userPlaces.note(page, at: linear) : supervisorPlaces.note(page, at: linear)
-        }
     }
     private func fetchFault(_ linear: UInt64, _ code: UInt64) -> Op? {
         state.pointee.cr2 = linear
@@ -419,6 +423,7 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     private func flushBlocks() {
         blocks.flush()
+        savedContexts.removeAll()
         translations?.flush()
         newContext()
     }

@@ -63,8 +63,7 @@ extension SystemHandlers {
         case 2: s.pointee.cr2 = value
         case 3:
             guard value & 0xFFF0_0000_0000_0000 == 0 else { return generalProtection(op, s) }
-            s.pointee.cr3 = value
-            core(s).flushTLBButGlobal()
+            core(s).writeCR3(value)
         case 4: guard core(s).writeCR4(value) else { return generalProtection(op, s) }
         case 8:
             guard value < 16 else { return generalProtection(op, s) }

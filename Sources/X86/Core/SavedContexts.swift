@@ -1,0 +1,128 @@
+import CX86
+
+/// What the user's jump cache held in address spaces that the guest has left, for when it comes back to them. Processes take turns
+/// thousands of times a second, and looking for all their blocks anew costs more than the rest of a change of CR3.
+///
+/// It is no TLB: before something is used again, the page tables are asked whether all pages that it runs from are where they were.
+struct SavedContexts {
+    struct Jump {
+        var index: Int
+        var entry: x86_jump
+    }
+    struct Page {
+        var page: UInt
+        var linear: UInt64
+    }
+    struct Context {
+        /// All ones: none.
+        var cr3 = UInt64.max
+        var jumpCount = 0
+        var pageCount = 0
+        /// When it was saved, or is to be forgotten next.
+        var age: UInt64 = 0
+        let jumps: UnsafeMutablePointer<Jump>
+        let pages: UnsafeMutablePointer<Page>
+    }
+    /// Programs that use more run for longer, too.
+    static let mostJumps = 1024
+    static let mostPages = 128
+    private static let capacity = 16
+    private static let bytes = UInt(capacity * (mostJumps * MemoryLayout<Jump>.stride + mostPages * MemoryLayout<Page>.stride))
+
+    /// Taken as it is used.
+    private let memory = cx_map_zeroed(bytes)
+    private let contexts: UnsafeMutablePointer<Context> = .allocate(capacity: capacity)
+    private var clock: UInt64 = 0
+
+    init() {
+        let pages = (memory + Self.capacity * Self.mostJumps * MemoryLayout<Jump>.stride).bindMemory(to: Page.self, capacity: Self.capacity * Self.mostPages)
+        let jumps = memory.bindMemory(to: Jump.self, capacity: Self.capacity * Self.mostJumps)
+        for n in 0..<Self.capacity { (contexts + n).initialize(to: Context(jumps: jumps + n * Self.mostJumps, pages: pages + n * Self.mostPages)) }
+    }
+    func deallocate() {
+        contexts.deallocate()
+        cx_unmap(memory, Self.bytes)
+    }
+    func removeAll() { for n in 0..<Self.capacity { contexts[n].cr3 = .max } }
+
+    /// The context of an address space, no longer kept.
+    mutating func take(_ cr3: UInt64) -> Context? {
+        for n in 0..<Self.capacity where contexts[n].cr3 == cr3 {
+            contexts[n].cr3 = .max
+            return contexts[n]
+        }
+        return nil
+    }
+    /// Room for one, instead of the one that was saved first.
+    mutating func make(_ cr3: UInt64) -> UnsafeMutablePointer<Context> {
+        var oldest = 0
+        for n in 0..<Self.capacity {
+            if contexts[n].cr3 == cr3 || contexts[n].cr3 == .max {
+                oldest = n
+                break
+            }
+            if contexts[n].age < contexts[oldest].age { oldest = n }
+        }
+        clock += 1
+        contexts[oldest].cr3 = cr3
+        contexts[oldest].age = clock
+        return contexts + oldest
+    }
+}
+
+// What stays of the jump caches when the TLB does not.
+extension X86Core {
+    /// CR3 was changed and the TLB emptied: the user's code is another, or the same.
+    func changeUserCode(from old: UInt64) {
+        let new = state.pointee.cr3 & PTE.address
+        guard old & PTE.address != new else { return isInPlace(user: true) ? () : dropUserCode() }
+        saveUserCode(old & PTE.address)
+        dropUserCode()
+        if let saved = savedContexts.take(new), isInPlace(saved) { restoreUserCode(saved) }
+    }
+    func dropUserCode() {
+        userJumps.clear()
+        userPages.clear()
+        forgetPlaces(user: true)
+        returns.forget(state, user: true)
+    }
+    private func saveUserCode(_ cr3: UInt64) {
+        let (jumps, pages) = (userJumps.count, userPlaces.count)
+        guard jumps > 0, jumps <= SavedContexts.mostJumps, pages <= SavedContexts.mostPages, !userPlaces.hasSeveral, userJumps.isFlat else { return }
+        let saved = savedContexts.make(cr3)
+        userJumps.copy(to: saved.pointee.jumps)
+        for n in 0..<pages { saved.pointee.pages[n] = SavedContexts.Page(page: userPlaces[n].page, linear: userPlaces[n].linear) }
+        (saved.pointee.jumpCount, saved.pointee.pageCount) = (jumps, pages)
+    }
+    /// The user's code has just been dropped.
+    private func restoreUserCode(_ saved: SavedContexts.Context) {
+        for n in 0..<saved.pageCount {
+            _ = userPlaces.note(saved.pages[n].page, at: saved.pages[n].linear)
+            userPages.insert(saved.pages[n].linear)
+        }
+        userJumps.fill(with: saved.jumps, saved.jumpCount)
+    }
+    private func isInPlace(_ saved: SavedContexts.Context) -> Bool {
+        for n in 0..<saved.pageCount where place(saved.pages[n].page, saved.pages[n].linear, user: true) == nil { return false }
+        return true
+    }
+
+    /// Whether all pages that a privilege runs code from are where they were.
+    func isInPlace(user: Bool) -> Bool {
+        let places = user ? userPlaces : supervisorPlaces
+        guard !places.hasSeveral else { return false }
+        var areGlobal = true
+        for n in 0..<places.count {
+            guard let translation = place(places[n].page, places[n].linear, user: user) else { return false }
+            areGlobal = areGlobal && translation.global
+        }
+        if !user { supervisorRunsPrivatePages = !areGlobal }
+        return true
+    }
+    /// How an address leads to a page of code; nil where it does not.
+    private func place(_ page: UInt, _ linear: UInt64, user: Bool) -> Translation? {
+        guard case .ok(let translation) = translate(linear, .fetch, user: user), let number = memory.page(translation.gpa), memory.versionCell(number) == page
+        else { return nil }
+        return translation
+    }
+}

@@ -1,0 +1,147 @@
+import TestSupport
+import Testing
+import X86
+
+/// A kernel and its programs in two address spaces: what they run is what the page tables said when the TLB was last emptied, whatever
+/// the core keeps over that.
+struct AddressSpaceTests {
+    private static let base: UInt64 = 0x1340_0000
+    /// Where the kernel runs: global pages of the upper half. The page behind the first holds its function.
+    private static let kernel: UInt64 = 0xFFFF_FFFF_8000_0000
+    /// The program's code, and behind it the page whose function it calls.
+    private static let program = base + 0x1F_0000
+    private static let (roots, kernelTables) = ((base + 0x1000, base + 0x5000), base + 0x9000)
+    private static let (kernelPage, programPage, onePage, thousandPage) = (base + 0x1_0000, base + 0x2_0000, base + 0x2_1000, base + 0x2_2000)
+
+    private static func machine(_ code: [UInt8]) -> TestMachine {
+        let machine = TestMachine(base: base)
+        func put(_ address: UInt64, _ value: UInt64) { (machine.bytes + Int(address - base)).storeBytes(of: value, as: UInt64.self) }
+        func put(_ address: UInt64, _ code: [UInt8]) {
+            for (n, byte) in code.enumerated() { machine.bytes.storeBytes(of: byte, toByteOffset: Int(address - base) + n, as: UInt8.self) }
+        }
+        for root in [roots.0, roots.1] {
+            put(root, root + 0x1000 | 7)
+            put(root + 511 * 8, kernelTables | 3)
+            put(root + 0x1000, root + 0x2000 | 7)
+            put(root + 0x2000 + (base >> 21) * 8, root + 0x3000 | 7)
+            for page in 0..<256 as Range<UInt64> { put(root + 0x3000 + page * 8, base + page << 12 | 7) }
+            put(root + 0x3000 + (program - base) >> 12 * 8, programPage | 7)
+            put(root + 0x3000 + (program + 0x1000 - base) >> 12 * 8, (root == roots.0 ? onePage : thousandPage) | 7)
+        }
+        put(kernelTables + 510 * 8, kernelTables + 0x1000 | 3)
+        put(kernelTables + 0x1000, kernelTables + 0x2000 | 3)
+        put(kernelTables + 0x2000, kernelPage | 0x103)
+        put(kernelTables + 0x2008, onePage | 0x103)
+        // mov ecx, 600; 1: call +0x1004 (the next page, at 0x10); dec ecx; jnz 1b; syscall
+        put(programPage, [0xB9, 0x58, 2, 0, 0, 0x90, 0x90, 0xE8, 4, 0x10, 0, 0, 0xFF, 0xC9, 0x75, 0xF7, 0x0F, 0x05])
+        put(onePage + 0x10, [0x48, 0xFF, 0xC0, 0xC3])  // inc rax; ret
+        put(thousandPage + 0x10, [0x48, 0x05, 0xE8, 3, 0, 0, 0xC3])  // add rax, 1000; ret
+        put(kernelPage, code)
+        return machine
+    }
+
+    /// The kernel's code, and what it makes of RAX.
+    private struct Script {
+        var code: [UInt8] = [0xEB, 2, 0xFF, 0xE2]  // jmp over: jmp rdx, where SYSCALL goes
+        var sum: UInt64 = 0
+        var isSecond = false
+        var programAdds: (UInt64, UInt64) = (1, 1000)
+        var kernelAdds: UInt64 = 1
+
+        mutating func runProgram() {
+            // lea rdx, [rip + 12]; mov rcx, r8; mov r11d, 2; sysretq
+            code += [0x48, 0x8D, 0x15, 12, 0, 0, 0, 0x4C, 0x89, 0xC1, 0x41, 0xBB, 2, 0, 0, 0, 0x48, 0x0F, 0x07]
+            sum &+= 600 * (isSecond ? programAdds.1 : programAdds.0)
+        }
+        mutating func runKernel() {
+            code += [0xBB, 0x58, 2, 0, 0]  // mov ebx, 600; 1: call the next page, at 0x10; dec ebx; jnz 1b
+            let distance = 0x1010 - (code.count + 5)
+            code += [0xE8, UInt8(distance & 0xFF), UInt8(distance >> 8), 0, 0, 0xFF, 0xCB, 0x75, 0xF7]
+            sum &+= 600 * kernelAdds
+        }
+        mutating func use(second: Bool) {
+            code += [0x41, 0x0F, 0x22, second ? 0xDD : 0xD9]  // mov cr3, r13 or r9
+            isSecond = second
+        }
+        mutating func togglePGE() {
+            // mov rbx, cr4; and bl, 0x7F; mov cr4, rbx; or bl, 0x80; mov cr4, rbx
+            code += [0x0F, 0x20, 0xE3, 0x80, 0xE3, 0x7F, 0x0F, 0x22, 0xE3, 0x80, 0xCB, 0x80, 0x0F, 0x22, 0xE3]
+        }
+        /// The program's function is another in the first space, and the TLB is told in one of the ways there are.
+        mutating func remapProgram(_ generator: inout Generator) {
+            programAdds.0 = programAdds.0 == 1 ? 1000 : 1
+            code += [0x4C, 0x89, programAdds.0 == 1 ? 0x3F : 0x27]  // mov [rdi], r15 or r12
+            if isSecond { return }  // told by the way back
+            switch generator.next() % 3 {
+            case 0: code += [0x41, 0x0F, 0x01, 0x3A]  // invlpg [r10]
+            case 1: use(second: false)
+            default: togglePGE()
+            }
+        }
+        mutating func remapKernel(_ generator: inout Generator) {
+            kernelAdds = kernelAdds == 1 ? 1000 : 1
+            code += [0x49, 0x8D, 0x9E, 0, kernelAdds == 1 ? 0 : 0x10, 0, 0, 0x48, 0x89, 0x5D, 0]  // lea rbx, [r14 + …]; mov [rbp], rbx
+            if generator.next() % 2 == 0 { code += [0x0F, 0x01, 0x3E] } else { togglePGE() }  // invlpg [rsi]
+        }
+    }
+    private static func run(_ script: Script) -> UInt64? {
+        let machine = machine(script.code + [0xF4])
+        var state = TestMachine.flatState
+        state.cr0 |= 0x8000_0000
+        state.cr4 |= 0x80
+        state.cr3 = roots.0
+        (state.star, state.lstar) = (0x10_0008 << 32, kernel + 2)
+        state.rip = kernel
+        (state.gpr[4], state.gpr[8], state.gpr[10]) = (base + 0x4_0000, program, program + 0x1000)
+        (state.gpr[9], state.gpr[13]) = (roots.0, roots.1)
+        (state.gpr[7], state.gpr[12], state.gpr[15]) = (roots.0 + 0x3000 + (program + 0x1000 - base) >> 12 * 8, thousandPage | 7, onePage | 7)
+        (state.gpr[6], state.gpr[5], state.gpr[14]) = (kernel + 0x1000, kernelTables + 0x2008, onePage | 0x103)
+        machine.core.architecturalState = state
+        guard case .halt = machine.core.run() else { return nil }
+        return machine.core.architecturalState.gpr[0]
+    }
+
+    @Test func programsTakeTurns() {
+        var script = Script()
+        for _ in 0..<8 {
+            script.runProgram()
+            script.runKernel()
+            script.use(second: true)
+            script.runProgram()
+            script.use(second: false)
+        }
+        #expect(Self.run(script) == script.sum)
+    }
+    @Test func aProgramsPagesChangeWhileAnotherRuns() {
+        var generator = Generator(state: 1)
+        var script = Script()
+        for _ in 0..<8 {
+            script.runProgram()
+            script.use(second: true)
+            script.remapProgram(&generator)
+            script.runProgram()
+            script.use(second: false)
+            script.runProgram()
+        }
+        #expect(Self.run(script) == script.sum)
+    }
+    @Test func anythingInAnyOrder() {
+        for seed in 0..<400 as Range<UInt64> {
+            var generator = Generator(state: seed)
+            var script = Script()
+            for _ in 0..<40 {
+                switch generator.next() % 8 {
+                case 0, 1: script.runProgram()
+                case 2: script.runKernel()
+                case 3, 4: script.use(second: !script.isSecond)
+                case 5: script.use(second: script.isSecond)
+                case 6: script.remapProgram(&generator)
+                default: script.remapKernel(&generator)
+                }
+            }
+            script.runProgram()
+            script.runKernel()
+            #expect(Self.run(script) == script.sum, "seed \(seed)")
+        }
+    }
+}
