@@ -118,6 +118,11 @@ struct Assembler {
         int32(0)
         return cursor
     }
+    /// The same over less than 128 bytes; `patchShort` sets its target.
+    mutating func shortJump() -> UnsafeMutablePointer<UInt8> {
+        bytes(0xEB, 0)
+        return cursor
+    }
     /// `condition`: the low four bits of Jcc.
     mutating func jump(if condition: UInt8) -> UnsafeMutablePointer<UInt8> {
         bytes(0x0F, 0x80 | condition)
@@ -140,6 +145,7 @@ struct Assembler {
     func patch(_ end: UnsafeMutablePointer<UInt8>) {
         UnsafeMutableRawPointer(end - 4).storeBytes(of: Int32(truncatingIfNeeded: cursor - end), as: Int32.self)
     }
+    func patchShort(_ end: UnsafeMutablePointer<UInt8>) { (end - 1).pointee = UInt8(truncatingIfNeeded: cursor - end) }
     /// EFLAGS to the state. Changes EFLAGS not at all; r11 is lost.
     mutating func saveFlags() {
         move(Host.address, Host.rax)

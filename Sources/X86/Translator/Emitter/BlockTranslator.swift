@@ -204,9 +204,17 @@ struct BlockTranslator {
         (vectors, checked, named) = (VectorRegisters(), .nothing, NamedPages())
         let checkedEntry = code.here
         if start { checkVersion() }
-        let afterCheck = code.here
+        var (afterCheck, flagsEntry) = (code.here, 0)
         if startFlags == .host { restoreFlags(mayBeLazy: true) }
+        if start, startFlags == .memory {
+            let toBody = code.shortJump()
+            flagsEntry = code.here
+            saveFlags()
+            code.patchShort(toBody)
+            afterCheck = code.here
+        }
         body = code.here
+        if flagsEntry == 0 { flagsEntry = body }
         flags = startFlags
         usesWindows = true
         if start { beginTrial() }
@@ -214,12 +222,6 @@ struct BlockTranslator {
         emitLines(from: 0, next: next, endsBlock: endsBlock)
         swap(&code, &cold)
         emitFallbacks(next: next, endsBlock: endsBlock)
-        var flagsEntry = body
-        if start, startFlags == .memory {
-            flagsEntry = code.here
-            saveFlags()
-            code.jump(to: body)
-        }
         finishSlowPaths()
         fallbacks.removeAll(keepingCapacity: true)
         fallbackEntries.removeAll(keepingCapacity: true)
