@@ -21,6 +21,8 @@ enum StringForm {
 @inline(__always) private func advance(_ op: Op, _ s: CPU, _ n: Int, _ bytes: UInt64) {
     writeCounter(op, s, n, s.pointee.rflags & EFlags.df == 0 ? gpr(s, n) &+ bytes : gpr(s, n) &- bytes)
 }
+/// Whether somebody wants something before the instruction is done. In lock-step it is, as in translated code.
+@inline(__always) private func isWanted(_ s: CPU) -> Bool { s.pointee.pending != 0 && s.pointee.pending & Pending.lockStep == 0 }
 /// Ends an iteration early at this instruction, so that an interrupt can come in.
 @inline(__always) private func yieldTo(_ op: Op, _ s: CPU) -> Next {
     s.pointee.rip = instructionRIP(op, s)
@@ -47,7 +49,7 @@ enum StringForm {
         }
         if repeated {
             writeCounter(op, s, GPR.rcx, count)
-            if count > 0, s.pointee.pending != 0 { return yieldTo(op, s) }
+            if count > 0, isWanted(s) { return yieldTo(op, s) }
         }
     }
     return next(op, s)
@@ -98,7 +100,7 @@ enum StringForm {
         }
         if repeated {
             writeCounter(op, s, GPR.rcx, count)
-            if count > 0, s.pointee.pending != 0 { return yieldTo(op, s) }
+            if count > 0, isWanted(s) { return yieldTo(op, s) }
         }
     }
     return next(op, s)
@@ -134,7 +136,7 @@ enum StringForm {
         count -= 1
         if repeated {
             writeCounter(op, s, GPR.rcx, count)
-            if count > 0, s.pointee.pending != 0 { return yieldTo(op, s) }
+            if count > 0, isWanted(s) { return yieldTo(op, s) }
         }
     }
     return next(op, s)
@@ -152,7 +154,7 @@ enum StringForm {
         if repeated {
             writeCounter(op, s, GPR.rcx, count)
             if (a == b) != (op.pointee.aux == StringForm.rep) { break }
-            if count > 0, s.pointee.pending != 0 { return yieldTo(op, s) }
+            if count > 0, isWanted(s) { return yieldTo(op, s) }
         }
     }
     return next(op, s)
@@ -172,7 +174,7 @@ enum StringForm {
         if repeated {
             writeCounter(op, s, GPR.rcx, count)
             if (a == b) != (op.pointee.aux == StringForm.rep) { break }
-            if count > 0, s.pointee.pending != 0 { return yieldTo(op, s) }
+            if count > 0, isWanted(s) { return yieldTo(op, s) }
         }
     }
     return next(op, s)

@@ -139,7 +139,7 @@ struct AccessWindows {
         var writes: Bool
     }
     private static func memoryOperand(_ i: Instruction, _ plan: TranslationPlan) -> Operand? {
-        guard i.isMemory, plan.size > 0, !i.isRIPRelative, i.addressSize == 8, i.segmentOverride < 4, abs(i.displacement) < 1 << 30,
+        guard i.isMemory, plan.size > 0, plan.kind != .bitString, !i.isRIPRelative, i.addressSize == 8, i.segmentOverride < 4, abs(i.displacement) < 1 << 30,
             i.base >= 0, Host.register(UInt8(i.base)) != nil, i.index < 0 || Host.register(UInt8(i.index)) != nil
         else { return nil }
         return Operand(base: UInt8(i.base), index: i.index, scale: i.index < 0 ? 0 : i.scale, offset: Int(i.displacement), size: plan.size, writes: plan.writesRM)
@@ -185,6 +185,9 @@ struct AccessWindows {
             let adds = i.base == Int8(register) && i.index < 0 && !i.isRIPRelative && i.addressSize == 8 && i.operandSize == 8
             return adds && abs(i.displacement) < 1 << 30 ? Int(i.displacement) : nil
         case .nop, .zeroUpper, .clearInterrupt, .setInterrupt, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
+        case .storeString: return register == 1 || register == 7 ? nil : 0
+        case .moveString: return register == 1 || register == 6 || register == 7 ? nil : 0
+        case .bitString, .setDirection, .fence: return 0
         case .modRM, .divide, .loadControl: break
         }
         if i.map == .one, !plan.isExtended, i.opcode == 0x81 || i.opcode == 0x83, !i.isMemory, i.rm == register, i.operandSize == 8, i.group == 0 || i.group == 5 {

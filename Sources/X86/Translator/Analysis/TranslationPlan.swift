@@ -13,6 +13,10 @@ struct TranslationPlan {
         case loadControl
         /// No operands but fixed registers, which are the same on the host.
         case plain
+        case storeString, moveString, bitString
+        /// CLD and STD.
+        case setDirection
+        case fence
         case lea
         case zeroUpper
         case nop
@@ -82,7 +86,7 @@ struct TranslationPlan {
         }
         guard supported else { return nil }
         if i.hasLock {
-            guard plan.kind == .modRM, plan.writesRM, plan.rm == .general, i.isLockable else { return nil }
+            guard plan.kind == .modRM || plan.kind == .bitString, plan.writesRM, plan.rm == .general, i.isLockable else { return nil }
         }
         // High-byte registers cannot be named together with the registers we move things to.
         if !i.hasREX {
@@ -160,6 +164,9 @@ struct TranslationPlan {
         case 0x9C where !i.has66:
             kind = .pushFlags
             readsFlags = true
+        case 0xA4, 0xA5, 0xAA, 0xAB:
+            kind = opcode < 0xAA ? .moveString : .storeString
+            return i.addressSize == 8 && i.segmentOverride < 4
         case 0xA8, 0xA9:
             kind = .plain
             definesFlags = true
@@ -185,6 +192,7 @@ struct TranslationPlan {
         case 0xF6, 0xF7: return groupThree(i)
         case 0xFA: kind = .clearInterrupt
         case 0xFB: kind = .setInterrupt
+        case 0xFC, 0xFD: kind = .setDirection
         case 0xFE, 0xFF: return groupFive(i)
         default: return false
         }
@@ -281,10 +289,13 @@ struct TranslationPlan {
             (readsRM, writesRM) = (false, true)
             readsFlags = true
         case 0xA3, 0xAB, 0xB3, 0xBB:
-            guard !i.isMemory else { return false }
             sized(i, byte: false)
             writesRM = opcode != 0xA3
             mergesFlags = true
+            guard i.isMemory else { break }
+            kind = .bitString
+            return i.operandSize >= 4 && i.addressSize == 8
+        case 0xAE where !i.isMemory && i.group >= 5 && i.rep == 0 && !i.has66: kind = .fence
         case 0xBA:
             guard i.group >= 4 else { return false }
             sized(i, byte: false)

@@ -63,6 +63,11 @@ extension BlockTranslator {
         case .clearInterrupt: clearInterrupt(line)
         case .setInterrupt: setInterrupt(line)
         case .plain: plain(line)
+        case .storeString: storeString(line)
+        case .moveString: moveString(line)
+        case .bitString: bitString(line)
+        case .setDirection: setDirection(line)
+        case .fence: code.bytes(0x0F, 0xAE, 0xC0 | line.instruction.group << 3)
         case .lea: lea(line)
         case .zeroUpper: zeroUpper(line)
         case .nop: if line.instruction.opcode == 0x90, line.instruction.rep == 0xF3 { code.bytes(0xF3, 0x90) }

@@ -13,7 +13,7 @@ extension BlockTranslator {
     }
     private func isSite(_ line: Line) -> Bool {
         let i = line.instruction
-        return i.isMemory && line.plan.size > 0 && i.base >= 0 && i.base != 4 && !i.isRIPRelative && i.segmentOverride < 4
+        return i.isMemory && line.plan.kind != .bitString && line.plan.size > 0 && i.base >= 0 && i.base != 4 && !i.isRIPRelative && i.segmentOverride < 4
     }
     /// The base cache of a line's memory operand; nil for those that ask the TLB.
     func operandCache(_ line: Line) -> Int? {
