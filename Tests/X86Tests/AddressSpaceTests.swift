@@ -103,7 +103,7 @@ struct AddressSpaceTests {
 
     @Test func programsTakeTurns() {
         var script = Script()
-        for _ in 0..<8 {
+        for _ in 0..<40 {
             script.runProgram()
             script.runKernel()
             script.use(second: true)

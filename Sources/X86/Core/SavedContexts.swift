@@ -18,14 +18,18 @@ struct SavedContexts {
         var cr3 = UInt64.max
         var jumpCount = 0
         var pageCount = 0
-        /// When it was saved, or is to be forgotten next.
+        /// When it was saved.
         var age: UInt64 = 0
+        /// How often it has been used since it was begun.
+        var turns = 0
         let jumps: UnsafeMutablePointer<Jump>
         let pages: UnsafeMutablePointer<Page>
     }
     /// Programs that use more run for longer, too.
     static let mostJumps = 1024
     static let mostPages = 128
+    /// After so many it is begun anew: what the program no longer runs would be kept for ever, and looked after each time.
+    static let mostTurns = 16
     private static let capacity = 16
     private static let bytes = UInt(capacity * (mostJumps * MemoryLayout<Jump>.stride + mostPages * MemoryLayout<Page>.stride))
 
@@ -33,6 +37,8 @@ struct SavedContexts {
     private let memory = cx_map_zeroed(bytes)
     private let contexts: UnsafeMutablePointer<Context> = .allocate(capacity: capacity)
     private var clock: UInt64 = 0
+    /// Of the context that is in use.
+    var turns = 0
 
     init() {
         let pages = (memory + Self.capacity * Self.mostJumps * MemoryLayout<Jump>.stride).bindMemory(to: Page.self, capacity: Self.capacity * Self.mostPages)
@@ -78,7 +84,8 @@ extension X86Core {
         guard old & PTE.address != new else { return isInPlace(user: true) ? () : dropUserCode() }
         saveUserCode(old & PTE.address)
         dropUserCode()
-        if let saved = savedContexts.take(new), isInPlace(saved) { restoreUserCode(saved) }
+        savedContexts.turns = 0
+        if let saved = savedContexts.take(new), saved.turns < SavedContexts.mostTurns, isInPlace(saved) { restoreUserCode(saved) }
     }
     func dropUserCode() {
         userJumps.clear()
@@ -92,7 +99,7 @@ extension X86Core {
         let saved = savedContexts.make(cr3)
         userJumps.copy(to: saved.pointee.jumps)
         for n in 0..<pages { saved.pointee.pages[n] = SavedContexts.Page(page: userPlaces[n].page, linear: userPlaces[n].linear) }
-        (saved.pointee.jumpCount, saved.pointee.pageCount) = (jumps, pages)
+        (saved.pointee.jumpCount, saved.pointee.pageCount, saved.pointee.turns) = (jumps, pages, savedContexts.turns)
     }
     /// The user's code has just been dropped.
     private func restoreUserCode(_ saved: SavedContexts.Context) {
@@ -101,6 +108,7 @@ extension X86Core {
             userPages.insert(saved.pages[n].linear)
         }
         userJumps.fill(with: saved.jumps, saved.jumpCount)
+        savedContexts.turns = saved.turns + 1
     }
     private func isInPlace(_ saved: SavedContexts.Context) -> Bool {
         for n in 0..<saved.pageCount where place(saved.pages[n].page, saved.pages[n].linear, user: true) == nil { return false }
