@@ -13,6 +13,8 @@ struct AddressSpaceTests {
     private static let (roots, kernelTables) = ((base + 0x1000, base + 0x5000), base + 0x9000)
     private static let (kernelPage, programPage, onePage, thousandPage) = (base + 0x1_0000, base + 0x2_0000, base + 0x2_1000, base + 0x2_2000)
 
+    private static let (large, directory) = (UInt64(1 << 30), base + 0xC000)
+
     private static func machine(_ code: [UInt8]) -> TestMachine {
         let machine = TestMachine(base: base)
         func put(_ address: UInt64, _ value: UInt64) { (machine.bytes + Int(address - base)).storeBytes(of: value, as: UInt64.self) }
@@ -28,6 +30,11 @@ struct AddressSpaceTests {
             put(root + 0x3000 + (program - base) >> 12 * 8, programPage | 7)
             put(root + 0x3000 + (program + 0x1000 - base) >> 12 * 8, (root == roots.0 ? onePage : thousandPage) | 7)
         }
+        // The same pages once more, in one large page, and page by page with another function behind the program.
+        put(roots.0 + 0x1000 + large >> 30 * 8, directory | 7)
+        put(directory, base | 0x87)
+        for page in 0..<256 as Range<UInt64> { put(directory + 0x1000 + page * 8, base + page << 12 | 7) }
+        put(directory + 0x1000 + (onePage - base) >> 12 * 8, thousandPage | 7)
         put(kernelTables + 510 * 8, kernelTables + 0x1000 | 3)
         put(kernelTables + 0x1000, kernelTables + 0x2000 | 3)
         put(kernelTables + 0x2000, kernelPage | 0x103)
@@ -84,7 +91,7 @@ struct AddressSpaceTests {
             if generator.next() % 2 == 0 { code += [0x0F, 0x01, 0x3E] } else { togglePGE() }  // invlpg [rsi]
         }
     }
-    private static func run(_ script: Script) -> UInt64? {
+    private static func run(_ script: Script, inLargePage: Bool = false) -> UInt64? {
         let machine = machine(script.code + [0xF4])
         var state = TestMachine.flatState
         state.cr0 |= 0x8000_0000
@@ -96,6 +103,10 @@ struct AddressSpaceTests {
         (state.gpr[9], state.gpr[13]) = (roots.0, roots.1)
         (state.gpr[7], state.gpr[12], state.gpr[15]) = (roots.0 + 0x3000 + (program + 0x1000 - base) >> 12 * 8, thousandPage | 7, onePage | 7)
         (state.gpr[6], state.gpr[5], state.gpr[14]) = (kernel + 0x1000, kernelTables + 0x2008, onePage | 0x103)
+        if inLargePage {
+            (state.gpr[8], state.gpr[10]) = (large + programPage - base, large)
+            (state.gpr[7], state.gpr[12]) = (directory, directory + 0x1000 | 7)
+        }
         machine.core.architecturalState = state
         guard case .halt = machine.core.run() else { return nil }
         return machine.core.architecturalState.gpr[0]
@@ -124,6 +135,21 @@ struct AddressSpaceTests {
             script.runProgram()
         }
         #expect(Self.run(script) == script.sum)
+    }
+    /// INVLPG anywhere in a large page drops all of it.
+    @Test(arguments: 0..<4) func aLargePageIsTakenApart(before: Int) {
+        var script = Script()
+        script.runProgram()
+        switch before {
+        case 0: break
+        case 1: script.togglePGE()
+        case 2: script.use(second: false)
+        default: for second in [true, false] { script.use(second: second) }
+        }
+        script.code += [0x4C, 0x89, 0x27, 0x41, 0x0F, 0x01, 0x3A]  // mov [rdi], r12; invlpg [r10]
+        script.programAdds.0 = 1000
+        script.runProgram()
+        #expect(Self.run(script, inLargePage: true) == script.sum)
     }
     @Test func anythingInAnyOrder() {
         for seed in 0..<400 as Range<UInt64> {

@@ -131,6 +131,8 @@ extension X86Core {
     private func place(_ page: UInt, _ linear: UInt64, user: Bool) -> Translation? {
         guard case .ok(let translation) = translate(linear, .fetch, user: user), let number = memory.page(translation.gpa), memory.versionCell(number) == page
         else { return nil }
+        // INVLPG has to drop all of it, though the TLB knows none of it any more.
+        if translation.large, linear >> 47 == 0 { holdsLargeUserPages = true }
         return translation
     }
 }
