@@ -81,17 +81,11 @@ extension X86Core {
     /// CR3 was changed and the TLB emptied: the user's code is another, or the same.
     func changeUserCode(from old: UInt64) {
         let new = state.pointee.cr3 & PTE.address
-        guard old & PTE.address != new else { return isInPlace(user: true) ? () : dropUserCode() }
+        guard old & PTE.address != new else { return isInPlace(user: true) ? () : dropCode(user: true) }
         saveUserCode(old & PTE.address)
-        dropUserCode()
+        dropCode(user: true)
         savedContexts.turns = 0
         if let saved = savedContexts.take(new), saved.turns < SavedContexts.mostTurns, isInPlace(saved) { restoreUserCode(saved) }
-    }
-    func dropUserCode() {
-        userJumps.clear()
-        userPages.clear()
-        forgetPlaces(user: true)
-        returns.forget(state, user: true)
     }
     private func saveUserCode(_ cr3: UInt64) {
         let (jumps, pages) = (userJumps.count, userPlaces.count)

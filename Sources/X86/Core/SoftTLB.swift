@@ -65,7 +65,7 @@ extension X86Core {
         holdsLargeUserPages = false
         dropBaseCaches()
         guard codeMayStay, state.pointee.mode == 2, isInPlace(user: false) else { return newContext() }
-        if !isInPlace(user: true) { dropUserCode() }
+        if !isInPlace(user: true) { dropCode(user: true) }
     }
     /// SDM vol. 3 § 4.10.4.1.
     func writeCR3(_ value: UInt64) {
@@ -74,7 +74,7 @@ extension X86Core {
         flushTLBButGlobal()
         // Code that the kernel runs from global pages stays where it is.
         if supervisorRunsPrivatePages { return newContext() }
-        if state.pointee.mode == 2 { changeUserCode(from: old) } else { dropUserCode() }
+        if state.pointee.mode == 2 { changeUserCode(from: old) } else { dropCode(user: true) }
     }
     private func flushTLBButGlobal() {
         lockStep?.tablesAreStale = true
@@ -143,23 +143,23 @@ extension X86Core {
         translations?.unlinkCrossing(user: user)
         returns.forget(state, user: user)
     }
-    func forgetPlaces(user: Bool) {
+    /// Forgets where all of a privilege's code is.
+    func dropCode(user: Bool) {
+        if user {
+            userJumps.clear()
+            userPages.clear()
+            userPlaces.clear()
+        } else {
+            supervisorJumps.clear()
+            supervisorPages.clear()
+            supervisorPlaces.clear()
+        }
         translations?.unlinkCrossing(user: user)
-        if user { userPlaces.clear() } else { supervisorPlaces.clear() }
+        returns.forget(state, user: user)
     }
-    private func forgetReturns() {
-        returns.forget(state, user: false)
-        returns.forget(state, user: true)
-    }
-    /// Empties both jump caches.
     func newContext() {
-        forgetReturns()
-        supervisorJumps.clear()
-        userJumps.clear()
-        for user in [false, true] { forgetPlaces(user: user) }
+        for user in [false, true] { dropCode(user: user) }
         supervisorRunsPrivatePages = false
-        userPages.clear()
-        supervisorPages.clear()
         updateContext()
     }
     /// After a change of privilege or code segment: the tables that go with it.

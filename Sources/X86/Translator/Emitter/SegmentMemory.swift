@@ -115,7 +115,7 @@ extension BlockTranslator {
         return cell
     }
     /// The offset of the TLB's entry for r11 in r9. Returns where the table lies in the state.
-    mutating func hashPage() -> Int32 {
+    private mutating func hashPage() -> Int32 {
         if features.contains(.bmi2) {
             code.bytes(0xC4, 0x43, 0x7B, 0xF0, 0xCB, 0x07)  // rorx r9d, r11d, 7
         } else {
@@ -125,15 +125,20 @@ extension BlockTranslator {
         code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
         return Int32(X86_TLB_TABLES) + (bank > 0 ? Int32(X86_TLB_BYTES) : 0)
     }
-    /// Returns the jump that is taken when the TLB does not have it.
-    mutating func checkTable(size: Int, write: Bool) -> UnsafeMutablePointer<UInt8> {
+    /// The offset in its page of the linear address in r11, if the TLB has that; its place there in r9. Returns the jump that is taken
+    /// when not, and where the table lies in the state.
+    mutating func compareWithTable(size: Int, write: Bool) -> (fails: UnsafeMutablePointer<UInt8>, table: Int32) {
         let table = hashPage()
         code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (write ? 8 : 0)))
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(4096 - size))
-        let jump = code.jump(if: 7)
+        return (code.jump(if: 7), table)
+    }
+    /// Returns the jump that is taken when the TLB does not have it.
+    mutating func checkTable(size: Int, write: Bool) -> UnsafeMutablePointer<UInt8> {
+        let (fails, table) = compareWithTable(size: size, write: write)
         code.op(0x03, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
-        return jump
+        return fails
     }
     /// An operand through a window: base register and displacement on top of the window's distance, in r11; with an index that and
     /// the displacement on top of the distance and the base.

@@ -7,7 +7,7 @@ extension BlockTranslator {
         let form = StringInstruction(line.instruction)
         aboutToClobber(line)
         var jumps = Jumps()
-        checkString(form, &jumps)
+        checkDirectionAndCount(form, &jumps)
         let table = checkString(form, at: Host.rdi, write: true, &jumps)
         slowPath(jumps, line)
         code.load(Host.scratch, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
@@ -23,7 +23,7 @@ extension BlockTranslator {
         let form = StringInstruction(line.instruction)
         aboutToClobber(line)
         var jumps = Jumps()
-        checkString(form, &jumps)
+        checkDirectionAndCount(form, &jumps)
         hostAddress(Host.rsi, checkString(form, at: Host.rsi, write: false, &jumps))
         slowPath(jumps, line)
         jumps = Jumps()
@@ -43,7 +43,7 @@ extension BlockTranslator {
         for register in [Host.rsi, Host.rdi] { code.load(register, Host.home(register)) }
     }
     /// The way forward only, and no more than a page.
-    private mutating func checkString(_ form: StringInstruction, _ jumps: inout Jumps) {
+    private mutating func checkDirectionAndCount(_ form: StringInstruction, _ jumps: inout Jumps) {
         code.op(0xF7, reg: 0, Host.cell(Int(X86_RFLAGS_OFFSET)), wide: false)  // test dword …, DF
         code.int32(Int32(EFlags.df))
         jumps.append(code.jump(if: 5))
@@ -55,11 +55,8 @@ extension BlockTranslator {
     /// Whether the bytes at a register are in one page that the TLB has. Returns the table; r9 is the place in it, r11 is lost.
     private mutating func checkString(_ form: StringInstruction, at register: UInt8, write: Bool, _ jumps: inout Jumps) -> Int32 {
         code.move(Host.address, register)
-        let table = hashPage()
-        code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (write ? 8 : 0)))
-        code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
-        code.int32(Int32(4096 - form.size))
-        jumps.append(code.jump(if: 7))
+        let (fails, table) = compareWithTable(size: form.size, write: write)
+        jumps.append(fails)
         if form.isRepeated {
             code.lea(Host.address, form.end(of: Host.address))
             code.bytes(0x49, 0x81, 0xFB)  // cmp r11, 4096
