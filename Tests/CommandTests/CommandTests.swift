@@ -4,7 +4,11 @@ import Testing
 /// The built `vz`, as people use it.
 @Suite(.serialized) struct CommandTests {
     private static let root = URL(fileURLWithPath: #filePath).deletingLastPathComponent().deletingLastPathComponent().deletingLastPathComponent()
-    private static let home = FileManager.default.temporaryDirectory.appendingPathComponent("vz-home-\(getpid())")
+    private static let home: URL = {
+        atexit { try? FileManager.default.removeItem(at: CommandTests.homeName) }
+        return homeName
+    }()
+    private static let homeName = FileManager.default.temporaryDirectory.appendingPathComponent("vz-home-\(getpid())")
 
     private struct Outcome {
         var status: Int32

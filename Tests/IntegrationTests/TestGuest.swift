@@ -21,12 +21,17 @@ enum TestAssets {
     static var genericKernel: URL { directory.appendingPathComponent("vmlinuz-generic") }
     static var initialRamdisk: URL { directory.appendingPathComponent("initrd") }
 
-    /// A fresh directory for one test.
+    /// A fresh directory for one test, gone when the process ends: a test's disks and states are hundreds of megabytes.
     static func scratch() throws -> URL {
-        let url = FileManager.default.temporaryDirectory.appendingPathComponent("vz-test-\(UUID().uuidString)")
+        let url = scratchOfProcess.appendingPathComponent(UUID().uuidString)
         try FileManager.default.createDirectory(at: url, withIntermediateDirectories: true)
         return url
     }
+    private static let scratchOfProcess: URL = {
+        atexit { try? FileManager.default.removeItem(at: TestAssets.scratchName) }
+        return scratchName
+    }()
+    private static let scratchName = FileManager.default.temporaryDirectory.appendingPathComponent("vz-tests-\(getpid())")
     static func disk(_ url: URL, size: Int) throws {
         _ = FileManager.default.createFile(atPath: url.path, contents: nil)
         try #require(truncate(url.path, size) == 0)
