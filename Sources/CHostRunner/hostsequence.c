@@ -92,9 +92,9 @@ int host_sequence_init(uint64_t code, uint64_t data, uint64_t data_size) {
   if (!area) {
     int flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | MAP_POPULATE, all = PROT_READ | PROT_WRITE | PROT_EXEC;
     if (mmap((void *)data, data_size, PROT_READ | PROT_WRITE, flags, -1, 0) != (void *)data) return -1;
-    uint8_t *exit_page = (uint8_t *)code + HOST_SEQUENCE_EXIT, *far = (uint8_t *)code + 0x3A5B7000;
+    uint8_t *exit_page = (uint8_t *)code + HOST_SEQUENCE_EXIT, *far = (uint8_t *)code + HOST_SEQUENCE_FAR;
     if (mmap((void *)code, 0x1000, all, flags, -1, 0) != (void *)code || mmap(exit_page, 0x1000, all, flags, -1, 0) != exit_page ||
-        mmap(far, 0x2000, all, flags, -1, 0) != far) return -1;
+        mmap(far, HOST_SEQUENCE_FAR_SIZE, all, flags, -1, 0) != far) return -1;
     area = (uint8_t *)code;
     memset((void *)data, 1, data_size);
     prologue = far;

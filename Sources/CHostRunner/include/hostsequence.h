@@ -11,8 +11,10 @@ typedef struct host_sequence_state {
 } host_sequence_state;
 
 /// Offsets from `code`: where a sequence starts, how long it may be, and where it has to jump to at its end, out of reach of
-/// addresses made from those of the code: what stands there is not the same on both sides.
-enum { HOST_SEQUENCE_CODE = 0x400, HOST_SEQUENCE_CODE_SIZE = 0x400, HOST_SEQUENCE_EXIT = 0x2A3C5000, HOST_SEQUENCE_ENDLESS = 1000 };
+/// addresses made from those of the code: what stands there is not the same on both sides. And two pages of what runs sequences,
+/// which only the host has.
+enum { HOST_SEQUENCE_CODE = 0x400, HOST_SEQUENCE_CODE_SIZE = 0x400, HOST_SEQUENCE_EXIT = 0x2A3C5000, HOST_SEQUENCE_FAR = 0x3A5B7000,
+  HOST_SEQUENCE_FAR_SIZE = 0x2000, HOST_SEQUENCE_ENDLESS = 1000 };
 
 /// Maps a writable and executable page at `code` and `data_size` bytes at `data`, and what runs sequences out of their way.
 /// Returns 0, or -1 when an address is not to be had.
