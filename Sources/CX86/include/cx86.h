@@ -46,7 +46,7 @@ typedef struct x86_op {
 /// One soft TLB entry. `ea ^ tag` is at most 4096 - size exactly when the access may take the fast path.
 typedef struct x86_tlb_entry {
   uint64_t tag_r, tag_w;
-  uint64_t host;     // host address of the page's first byte
+  uint64_t delta;    // from linear to host addresses
   uint64_t gpa;
 } x86_tlb_entry;
 

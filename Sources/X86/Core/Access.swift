@@ -117,8 +117,8 @@ enum GPR {
 }
 
 @inline(__always) func hostPointer(_ entry: UnsafeMutablePointer<x86_tlb_entry>, _ linear: UInt64) -> UnsafeMutableRawPointer {
-    // SAFETY: `host` is a page of guest RAM, and the tag check bounds the operand to that page.
-    UnsafeMutableRawPointer(bitPattern: UInt(truncatingIfNeeded: entry.pointee.host &+ (linear & 4095))).unsafelyUnwrapped
+    // SAFETY: `delta` leads from the tag's page to a page of guest RAM, and the tag check bounds the operand to that page.
+    UnsafeMutableRawPointer(bitPattern: UInt(truncatingIfNeeded: linear &+ entry.pointee.delta)).unsafelyUnwrapped
 }
 
 /// Loads through the soft TLB; nil when a fault was raised.

@@ -188,7 +188,7 @@ extension X86Core {
         noteFill(linear, isGlobal: global)
         tlbEntry(s, linear).pointee = x86_tlb_entry(
             tag_r: tag, tag_w: translation.writable && translation.dirty && !code && lockStep?.isRecording != true ? tag : tag ^ 4096,
-            host: UInt64(UInt(bitPattern: host)) & ~4095,
+            delta: UInt64(UInt(bitPattern: host)) & ~4095 &- tag,
             gpa: translation.gpa & ~4095 | (global ? TLBBit.global : 0) | (translation.executable ? TLBBit.executable : 0))
         return host
     }

@@ -32,7 +32,7 @@ struct FilledEntries {
 extension X86Core {
     /// No address that maps to this entry has these bits.
     private static func never(_ index: Int) -> UInt64 { UInt64((index ^ 1) << 12) }
-    private static func empty(_ index: Int) -> x86_tlb_entry { x86_tlb_entry(tag_r: never(index), tag_w: never(index), host: 0, gpa: .max & ~4095) }
+    private static func empty(_ index: Int) -> x86_tlb_entry { x86_tlb_entry(tag_r: never(index), tag_w: never(index), delta: 0, gpa: .max & ~4095) }
 
     /// Empties the base caches of translated code. A tag always matches some page: an empty one a page of non-canonical
     /// addresses drawn by lot, which no guest knows, and there it leads to a page of our own that holds nothing.
@@ -41,6 +41,8 @@ extension X86Core {
         let empty = x86_base_cache(tag_r: nowhere, host_r: host, tag_w: nowhere, host_w: host)
         let caches = UnsafeMutableRawPointer(state).advanced(by: Int(X86_BASE_CACHE_OFFSET)).assumingMemoryBound(to: x86_base_cache.self)
         for n in 0..<2 * Int(X86_BASE_CACHES) { caches[n] = empty }
+        let deltas = UnsafeMutableRawPointer(state).advanced(by: Int(X86_BASE_DELTA_OFFSET)).assumingMemoryBound(to: UInt64.self)
+        deltas.update(repeating: host &- nowhere, count: 4 * Int(X86_WINDOW_CACHES))
     }
 
     private static func clear(_ table: UnsafeMutablePointer<x86_tlb_entry>, _ filled: inout FilledEntries) {

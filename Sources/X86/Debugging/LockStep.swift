@@ -104,7 +104,7 @@ package final class LockStep {
         if tablesAreStale {
             for index in 0..<Int(X86_TLB_SIZE) {
                 let never = UInt64((index ^ 1) << 12)
-                let empty = x86_tlb_entry(tag_r: never, tag_w: never, host: 0, gpa: .max & ~4095)
+                let empty = x86_tlb_entry(tag_r: never, tag_w: never, delta: 0, gpa: .max & ~4095)
                 (tables[index], tables[index + Int(X86_TLB_SIZE)]) = (empty, empty)
             }
             tablesAreStale = false

@@ -462,15 +462,15 @@ final class TranslationCache {
         code.store(1, Host.cell(cell))
         if write { code.store(1, Host.cell(cell + 16)) }
         code.load(0, .memory(base: 0, displacement: 16))
-        code.store(0, Host.cell(cell + 8))
-        if write { code.store(0, Host.cell(cell + 24)) }
         let number = cache % Int(X86_BASE_CACHES)
         if number < Int(X86_WINDOW_CACHES) {
-            code.op(0x2B, reg: 0, .register(1))  // sub rax, rcx
             let delta = BlockTranslator.deltaCell(number, isUser: cache > number, write: false)
             code.store(0, Host.cell(delta))
             if write { code.store(0, Host.cell(delta + 8)) }
         }
+        code.op(0x03, reg: 0, .register(1))  // add rax, rcx
+        code.store(0, Host.cell(cell + 8))
+        if write { code.store(0, Host.cell(cell + 24)) }
         code.bytes(0x31, 0xC0)  // xor eax, eax: not above
         code.patch(fails)
         code.pop(1)

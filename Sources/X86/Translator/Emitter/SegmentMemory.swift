@@ -86,21 +86,57 @@ extension BlockTranslator {
     private func openingCache(_ line: Line) -> Int? {
         line.instruction.base == 4 && line.instruction.index < 0 ? BaseCache.stack : windowCache(line)
     }
-    /// Checks the linear address in r11 and makes it the host's; r9 may be lost, and EFLAGS.
-    mutating func check(size: Int, write: Bool, aligned: Bool = false, cache number: Int?, site: Int8 = -1) -> Jumps {
+    /// What an address is the sum of, where nothing but registers and a displacement are.
+    private struct Sum {
+        /// Of the guest.
+        var base: UInt8
+        var index: (host: UInt8, scale: UInt8)?
+        var displacement: Int32
+    }
+    private func sum(_ i: Instruction) -> Sum? {
+        guard !i.isRIPRelative, i.base >= 0, i.addressSize == 8, i.segmentOverride < 4 else { return nil }
+        var sum = Sum(base: UInt8(i.base), index: nil, displacement: Int32(truncatingIfNeeded: i.displacement))
+        if i.index >= 0 {
+            guard let index = Host.register(UInt8(i.index)) else { return nil }
+            sum.index = (index, i.scale)
+        }
+        return sum
+    }
+    /// The operand at a sum, with the distance from the guest's addresses to the host's in r11: that does not wait for the guest's
+    /// address, so an operand whose page is known is there as soon as on the host.
+    private mutating func operand(_ sum: Sum) -> HostOperand {
+        let base = Host.register(sum.base)
+        if sum.index == nil, let base { return .memory(base: Host.address, index: base, displacement: sum.displacement) }
+        code.op(0x03, reg: Host.address, base.map { .register($0) } ?? Host.home(sum.base))
+        return .memory(base: Host.address, index: sum.index?.host ?? 0xFF, scale: sum.index?.scale ?? 0, displacement: sum.displacement)
+    }
+    /// Checks the linear address in r11, and says where it is on the host; r9 may be lost, and EFLAGS.
+    private mutating func check(size: Int, write: Bool, aligned: Bool = false, cache number: Int?, site: Int8 = -1, _ sum: Sum?) -> (Jumps, HostOperand) {
         var jumps = Jumps()
         if aligned {
             code.bytes(0x41, 0xF6, 0xC3, UInt8(size - 1))  // test r11b, …
             jumps.append(code.jump(if: 5))
         }
-        guard let number = number.map({ $0 + bank }) else {
-            jumps.append(checkTable(size: size, write: write))
-            return jumps
+        guard let number else {
+            guard let sum else {
+                jumps.append(checkTable(size: size, write: write))
+                return (jumps, Self.checked)
+            }
+            let (fails, table) = compareWithTable(size: size, write: write)
+            jumps.append(fails)
+            code.load(Host.address, delta(table))
+            return (jumps, operand(sum))
         }
-        let cell = compareWithCache(number, size: size, write: write, site: site, fallback: nil)
-        code.op(0x03, reg: Host.address, Host.cell(cell + 8))
-        return jumps
+        let cell = compareWithCache(bank + number, size: size, write: write, site: site, fallback: nil)
+        guard let sum, number < BaseCache.firstNamed else {
+            code.op(0x03, reg: Host.address, Host.cell(cell + 8))
+            return (jumps, Self.checked)
+        }
+        code.load(Host.address, Host.cell(Self.deltaCell(number, isUser: bank > 0, write: write)))
+        return (jumps, operand(sum))
     }
+    /// What the entry of the TLB that r9 found adds to a linear address.
+    func delta(_ table: Int32) -> HostOperand { .memory(base: Host.state, index: Host.scratch, displacement: table + 16) }
     /// The offset in its page of the linear address in r11, if that is the base cache's. Returns where that is.
     private mutating func compareWithCache(_ number: Int, size: Int, write: Bool, site: Int8, fallback: Int?) -> Int {
         let cell = Self.cell(number, write: write)
@@ -134,10 +170,11 @@ extension BlockTranslator {
         code.int32(Int32(4096 - size))
         return (code.jump(if: 7), table)
     }
-    /// Returns the jump that is taken when the TLB does not have it.
+    /// Makes the linear address in r11 the host's. Returns the jump that is taken when the TLB does not have it.
     mutating func checkTable(size: Int, write: Bool) -> UnsafeMutablePointer<UInt8> {
         let (fails, table) = compareWithTable(size: size, write: write)
-        code.op(0x03, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
+        code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (write ? 8 : 0)))
+        code.op(0x03, reg: Host.address, delta(table))
         return fails
     }
     /// An operand through a window: base register and displacement on top of the window's distance, in r11; with an index that and
@@ -152,22 +189,22 @@ extension BlockTranslator {
             code.lea(Host.address, .memory(base: base, index: index?.host ?? 0xFF, scale: index?.scale ?? 0, displacement: Int32(truncatingIfNeeded: opening.low)))
             var fallback = Fallback(jumps: Jumps(), line: current, flags: flags, vectors: vectors, checked: checked)
             if let number = base == Host.guestRSP && index == nil ? BaseCache.stack : windowCache(line) {
-                let cell = compareWithCache(bank + number, size: opening.size, write: opening.writes, site: line.site, fallback: fallbacks.count)
+                _ = compareWithCache(bank + number, size: opening.size, write: opening.writes, site: line.site, fallback: fallbacks.count)
+                let cell = Self.deltaCell(number, isUser: bank > 0, write: opening.writes)
+                code.load(Host.address, Host.cell(cell))
                 if index == nil, cacheUses[number] == 1 {
-                    deltas[use.window] = Self.deltaCell(number, isUser: bank > 0, write: opening.writes)
-                    code.load(Host.address, Host.cell(deltas[use.window]))
+                    deltas[use.window] = cell
                 } else {
-                    code.load(Host.address, Host.cell(cell + 8))
-                    code.op(0x2B, reg: Host.address, Host.cell(cell))
                     if index != nil { code.op(0x03, reg: Host.address, .register(base)) }
                     code.store(Host.address, Host.cell(deltas[use.window]))
                 }
                 // For when patience ends.
                 if line.site >= 0 { slowPath(Jumps(), line) }
             } else {
-                fallback.jumps.append(checkTable(size: opening.size, write: opening.writes))
-                takeOff(index?.host ?? base, scale: index?.scale ?? 0)
-                if opening.low != 0 { code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: -opening.low))) }
+                let (fails, table) = compareWithTable(size: opening.size, write: opening.writes)
+                fallback.jumps.append(fails)
+                code.load(Host.address, delta(table))
+                if index != nil { code.op(0x03, reg: Host.address, .register(base)) }
                 code.store(Host.address, Host.cell(deltas[use.window]))
             }
             fallbacks.append(fallback)
@@ -184,14 +221,6 @@ extension BlockTranslator {
         slowPath(Jumps(code.jump(if: 5)), line)
         return .memory(base: Host.address)
     }
-    /// Subtracts from r11; r9 is lost, and EFLAGS.
-    private mutating func takeOff(_ register: UInt8, scale: UInt8) {
-        guard scale > 0 else { return code.op(0x2B, reg: Host.address, .register(register)) }
-        code.move(Host.scratch, register)
-        code.op(0xC1, reg: 4, .register(Host.scratch))  // shl r9, …
-        code.byte(scale)
-        code.op(0x2B, reg: Host.address, .register(Host.scratch))
-    }
     /// A line's memory operand, checked; r9 is free afterwards.
     mutating func memoryOperand(_ line: Line) -> HostOperand {
         let i = line.instruction
@@ -202,8 +231,10 @@ extension BlockTranslator {
         if let operand = namedOperand(line) { return operand }
         aboutToClobber(line)
         address(i, offset: line.offset)
-        slowPath(check(size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: operandCache(line), site: line.site), line)
-        return Self.checked
+        let (jumps, operand) = check(
+            size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: operandCache(line), site: line.site, sum(i))
+        slowPath(jumps, line)
+        return operand
     }
     /// An operand whose address is the instruction's alone, or relative to it: which page it lies in is one comparison, and once
     /// a segment. Nil where that has to be found out otherwise.
@@ -245,8 +276,10 @@ extension BlockTranslator {
         if usesWindows, let use = line.stack { return windowed(use, base: base, displacement: displacement, aligned: false, line) }
         aboutToClobber(line)
         code.lea(Host.address, .memory(base: base, displacement: Int32(displacement)))
-        slowPath(check(size: 8, write: write, cache: base == Host.guestRSP ? BaseCache.stack : nil), line)
-        return Self.checked
+        let sum = Sum(base: base == Host.guestRSP ? 4 : base, index: nil, displacement: Int32(displacement))
+        let (jumps, operand) = check(size: 8, write: write, cache: base == Host.guestRSP ? BaseCache.stack : nil, sum)
+        slowPath(jumps, line)
+        return operand
     }
     mutating func pushOperand(_ line: Line) -> HostOperand { stackOperand(line, base: Host.guestRSP, displacement: -8, write: true) }
     mutating func moveStack(_ bytes: Int32) { code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: bytes)) }

@@ -10,10 +10,8 @@ extension BlockTranslator {
         checkDirectionAndCount(form, &jumps)
         let table = checkString(form, at: Host.rdi, write: true, &jumps)
         slowPath(jumps, line)
-        code.load(Host.scratch, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
+        code.load(Host.scratch, delta(table))
         code.lea(Host.address, form.end(of: Host.rdi))
-        code.op(0x81, reg: 4, .register(Host.rdi))  // and rdi, 4095
-        code.int32(4095)
         code.op(0x03, reg: Host.rdi, .register(Host.scratch))
         form.write(&code)
         code.move(Host.rdi, Host.address)
@@ -67,10 +65,8 @@ extension BlockTranslator {
     }
     /// The host's address in r11 of what a register points to, whose place in the TLB r9 is.
     private mutating func hostAddress(_ register: UInt8, _ table: Int32) {
-        code.move(Host.address, register, wide: false)
-        code.bytes(0x41, 0x81, 0xE3)  // and r11d, 4095
-        code.int32(4095)
-        code.op(0x03, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + 16))
+        code.move(Host.address, register)
+        code.op(0x03, reg: Host.address, delta(table))
     }
 
     /// BT and its kin with a register, on memory: the host's own adds the bit's distance to the operand's address once more.
