@@ -59,8 +59,8 @@ final class TranslationCache {
         var withHandler = 0
         var loadingHandler = 0
     }
-    private static let size = 96 << 20
-    private static let slotBytes = 8 << 20
+    private static let size = 100 << 20
+    private static let slotBytes = 12 << 20
     /// More than any block takes in either half: 48 instructions five times over (four fallbacks), each with a slow path that stores
     /// sixteen vector registers.
     private static let reserve = 256 << 10

@@ -74,7 +74,7 @@ extension X86Core {
         traceCost?(nil, translations.bytes)
         first.timesWatched = 1
         // Programs only: the kernel's blocks are many, and few of them hot.
-        let phase: AccessTrial.Phase = lockStep == nil && state.pointee.cpl == 3 ? .counted(trialLength &* 8) : .none
+        let phase: AccessTrial.Phase = lockStep == nil && state.pointee.cpl == 3 ? .counted(trialDelay) : .none
         let count = translate(bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
         traceCost?(count, translations.bytes)
         traceTranslation?(start, Int(translations.here - start), state.pointee.block_base &+ UInt64(first.pointee.off))
@@ -87,6 +87,8 @@ extension X86Core {
         first.pointee.aux = 0
         _ = translate(bytes, first, gpa, translations, version, next, phase: .none)
     }
+    /// How often a block runs before its operands are watched: two more translations take as long as some thousand executions gain.
+    private var trialDelay: Int32 { translationThreshold == 1 ? 16 : Int32(truncatingIfNeeded: translationThreshold &* 1024) }
     /// How long a block's operands are watched; shortly where everything is translated at once, for tests.
     private var trialLength: Int32 { translationThreshold == 1 ? 2 : Int32(truncatingIfNeeded: translationThreshold &* 8) }
     func endTrial(_ first: Op) {
