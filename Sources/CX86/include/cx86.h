@@ -16,8 +16,8 @@ int ftruncate(int fd, long length);
 #include <time.h>
 #include <unistd.h>
 
-#define X86_TLB_SIZE 16384
-#define X86_JCACHE_SIZE 16384
+#define X86_TLB_SIZE (1 << 20) // as many pages as 32 bits of an address tell apart
+#define X86_JCACHE_SIZE 32768
 
 struct x86_cpu;
 struct x86_op;
@@ -42,13 +42,6 @@ typedef struct x86_op {
   uint8_t aux;       // handler specific
   uint32_t extra;    // handler specific
 } x86_op;
-
-/// One soft TLB entry. `ea ^ tag` is at most 4096 - size exactly when the access may take the fast path.
-typedef struct x86_tlb_entry {
-  uint64_t tag_r, tag_w;
-  uint64_t delta;    // from linear to host addresses
-  uint64_t gpa;
-} x86_tlb_entry;
 
 /// One entry of a jump cache: the block at an address, found by the address's hash or in the entry beside that one. An empty
 /// entry's address is one that belongs elsewhere.
@@ -84,7 +77,7 @@ typedef struct x86_cpu {
   uint64_t rip;
   uint32_t pending;      // set by any thread; polled at every block entry
   uint32_t exit_reason;
-  x86_tlb_entry *_Nonnull tlb;   // table for the current privilege
+  uint64_t *_Nonnull tlb; // the table of the current privilege, see X86_TLB_BYTES
   x86_jump *_Nonnull jcache;
   uint64_t segbase[8];   // es cs ss ds fs gs, zero: bases in effect (0 in 64-bit mode for es cs ss ds)
   uint64_t rflags;       // every flag that is not lazy: IF DF TF IOPL NT RF AC ID ...
@@ -109,8 +102,8 @@ typedef struct x86_cpu {
   uint64_t gdt_base, idt_base;
   uint32_t gdt_limit, idt_limit;
   uint64_t star, lstar, cstar, sfmask, kernel_gs_base, sysenter_cs, sysenter_esp, sysenter_eip;
-  x86_tlb_entry *_Nonnull tlb_supervisor;
-  x86_tlb_entry *_Nonnull tlb_user;
+  uint64_t *_Nonnull tlb_supervisor;
+  uint64_t *_Nonnull tlb_user;
   void *_Nullable core;  // unretained X86Core
   uint64_t x87_control;
   uint64_t t1_edge;      // the edge that an unlinked exit of translated code wants linked
@@ -139,7 +132,11 @@ _Static_assert(offsetof(x86_cpu, bounce) % 64 == 0 && offsetof(x86_cpu, xmm) % 6
 
 /// Behind the state, so that translated code reaches them without a pointer: the TLBs and the jump caches, the
 /// supervisor's before the user's.
-enum { X86_TLB_BYTES = X86_TLB_SIZE * sizeof(x86_tlb_entry), X86_JCACHE_BYTES = X86_JCACHE_SIZE * sizeof(x86_jump),
+///
+/// A TLB is four columns of 8 bytes a page: the tag for reading, the tag for writing, the distance from linear to host addresses, and
+/// the guest-physical address. `ea ^ tag` is at most 4096 - size exactly when the access may take the fast path. Neighbouring pages
+/// share the host's cache lines. Columns are not a multiple of its cache apart, or a page's four cells would fight for one place in it.
+enum { X86_TLB_COLUMN = X86_TLB_SIZE * 8 + 1344, X86_TLB_BYTES = (4 * X86_TLB_COLUMN + 4095) & ~4095, X86_JCACHE_BYTES = X86_JCACHE_SIZE * sizeof(x86_jump),
   X86_TLB_TABLES = (sizeof(x86_cpu) + 4095) & ~4095, X86_JCACHE_TABLES = X86_TLB_TABLES + 2 * X86_TLB_BYTES,
   X86_STATE_BYTES = X86_JCACHE_TABLES + 2 * X86_JCACHE_BYTES };
 

@@ -112,19 +112,17 @@ enum GPR {
 
 // MARK: memory
 
-@inline(__always) func tlbEntry(_ s: CPU, _ linear: UInt64) -> UnsafeMutablePointer<x86_tlb_entry> {
-    s.pointee.tlb + Int(truncatingIfNeeded: (linear &>> 12) & UInt64(X86_TLB_SIZE - 1))
-}
+@inline(__always) func tlbEntry(_ s: CPU, _ linear: UInt64) -> TLBEntry { TLBEntry(s.pointee.tlb, TLBEntry.index(linear)) }
 
-@inline(__always) func hostPointer(_ entry: UnsafeMutablePointer<x86_tlb_entry>, _ linear: UInt64) -> UnsafeMutableRawPointer {
+@inline(__always) func hostPointer(_ entry: TLBEntry, _ linear: UInt64) -> UnsafeMutableRawPointer {
     // SAFETY: `delta` leads from the tag's page to a page of guest RAM, and the tag check bounds the operand to that page.
-    UnsafeMutableRawPointer(bitPattern: UInt(truncatingIfNeeded: linear &+ entry.pointee.delta)).unsafelyUnwrapped
+    UnsafeMutableRawPointer(bitPattern: UInt(truncatingIfNeeded: linear &+ entry.delta)).unsafelyUnwrapped
 }
 
 /// Loads through the soft TLB; nil when a fault was raised.
 @inline(__always) func load<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _ linear: UInt64) -> T? {
     let entry = tlbEntry(s, linear)
-    if linear ^ entry.pointee.tag_r <= UInt64(4096 - T.bitWidth / 8) {
+    if linear ^ entry.readTag <= UInt64(4096 - T.bitWidth / 8) {
         return UnsafeRawPointer(hostPointer(entry, linear)).loadUnaligned(as: T.self)
     }
     let value = slowLoad(op, s, linear, T.bitWidth / 8)
@@ -135,7 +133,7 @@ enum GPR {
 /// Stores through the soft TLB; false when a fault was raised.
 @inline(__always) func store<T: FixedWidthInteger & UnsignedInteger>(_ op: Op, _ s: CPU, _ linear: UInt64, _ value: T) -> Bool {
     let entry = tlbEntry(s, linear)
-    if linear ^ entry.pointee.tag_w <= UInt64(4096 - T.bitWidth / 8) {
+    if linear ^ entry.writeTag <= UInt64(4096 - T.bitWidth / 8) {
         hostPointer(entry, linear).storeBytes(of: value, as: T.self)
         return true
     }
@@ -145,7 +143,7 @@ enum GPR {
 /// The host address of a writable operand that lies in one page of plain RAM, or nil.
 @inline(__always) func writablePointer<T: FixedWidthInteger>(_ s: CPU, _ linear: UInt64, _: T.Type) -> UnsafeMutableRawPointer? {
     let entry = tlbEntry(s, linear)
-    guard linear ^ entry.pointee.tag_w <= UInt64(4096 - T.bitWidth / 8) else { return nil }
+    guard linear ^ entry.writeTag <= UInt64(4096 - T.bitWidth / 8) else { return nil }
     return hostPointer(entry, linear)
 }
 

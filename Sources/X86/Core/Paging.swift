@@ -186,8 +186,8 @@ extension X86Core {
         // A TLB may forget: that only the kernel's half stays when CR3 changes lets INVLPG forget large user pages.
         let global = translation.global && linear >> 47 != 0
         noteFill(linear, isGlobal: global)
-        tlbEntry(s, linear).pointee = x86_tlb_entry(
-            tag_r: tag, tag_w: translation.writable && translation.dirty && !code && lockStep?.isRecording != true ? tag : tag ^ 4096,
+        tlbEntry(s, linear).set(
+            tag, isWritable: translation.writable && translation.dirty && !code && lockStep?.isRecording != true,
             delta: UInt64(UInt(bitPattern: host)) & ~4095 &- tag,
             gpa: translation.gpa & ~4095 | (global ? TLBBit.global : 0) | (translation.executable ? TLBBit.executable : 0))
         return host

@@ -8,32 +8,58 @@ enum TLBBit {
     static let executable: UInt64 = 2
 }
 
+/// A page's place in a TLB table.
+struct TLBEntry {
+    private let cells: UnsafeMutablePointer<UInt64>
+
+    @inline(__always) init(_ table: UnsafeMutablePointer<UInt64>, _ index: Int) { cells = table + index }
+    @inline(__always) static func index(_ linear: UInt64) -> Int { Int(truncatingIfNeeded: (linear &>> 12) & UInt64(X86_TLB_SIZE - 1)) }
+
+    private static let column = Int(X86_TLB_COLUMN) / 8
+    @inline(__always) var readTag: UInt64 { cells[0] }
+    @inline(__always) var writeTag: UInt64 { cells[Self.column] }
+    /// From linear to host addresses.
+    @inline(__always) var delta: UInt64 { cells[2 * Self.column] }
+    @inline(__always) var gpa: UInt64 { cells[3 * Self.column] }
+
+    func set(_ tag: UInt64, isWritable: Bool, delta: UInt64, gpa: UInt64) {
+        cells[0] = tag
+        cells[Self.column] = isWritable ? tag : tag ^ 4096
+        cells[2 * Self.column] = delta
+        cells[3 * Self.column] = gpa
+    }
+    /// Nothing looks at the rest of an entry whose tags match no address.
+    func clear(_ index: Int) {
+        cells[0] = Self.never(index)
+        cells[Self.column] = Self.never(index)
+    }
+    func dropWriteTag(_ index: Int) { cells[Self.column] = Self.never(index) }
+    /// No address that belongs here has these bits.
+    private static func never(_ index: Int) -> UInt64 { UInt64((index ^ 1) << 12) }
+}
+
 /// Which entries of one TLB table were filled since it was emptied, so that emptying it costs what filling it did.
 struct FilledEntries {
     private static let capacity = Int(X86_JCACHE_SIZE)
-    private let indices: UnsafeMutablePointer<UInt16> = .allocate(capacity: capacity)
+    private let indices: UnsafeMutablePointer<UInt32> = .allocate(capacity: capacity)
     private(set) var count = 0
 
     func deallocate() { indices.deallocate() }
     /// False when there is no more room: then the whole table counts as filled.
     mutating func append(_ index: Int) -> Bool {
         guard count < Self.capacity else { return false }
-        indices[count] = UInt16(truncatingIfNeeded: index)
+        indices[count] = UInt32(truncatingIfNeeded: index)
         count += 1
         return true
     }
     var isNearlyFull: Bool { count + 2 > Self.capacity }
     subscript(_ n: Int) -> Int { Int(indices[n]) }
-    mutating func keep(_ index: Int, at n: Int) { indices[n] = UInt16(truncatingIfNeeded: index) }
+    mutating func keep(_ index: Int, at n: Int) { indices[n] = UInt32(truncatingIfNeeded: index) }
     mutating func shrink(to n: Int) { count = n }
 }
 
 // The soft TLB: a table for each privilege, direct-mapped by page number. SDM vol. 3 § 4.10.
 extension X86Core {
-    /// No address that maps to this entry has these bits.
-    private static func never(_ index: Int) -> UInt64 { UInt64((index ^ 1) << 12) }
-    private static func empty(_ index: Int) -> x86_tlb_entry { x86_tlb_entry(tag_r: never(index), tag_w: never(index), delta: 0, gpa: .max & ~4095) }
-
     /// Empties the base caches of translated code. A tag always matches some page: an empty one a page of non-canonical
     /// addresses drawn by lot, which no guest knows, and there it leads to a page of our own that holds nothing.
     func dropBaseCaches() {
@@ -45,13 +71,13 @@ extension X86Core {
         deltas.update(repeating: host &- nowhere, count: 4 * Int(X86_WINDOW_CACHES))
     }
 
-    private static func clear(_ table: UnsafeMutablePointer<x86_tlb_entry>, _ filled: inout FilledEntries) {
-        for n in 0..<filled.count { table[filled[n]] = empty(filled[n]) }
+    private static func clear(_ table: UnsafeMutablePointer<UInt64>, _ filled: inout FilledEntries) {
+        for n in 0..<filled.count { TLBEntry(table, filled[n]).clear(filled[n]) }
         filled.shrink(to: 0)
     }
     /// Zeroes are empty entries: page 0 belongs to entry 0. That one has to be made.
     func makeTables() {
-        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { table[0] = Self.empty(0) }
+        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { TLBEntry(table, 0).clear(0) }
         supervisorJumps.makeTable()
         userJumps.makeTable()
     }
@@ -85,7 +111,7 @@ extension X86Core {
         let supervisor = state.pointee.tlb_supervisor
         for n in 0..<filledSupervisor.count {
             let index = filledSupervisor[n]
-            if supervisor[index].gpa & TLBBit.global == 0 { supervisor[index] = Self.empty(index) }
+            if TLBEntry(supervisor, index).gpa & TLBBit.global == 0 { TLBEntry(supervisor, index).clear(index) }
         }
         filledSupervisor.shrink(to: 0)
         Self.clear(state.pointee.tlb_user, &filledUser)
@@ -93,7 +119,8 @@ extension X86Core {
         holdsLargeUserPages = false
     }
     func noteFill(_ linear: UInt64, isGlobal: Bool) {
-        let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
+        let index = TLBEntry.index(linear)
+        lockStep?.noteFill(index, state.pointee.tlb)
         let user = state.pointee.cpl == 3
         if append(index, user, isGlobal) { return }
         // The list is full: start anew. A TLB may forget at any time.
@@ -114,8 +141,9 @@ extension X86Core {
         // One INVLPG drops a large page whole, which may be many entries here. Kernels flush everything when they change
         // large pages of their own half.
         if linear >> 47 == 0, holdsLargeUserPages { return flushTLB(codeMayStay: true) }
-        let index = Int((linear >> 12) & UInt64(X86_TLB_SIZE - 1))
-        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { table[index] = Self.empty(index) }
+        let index = TLBEntry.index(linear)
+        TLBEntry(state.pointee.tlb_supervisor, index).clear(index)
+        TLBEntry(state.pointee.tlb_user, index).clear(index)
         dropBaseCaches()
         if userPages.mayContain(linear) { forgetJumps(linear, user: true) }
         if supervisorPages.mayContain(linear) { forgetJumps(linear, user: false) }
@@ -126,10 +154,11 @@ extension X86Core {
         Self.dropWriteTags(state.pointee.tlb_supervisor, filledGlobal, gpa)
         Self.dropWriteTags(state.pointee.tlb_user, filledUser, gpa)
     }
-    private static func dropWriteTags(_ table: UnsafeMutablePointer<x86_tlb_entry>, _ filled: FilledEntries, _ gpa: UInt64?) {
+    private static func dropWriteTags(_ table: UnsafeMutablePointer<UInt64>, _ filled: FilledEntries, _ gpa: UInt64?) {
         for n in 0..<filled.count {
             let index = filled[n]
-            if gpa == nil || table[index].gpa & ~4095 == gpa { table[index].tag_w = never(index) }
+            let entry = TLBEntry(table, index)
+            if gpa == nil || entry.gpa & ~4095 == gpa { entry.dropWriteTag(index) }
         }
     }
 
@@ -184,7 +213,7 @@ extension X86Core {
 /// Where the jump caches keep an address: function entries have equal low bits, so those alone will not do.
 enum JumpHash {
     static let factor: UInt32 = 0x9E37_79B1
-    static let shift: UInt32 = 32 - 14
+    static let shift: UInt32 = 32 - 15
     @inline(__always) static func index(_ rip: UInt64) -> Int { Int((UInt32(truncatingIfNeeded: rip) &* factor) &>> shift) }
 }
 

@@ -67,8 +67,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         systemOp = .allocate(capacity: 2)
         systemOp.initialize(repeating: BlockCache.blankOperation, count: 2)
         blocks = BlockCache()
-        state.pointee.tlb_supervisor = (bytes + Int(X86_TLB_TABLES)).assumingMemoryBound(to: x86_tlb_entry.self)
-        state.pointee.tlb_user = state.pointee.tlb_supervisor + Int(X86_TLB_SIZE)
+        state.pointee.tlb_supervisor = (bytes + Int(X86_TLB_TABLES)).assumingMemoryBound(to: UInt64.self)
+        state.pointee.tlb_user = (bytes + Int(X86_TLB_TABLES) + Int(X86_TLB_BYTES)).assumingMemoryBound(to: UInt64.self)
         supervisorJumps.table = (bytes + Int(X86_JCACHE_TABLES)).assumingMemoryBound(to: x86_jump.self)
         userJumps.table = supervisorJumps.table + Int(X86_JCACHE_SIZE)
         makeTables()
@@ -313,9 +313,9 @@ package final class X86Core: @unchecked Sendable {  // see above
         makeRoom(user: user)
         let gpa: UInt64
         let entry = tlbEntry(s, linear)
-        if entry.pointee.tag_r == linear & ~4095, entry.pointee.gpa & TLBBit.executable != 0 {
-            gpa = entry.pointee.gpa & ~4095 | linear & 4095
-            noteExecution(linear, gpa, global: entry.pointee.gpa & TLBBit.global != 0, user: user)
+        if entry.readTag == linear & ~4095, entry.gpa & TLBBit.executable != 0 {
+            gpa = entry.gpa & ~4095 | linear & 4095
+            noteExecution(linear, gpa, global: entry.gpa & TLBBit.global != 0, user: user)
         } else {
             switch translate(linear, .fetch, user: user) {
             case .fault(let code): return fetchFault(linear, code)

@@ -23,7 +23,9 @@ package final class LockStep {
     private let report: (String) -> Void
 
     let blocks = BlockCache()
-    private let tables = cx_map_zeroed(tableBytes).assumingMemoryBound(to: x86_tlb_entry.self)
+    private let tables = cx_map_zeroed(tableBytes).assumingMemoryBound(to: UInt64.self)
+    /// Which of their entries the interpreter has filled.
+    private var filled: [(table: UnsafeMutablePointer<UInt64>, index: Int)] = []
     private let before = UnsafeMutableRawPointer.allocate(byteCount: stateBytes, alignment: 64)
     private let interpreted = UnsafeMutableRawPointer.allocate(byteCount: stateBytes, alignment: 64)
     private let floatingBefore = UnsafeMutableRawPointer.allocate(byteCount: 512, alignment: 64)
@@ -37,7 +39,10 @@ package final class LockStep {
     /// The core's TLBs dropped something.
     var tablesAreStale = true
 
-    init(report: @escaping (String) -> Void) { self.report = report }
+    init(report: @escaping (String) -> Void) {
+        self.report = report
+        for table in [tables, tables + Int(X86_TLB_BYTES) / 8] { TLBEntry(table, 0).clear(0) }
+    }
     deinit {
         cx_unmap(tables, Self.tableBytes)
         for area in [before, interpreted, floatingBefore, floatingInterpreted, floatingTranslated] { area.deallocate() }
@@ -54,6 +59,8 @@ package final class LockStep {
         stores.append(Store(host: host, size: min(size, 8), old: old))
     }
     func noteOnce() { isOnce = true }
+    /// An entry of the TLB is filled.
+    func noteFill(_ index: Int, _ table: UnsafeMutablePointer<UInt64>) { if isRecording { filled.append((table, index)) } }
 
     /// Before each block.
     func prepare(_ core: X86Core) { core.holdBlocks() }
@@ -102,15 +109,12 @@ package final class LockStep {
     }
     private func interpret(_ core: X86Core, _ reference: Op) {
         if tablesAreStale {
-            for index in 0..<Int(X86_TLB_SIZE) {
-                let never = UInt64((index ^ 1) << 12)
-                let empty = x86_tlb_entry(tag_r: never, tag_w: never, delta: 0, gpa: .max & ~4095)
-                (tables[index], tables[index + Int(X86_TLB_SIZE)]) = (empty, empty)
-            }
+            for entry in filled { TLBEntry(entry.table, entry.index).clear(entry.index) }
+            filled.removeAll(keepingCapacity: true)
             tablesAreStale = false
         }
         let s = core.state
-        s.pointee.tlb = tables + (s.pointee.cpl == 3 ? Int(X86_TLB_SIZE) : 0)
+        s.pointee.tlb = tables + (s.pointee.cpl == 3 ? Int(X86_TLB_BYTES) / 8 : 0)
         stores.removeAll(keepingCapacity: true)
         (isRecording, isOnce) = (true, false)
         _ = reference.pointee.fn(reference, s)

@@ -60,7 +60,7 @@ enum StringForm {
     guard s.pointee.rflags & EFlags.df == 0 else { return 0 }
     let from = tlbEntry(s, source)
     let to = tlbEntry(s, target)
-    guard source ^ from.pointee.tag_r <= 4096 - size, target ^ to.pointee.tag_w <= 4096 - size else { return 0 }
+    guard source ^ from.readTag <= 4096 - size, target ^ to.writeTag <= 4096 - size else { return 0 }
     let room = min(4096 - (source & 4095), 4096 - (target & 4095)) / size
     let n = min(count, room)
     let a = hostPointer(from, source)
@@ -109,7 +109,7 @@ enum StringForm {
 @inline(never) private func fillChunk(_ s: CPU, _ target: UInt64, _ count: UInt64, _ size: UInt64, _ value: UInt64) -> UInt64 {
     guard s.pointee.rflags & EFlags.df == 0 else { return 0 }
     let to = tlbEntry(s, target)
-    guard target ^ to.pointee.tag_w <= 4096 - size else { return 0 }
+    guard target ^ to.writeTag <= 4096 - size else { return 0 }
     let n = min(count, (4096 - (target & 4095)) / size)
     let b = hostPointer(to, target)
     switch size {

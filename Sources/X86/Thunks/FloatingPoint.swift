@@ -156,7 +156,7 @@ enum ThunkHandlers {
     let linear = address(op, s)
     if op.pointee.aux & ThunkAux.aligned != 0, linear & UInt64(op.pointee.size &- 1) != 0 { return raise(op, s, Vector.generalProtection, 0) }
     let entry = tlbEntry(s, linear)
-    let tag = op.pointee.aux & ThunkAux.writesMemory != 0 ? entry.pointee.tag_w : entry.pointee.tag_r
+    let tag = op.pointee.aux & ThunkAux.writesMemory != 0 ? entry.writeTag : entry.readTag
     if linear ^ tag <= UInt64(4096 &- Int(op.pointee.size)) {
         call(op, s, hostPointer(entry, linear))
         takeFlags(op, s)
@@ -244,7 +244,7 @@ extension X86Core {
     /// Where a range lies that the TLB knows whole.
     private func known(_ linear: UInt64, _ size: Int, forWrite: Bool) -> UnsafeMutableRawPointer? {
         let entry = tlbEntry(state, linear)
-        let tag = forWrite ? entry.pointee.tag_w : entry.pointee.tag_r
+        let tag = forWrite ? entry.writeTag : entry.readTag
         return linear ^ tag <= UInt64(4096 - size) ? hostPointer(entry, linear) : nil
     }
     func copyOut(_ op: Op, _ linear: UInt64, _ source: UnsafeRawPointer, _ size: Int) -> Bool {

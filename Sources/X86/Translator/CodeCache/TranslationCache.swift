@@ -53,7 +53,7 @@ final class TranslationCache {
     }
     /// How often such an edge goes through the jump cache before it is linked, for each address space anew: linking costs as much as
     /// some hundred questions to the jump cache.
-    static let patience: Int32 = 256
+    static let patience: Int32 = 64
     /// Ways into the interpreter, the operation in r11: with its handler in r9, or taken from the operation.
     struct Exit {
         var withHandler = 0
@@ -449,19 +449,19 @@ final class TranslationCache {
         let cell = Int(X86_BASE_CACHE_OFFSET) + cache * MemoryLayout<x86_base_cache>.stride
         code.push(0)
         code.push(1)
-        code.bytes(0x44, 0x89, 0xD8, 0xC1, 0xE8, 0x07, 0x25)  // mov eax, r11d; shr eax, 7; and eax, …
-        code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
+        code.bytes(0x44, 0x89, 0xD8, 0xC1, 0xE8, 0x0C)  // mov eax, r11d; shr eax, 12
         let table = Int32(X86_TLB_TABLES) + (cache >= Int(X86_BASE_CACHES) ? Int32(X86_TLB_BYTES) : 0)
-        code.lea(0, .memory(base: Host.state, index: 0, displacement: table))
+        code.lea(0, .memory(base: Host.state, index: 0, scale: 3, displacement: table))
+        let tag = HostOperand.memory(base: 0, displacement: write ? Int32(X86_TLB_COLUMN) : 0)
         code.move(1, Host.address)
-        code.op(0x33, reg: 1, .memory(base: 0, displacement: write ? 8 : 0))
+        code.op(0x33, reg: 1, tag)
         code.op(0x39, reg: Host.scratch, .register(1))  // cmp rcx, r9
         let fails = code.jump(if: 7)
         // A page that may be written may be read.
-        code.load(1, .memory(base: 0, displacement: write ? 8 : 0))
+        code.load(1, tag)
         code.store(1, Host.cell(cell))
         if write { code.store(1, Host.cell(cell + 16)) }
-        code.load(0, .memory(base: 0, displacement: 16))
+        code.load(0, .memory(base: 0, displacement: 2 * Int32(X86_TLB_COLUMN)))
         let number = cache % Int(X86_BASE_CACHES)
         if number < Int(X86_WINDOW_CACHES) {
             let delta = BlockTranslator.deltaCell(number, isUser: cache > number, write: false)

@@ -136,7 +136,10 @@ extension BlockTranslator {
         return (jumps, operand(sum))
     }
     /// What the entry of the TLB that r9 found adds to a linear address.
-    func delta(_ table: Int32) -> HostOperand { .memory(base: Host.state, index: Host.scratch, displacement: table + 16) }
+    func delta(_ table: Int32) -> HostOperand { .memory(base: Host.state, index: Host.scratch, scale: 3, displacement: table + 2 * Int32(X86_TLB_COLUMN)) }
+    private func tag(_ table: Int32, write: Bool) -> HostOperand {
+        .memory(base: Host.state, index: Host.scratch, scale: 3, displacement: table + (write ? Int32(X86_TLB_COLUMN) : 0))
+    }
     /// The offset in its page of the linear address in r11, if that is the base cache's. Returns where that is.
     private mutating func compareWithCache(_ number: Int, size: Int, write: Bool, site: Int8, fallback: Int?) -> Int {
         let cell = Self.cell(number, write: write)
@@ -150,22 +153,16 @@ extension BlockTranslator {
             Miss(jump: code.jump(if: 7), again: again, address: .above(cell: cell), size: size, lookUp: lookUp, slow: slow.count, site: site, fallback: fallback))
         return cell
     }
-    /// The offset of the TLB's entry for r11 in r9. Returns where the table lies in the state.
+    /// The number of the TLB's entry for r11 in r9. Returns where the table lies in the state.
     private mutating func hashPage() -> Int32 {
-        if features.contains(.bmi2) {
-            code.bytes(0xC4, 0x43, 0x7B, 0xF0, 0xCB, 0x07)  // rorx r9d, r11d, 7
-        } else {
-            code.bytes(0x45, 0x89, 0xD9, 0x41, 0xC1, 0xE9, 0x07)  // mov r9d, r11d; shr r9d, 7
-        }
-        code.bytes(0x41, 0x81, 0xE1)  // and r9d, …
-        code.int32(Int32((Int(X86_TLB_SIZE) - 1) * 32))
+        code.bytes(0x45, 0x89, 0xD9, 0x41, 0xC1, 0xE9, 0x0C)  // mov r9d, r11d; shr r9d, 12
         return Int32(X86_TLB_TABLES) + (bank > 0 ? Int32(X86_TLB_BYTES) : 0)
     }
     /// The offset in its page of the linear address in r11, if the TLB has that; its place there in r9. Returns the jump that is taken
     /// when not, and where the table lies in the state.
     mutating func compareWithTable(size: Int, write: Bool) -> (fails: UnsafeMutablePointer<UInt8>, table: Int32) {
         let table = hashPage()
-        code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (write ? 8 : 0)))
+        code.op(0x33, reg: Host.address, tag(table, write: write))
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(4096 - size))
         return (code.jump(if: 7), table)
@@ -173,7 +170,7 @@ extension BlockTranslator {
     /// Makes the linear address in r11 the host's. Returns the jump that is taken when the TLB does not have it.
     mutating func checkTable(size: Int, write: Bool) -> UnsafeMutablePointer<UInt8> {
         let (fails, table) = compareWithTable(size: size, write: write)
-        code.op(0x33, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: table + (write ? 8 : 0)))
+        code.op(0x33, reg: Host.address, tag(table, write: write))
         code.op(0x03, reg: Host.address, delta(table))
         return fails
     }
