@@ -105,4 +105,45 @@ struct CrossingEdgeTests {
         for _ in 0..<3 { code += Self.callFirst + Self.callFirst + rewrite + Self.callFirst + restore }
         #expect(Self.run(code, global: global) == 3 * 1000)
     }
+    /// The same behind an indirect call, whose way in asks nothing about versions: 40 calls up, 20 down, 30 times.
+    @Test(arguments: [false, true]) func anIndirectTargetIsRewritten(global: Bool) {
+        // lea rdx, [r10 + 0x10]; mov esi, 30; 2: mov ecx, 40; 1: call rdx; dec ecx; jnz 1b
+        var code: [UInt8] = [0x49, 0x8D, 0x52, 0x10, 0xBE, 30, 0, 0, 0, 0xB9, 40, 0, 0, 0, 0xFF, 0xD2, 0xFF, 0xC9, 0x75, 0xFA]
+        // mov byte [r10 + 0x12], 0xC8 (dec rax); mov ecx, 20; 3: call rdx; dec ecx; jnz 3b
+        code += [0x41, 0xC6, 0x42, 0x12, 0xC8, 0xB9, 20, 0, 0, 0, 0xFF, 0xD2, 0xFF, 0xC9, 0x75, 0xFA]
+        // mov byte [r10 + 0x12], 0xC0 (inc rax); dec esi; jnz 2b
+        code += [0x41, 0xC6, 0x42, 0x12, 0xC0, 0xFF, 0xCE, 0x75, 0xDC]
+        #expect(Self.run(code, global: global) == 30 * 20)
+    }
+    /// A device rewrites more pages of code than are told apart, one of them not.
+    @Test func aDeviceRewritesManyPages() {
+        let machine = Self.machine(global: true)
+        let pages = 0x5_0000..<0x5_0000 + 80 * 4096
+        for page in stride(from: pages.lowerBound, to: pages.upperBound, by: 4096) {
+            for (n, byte) in ([0x48, 0xFF, 0xC0, 0xC3] as [UInt8]).enumerated() { machine.bytes.storeBytes(of: byte, toByteOffset: page + n, as: UInt8.self) }
+        }
+        // mov esi, 40; 2: mov rdx, rbx; mov ecx, 80; 1: call rdx; add rdx, 4096; dec ecx; jnz 1b; dec esi; jnz 2b; hlt; and once more
+        let code: [UInt8] = [
+            0xBE, 40, 0, 0, 0, 0x48, 0x89, 0xDA, 0xB9, 80, 0, 0, 0, 0xFF, 0xD2, 0x48, 0x81, 0xC2, 0, 0x10, 0, 0, 0xFF, 0xC9, 0x75, 0xF3, 0xFF, 0xCE, 0x75, 0xE7, 0xF4, 0xEB, 0xDF,
+        ]
+        for (n, byte) in code.enumerated() { machine.bytes.storeBytes(of: byte, toByteOffset: 0x1_0000 + n, as: UInt8.self) }
+        var state = TestMachine.flatState
+        state.cr0 |= 0x8000_0000
+        state.cr4 |= 0x80
+        state.cr3 = Self.base + 0x1000
+        (state.rip, state.gpr[4], state.gpr[3]) = (Self.base + 0x1_0000, Self.base + 0x4_0000, Self.base + 0x5_0000)
+        machine.core.architecturalState = state
+        for round in 0..<3 {
+            guard case .halt = machine.core.run() else {
+                Issue.record("the guest did not halt")
+                return
+            }
+            // Up at first, then down but for one page, then up.
+            #expect(machine.core.architecturalState.gpr[0] == [80 * 40, 2 * 40, 82 * 40][round])
+            for page in stride(from: pages.lowerBound, to: pages.upperBound, by: 4096) where page != 0x6_0000 {
+                machine.bytes.storeBytes(of: round == 0 ? 0xC8 : 0xC0, toByteOffset: page + 2, as: UInt8.self)
+                machine.memory.noteDeviceWrite(Self.base + UInt64(page) + 2, 1)
+            }
+        }
+    }
 }

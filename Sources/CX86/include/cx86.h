@@ -58,12 +58,13 @@ typedef struct x86_segment {
 } x86_segment;
 
 /// The pages that a base register pointed to last, for translated code: the one it was read through and the one it was
-/// written through, each with the host's address of the page. Unlike in the TLB, where an entry's place is part of its
+/// written through, each with the way to the host's page: the distance from the guest's addresses for the first
+/// X86_WINDOW_CACHES, the host's address of the page for the others. Unlike in the TLB, where an entry's place is part of its
 /// address, any tag matches some page here: there is no "none".
 typedef struct x86_base_cache {
-  uint64_t tag_r, host_r, tag_w, host_w;
+  uint64_t tag_r, way_r, tag_w, way_w;
 } x86_base_cache;
-#define X86_WINDOW_CACHES 34 // those that windows use, first: for these there is host_r less tag_r, and host_w less tag_w, too
+#define X86_WINDOW_CACHES 34
 #define X86_NAMED_CACHES 64
 #define X86_BASE_CACHES (X86_WINDOW_CACHES + X86_NAMED_CACHES) // of each privilege: the supervisor's, then the user's
 
@@ -73,29 +74,35 @@ typedef struct x86_cpu {
   uint64_t block_base;   // offset 136: linear address of the page that the running block starts in
   uint64_t t1_flags;     // translated code: LAHF's AH over SETO's AL, or 0xFFFF when fres and faux hold the flags
   uint64_t t1_save;      // translated code: RAX while flags move through it
-  uint64_t fres, faux;   // lazy arithmetic flags (see Flags.swift)
-  uint64_t rip;
   uint32_t pending;      // set by any thread; polled at every block entry
   uint32_t exit_reason;
-  uint64_t *_Nonnull tlb; // the table of the current privilege, see X86_TLB_BYTES
-  x86_jump *_Nonnull jcache;
-  uint64_t segbase[8];   // es cs ss ds fs gs, zero: bases in effect (0 in 64-bit mode for es cs ss ds)
-  uint64_t rflags;       // every flag that is not lazy: IF DF TF IOPL NT RF AC ID ...
-  uint64_t sp_mask;
+  uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
+  uint64_t t1_delta[4];  // host less guest address in the windows of the running segment
+  x86_base_cache stack_cache[2]; // of the stack pointer: the supervisor's, then the user's
+  uint32_t return_offset; // translated code: where in its page the RET is that is on its way, and what it adds to RSP, times 4096
   uint8_t cpl, mode, lma, inhibit;   // mode: 0 = 16-bit, 1 = 32-bit, 2 = 64-bit code
   uint8_t x87_unmasked;
   uint8_t avx_off;       // CR4.OSXSAVE or XCR0 does not allow AVX
   uint8_t upper_in_use;  // the upper half of some vector register may not be zero
   uint8_t pad8;
   uint32_t mxcsr;
+  uint64_t cr0;
+  uint64_t t1_target;    // an indirect call's target while its return address is pushed
+  // Up to here translated code reaches everything but the first eight registers with a displacement of one byte, see Host.bias.
+  uint64_t fres, faux;   // lazy arithmetic flags (see Flags.swift)
+  uint64_t rip;
+  uint64_t *_Nonnull tlb; // the table of the current privilege, see X86_TLB_BYTES
+  x86_jump *_Nonnull jcache;
+  uint64_t segbase[8];   // es cs ss ds fs gs, zero: bases in effect (0 in 64-bit mode for es cs ss ds)
+  uint64_t rflags;       // every flag that is not lazy: IF DF TF IOPL NT RF AC ID ...
+  uint64_t sp_mask;
   uint32_t raw_flags;    // EFLAGS left by a thunk
   // fault being raised
   uint64_t fault_error;
   uint64_t cr2;
   x86_op *_Nullable fault_op;
   uint8_t fault_vector, fault_has_error, pad9[2];
-  uint32_t return_offset; // translated code: where in its page the RET is that is on its way, and what it adds to RSP, times 4096
-  uint64_t cr0, cr3, cr4, cr8, efer;
+  uint64_t cr3, cr4, cr8, efer;
   uint64_t dr[8];
   x86_segment seg[6];
   x86_segment ldtr, tr;
@@ -107,20 +114,16 @@ typedef struct x86_cpu {
   void *_Nullable core;  // unretained X86Core
   uint64_t x87_control;
   uint64_t t1_edge;      // the edge that an unlinked exit of translated code wants linked
-  uint64_t t1_target;    // an indirect call's target while its return address is pushed
   uint64_t xcr0;
   uint64_t host_stack;   // the host's stack pointer while translated code runs
   uint64_t return_stack; // translated code's own stack, see ReturnStack.swift
   uint64_t tsc_origin;   // the time stamp counter was tsc_start when CLOCK_MONOTONIC was this many nanoseconds,
   uint64_t tsc_start;
   uint64_t tsc_scale;    // and has this many ticks a nanosecond, times 2^32
-  uint64_t poll;         // 1 when pending is not 0: an index that backward branches use
-  x86_base_cache base_cache[2 * X86_BASE_CACHES]; // see BaseCache in SegmentMemory.swift
-  uint64_t base_delta[2 * X86_WINDOW_CACHES][2];
-  uint64_t t1_delta[4];  // host less guest address in the windows of the running segment
+  x86_base_cache base_cache[2 * X86_BASE_CACHES]; // see BaseCache in SegmentMemory.swift; the stack's are above
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint32_t interrupt_latch; // 1 from an interrupt controller's word on until the core asks for the vector
-  uint32_t pad10[7];     // up to the alignment of what follows
+  uint32_t pad10[5];     // up to the alignment of what follows
   uint8_t xmm[512];      // 16 registers of 32 bytes
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
   uint8_t fxarea[512];  // FXSAVE image
@@ -146,7 +149,7 @@ enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offset
   X86_FRES_OFFSET = offsetof(x86_cpu, fres), X86_FAUX_OFFSET = offsetof(x86_cpu, faux), X86_RIP_OFFSET = offsetof(x86_cpu, rip),
   X86_HOST_STACK_OFFSET = offsetof(x86_cpu, host_stack), X86_RETURN_STACK_OFFSET = offsetof(x86_cpu, return_stack), X86_RETURN_OFFSET_OFFSET = offsetof(x86_cpu, return_offset), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache),
   X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge), X86_INTERRUPT_LATCH_OFFSET = offsetof(x86_cpu, interrupt_latch),
-  X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_BASE_DELTA_OFFSET = offsetof(x86_cpu, base_delta), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
+  X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_STACK_CACHE_OFFSET = offsetof(x86_cpu, stack_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
   X86_X87_CONTROL_OFFSET = offsetof(x86_cpu, x87_control), X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_RFLAGS_OFFSET = offsetof(x86_cpu, rflags), X86_CPL_OFFSET = offsetof(x86_cpu, cpl), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked), X86_AVX_OFF_OFFSET = offsetof(x86_cpu, avx_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };
 
 // Host instructions that Swift has no name for. `lock cmpxchg` and friends as assembly because guest operands may be

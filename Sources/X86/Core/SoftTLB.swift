@@ -64,11 +64,15 @@ extension X86Core {
     /// addresses drawn by lot, which no guest knows, and there it leads to a page of our own that holds nothing.
     func dropBaseCaches() {
         let host = UInt64(UInt(bitPattern: scratchPage))
-        let empty = x86_base_cache(tag_r: nowhere, host_r: host, tag_w: nowhere, host_w: host)
+        let window = x86_base_cache(tag_r: nowhere, way_r: host &- nowhere, tag_w: nowhere, way_w: host &- nowhere)
+        let named = x86_base_cache(tag_r: nowhere, way_r: host, tag_w: nowhere, way_w: host)
+        state.pointee.stack_cache = (window, window)
         let caches = UnsafeMutableRawPointer(state).advanced(by: Int(X86_BASE_CACHE_OFFSET)).assumingMemoryBound(to: x86_base_cache.self)
-        for n in 0..<2 * Int(X86_BASE_CACHES) { caches[n] = empty }
-        let deltas = UnsafeMutableRawPointer(state).advanced(by: Int(X86_BASE_DELTA_OFFSET)).assumingMemoryBound(to: UInt64.self)
-        deltas.update(repeating: host &- nowhere, count: 4 * Int(X86_WINDOW_CACHES))
+        for privilege in 0..<2 {
+            let first = caches + privilege * Int(X86_BASE_CACHES)
+            first.update(repeating: window, count: Int(X86_WINDOW_CACHES))
+            (first + Int(X86_WINDOW_CACHES)).update(repeating: named, count: Int(X86_NAMED_CACHES))
+        }
     }
 
     private static func clear(_ table: UnsafeMutablePointer<UInt64>, _ filled: inout FilledEntries) {
@@ -94,6 +98,17 @@ extension X86Core {
         dropBaseCaches()
         guard codeMayStay, state.pointee.mode == 2, isInPlace(user: false) else { return newContext() }
         if !isInPlace(user: true) { dropCode(user: true) }
+    }
+    /// The same, and gives the tables' memory back. The jump caches have just been emptied.
+    func releaseTLB() {
+        lockStep?.tablesAreStale = true
+        dropBaseCaches()
+        filledSupervisor.shrink(to: 0)
+        filledGlobal.shrink(to: 0)
+        filledUser.shrink(to: 0)
+        cx_discard(state.pointee.tlb_supervisor, 2 * UInt(X86_TLB_BYTES), 0)
+        makeTables()
+        holdsLargeUserPages = false
     }
     /// SDM vol. 3 § 4.10.4.1.
     func writeCR3(_ value: UInt64) {

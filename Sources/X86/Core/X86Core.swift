@@ -144,8 +144,8 @@ package final class X86Core: @unchecked Sendable {  // see above
             defer { pages = [] }
             return pages
         }
-        guard let changed else { return translations?.unlinkAll() ?? () }
-        for page in changed { translations?.unlink(page: Int(bitPattern: page)) }
+        guard let changed else { return translations?.forgetChanged() ?? () }
+        for page in changed { translations?.forget(page: Int(bitPattern: page)) }
     }
     /// Makes `run` return soon with `.cancelled`.
     package func requestExit() { setPending(Pending.cancel) }
@@ -418,8 +418,11 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     /// Memory that decoded and translated code takes. Only between runs.
     package var codeBytes: Int { blocks.bytes + (translations?.bytes ?? 0) }
-    /// Forgets decoded and translated code and gives its memory back. Only between runs.
-    package func releaseCode() { flushBlocks() }
+    /// Forgets decoded and translated code and what the TLB knows, and gives their memory back. Only between runs.
+    package func releaseCode() {
+        flushBlocks()
+        releaseTLB()
+    }
 
     private func flushBlocks() {
         blocks.flush()

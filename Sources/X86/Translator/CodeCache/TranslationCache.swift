@@ -24,7 +24,11 @@ enum Host {
     static let calleeSaved: [UInt8] = [3, 5, 12, 13, 14, 15]
     static let mapped: [UInt8] = [0, 1, 2, 3, 4, 5, 6, 7, 12, 13, 14, 15]
 
-    static func cell(_ offset: Int) -> HostOperand { .memory(base: state, displacement: Int32(offset)) }
+    /// What `state` points behind the state's beginning, so that a displacement of one byte reaches what code names most.
+    static let bias: Int32 = 192
+    static func cell(_ offset: Int) -> HostOperand { .memory(base: state, displacement: Int32(offset) - bias) }
+    /// An entry of a table behind the state.
+    static func cell(_ offset: Int32, index: UInt8, scale: UInt8) -> HostOperand { .memory(base: state, index: index, scale: scale, displacement: offset - bias) }
     static func home(_ n: UInt8) -> HostOperand { cell(Int(n) * 8) }
     static func vectorHome(_ n: UInt8) -> HostOperand { cell(vectorOffset(Int(n))) }
 }
@@ -82,6 +86,8 @@ final class TranslationCache {
     private static let edgeBytes = UInt(mostEdges * MemoryLayout<Edge>.stride)
     /// Linked edges by the page that they lead to.
     private var linked: [Int: [Int]] = [:]
+    /// Translated blocks by their page. Their entries do not look at its version: blocks are taken out of use when it changes.
+    private var blocks: [Int: [UnsafeMutablePointer<x86_op>]] = [:]
     /// Linked edges to other pages, the supervisor's and the user's.
     private var crossing: [[Int]] = [[], []]
 
@@ -148,6 +154,7 @@ final class TranslationCache {
         edgeCount = 0
         cx_discard(edges, Self.edgeBytes, 0)
         linked.removeAll()
+        blocks.removeAll()
         for bank in 0..<2 { crossing[bank].removeAll() }
     }
 
@@ -263,14 +270,29 @@ final class TranslationCache {
         for edge in crossing[bank] { unlink(edge) }
         crossing[bank].removeAll(keepingCapacity: true)
     }
-    func unlink(page: Int) {
-        guard let list = linked.removeValue(forKey: page) else { return }
-        for edge in list { unlink(edge) }
+    /// A block was translated that lies in one page.
+    func note(_ first: UnsafeMutablePointer<x86_op>, page: Int) { blocks[page, default: []].append(first) }
+    /// The code of a page has changed.
+    func forget(page: Int) {
+        for edge in linked.removeValue(forKey: page) ?? [] { unlink(edge) }
+        takeOut(page)
     }
-    func unlinkAll() {
+    /// Has ways in to blocks of a page that are no longer current go to the interpreter. One may be: translated since the change.
+    private func takeOut(_ page: Int) {
+        guard var list = blocks.removeValue(forKey: page) else { return }
+        list.removeAll { first in
+            if isCurrent(first) { return false }
+            first.pointee.imm = UInt64(untranslated)
+            return true
+        }
+        if !list.isEmpty { blocks[page] = list }
+    }
+    /// The code of many pages has changed.
+    func forgetChanged() {
         for list in linked.values { for edge in list { unlink(edge) } }
         linked.removeAll(keepingCapacity: true)
         for bank in 0..<2 { crossing[bank].removeAll(keepingCapacity: true) }
+        for page in Array(blocks.keys) { takeOut(page) }
     }
 
     // MARK: shared code
@@ -341,7 +363,7 @@ final class TranslationCache {
     private func makeEntry(_ code: inout Assembler) {
         enter = code.here
         for register in Host.calleeSaved { code.push(register) }
-        code.move(Host.state, Host.rsi)
+        code.lea(Host.state, .memory(base: Host.rsi, displacement: Host.bias))
         code.op(0xC7, reg: 0, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
         code.int32(0xFFFF)
         for n in Host.mapped { if let host = Host.register(n) { code.load(host, Host.home(n)) } }
@@ -418,7 +440,7 @@ final class TranslationCache {
     /// To the handler in r9 with the operation in r11.
     private func finishLeaving(_ code: inout Assembler) {
         code.move(Host.rdi, Host.address)
-        code.move(Host.rsi, Host.state)
+        code.lea(Host.rsi, .memory(base: Host.state, displacement: -Host.bias))
         code.bytes(0x41, 0xFF, 0xE1)  // jmp r9
     }
 
@@ -446,12 +468,12 @@ final class TranslationCache {
     /// Called with a linear address in r11 and 4096 less the operand's size in r9: finds its page in the TLB and puts it into
     /// a base cache. "Above" when the interpreter has to see to it.
     private func makeLookUp(_ code: inout Assembler, _ cache: Int, write: Bool) {
-        let cell = Int(X86_BASE_CACHE_OFFSET) + cache * MemoryLayout<x86_base_cache>.stride
+        let cell = BlockTranslator.cell(cache, write: false)
         code.push(0)
         code.push(1)
         code.bytes(0x44, 0x89, 0xD8, 0xC1, 0xE8, 0x0C)  // mov eax, r11d; shr eax, 12
         let table = Int32(X86_TLB_TABLES) + (cache >= Int(X86_BASE_CACHES) ? Int32(X86_TLB_BYTES) : 0)
-        code.lea(0, .memory(base: Host.state, index: 0, scale: 3, displacement: table))
+        code.lea(0, Host.cell(table, index: 0, scale: 3))
         let tag = HostOperand.memory(base: 0, displacement: write ? Int32(X86_TLB_COLUMN) : 0)
         code.move(1, Host.address)
         code.op(0x33, reg: 1, tag)
@@ -462,13 +484,7 @@ final class TranslationCache {
         code.store(1, Host.cell(cell))
         if write { code.store(1, Host.cell(cell + 16)) }
         code.load(0, .memory(base: 0, displacement: 2 * Int32(X86_TLB_COLUMN)))
-        let number = cache % Int(X86_BASE_CACHES)
-        if number < Int(X86_WINDOW_CACHES) {
-            let delta = BlockTranslator.deltaCell(number, isUser: cache > number, write: false)
-            code.store(0, Host.cell(delta))
-            if write { code.store(0, Host.cell(delta + 8)) }
-        }
-        code.op(0x03, reg: 0, .register(1))  // add rax, rcx
+        if cache % Int(X86_BASE_CACHES) >= Int(X86_WINDOW_CACHES) { code.op(0x03, reg: 0, .register(1)) }  // add rax, rcx
         code.store(0, Host.cell(cell + 8))
         if write { code.store(0, Host.cell(cell + 24)) }
         code.bytes(0x31, 0xC0)  // xor eax, eax: not above

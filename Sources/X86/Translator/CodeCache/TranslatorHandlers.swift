@@ -76,6 +76,7 @@ extension X86Core {
         // Programs only: the kernel's blocks are many, and few of them hot.
         let phase: AccessTrial.Phase = lockStep == nil && state.pointee.cpl == 3 ? .counted(trialDelay) : .none
         let count = translate(bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
+        if first.pointee.aux == 1 { translations.note(first, page: Int(header.pointee.imm)) }
         traceCost?(count, translations.bytes)
         traceTranslation?(start, Int(translations.here - start), state.pointee.block_base &+ UInt64(first.pointee.off))
     }

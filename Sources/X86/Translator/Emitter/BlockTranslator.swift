@@ -203,7 +203,7 @@ struct BlockTranslator {
         windows.plan(&lines)
         (vectors, checked, named) = (VectorRegisters(), .nothing, NamedPages())
         let checkedEntry = code.here
-        if start { checkVersion() }
+        if start { checkEntry() }
         var (afterCheck, flagsEntry) = (code.here, 0)
         if startFlags == .host { restoreFlags(mayBeLazy: true) }
         if start, startFlags == .memory {
@@ -294,9 +294,12 @@ struct BlockTranslator {
         edge(end, to: end.offset)
     }
 
-    mutating func checkVersion() {
-        compareVersion(version)
-        if let nextVersion { compareVersion(nextVersion) }
+    /// What ways in ask that nothing watches: whether somebody wants something, and of a block in two pages whether they are as they were.
+    mutating func checkEntry() {
+        if let nextVersion {
+            compareVersion(version)
+            compareVersion(nextVersion)
+        }
         code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
         code.byte(0)
         staleJumps.append(code.jump(if: 5))
@@ -370,7 +373,7 @@ struct BlockTranslator {
         for alternate in alternates {
             code.patch(alternate.jump)
             code.bytes(0x41, 0x83, 0xF1, 0x10)  // xor r9d, 16
-            code.op(0x39, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: jumpTable))
+            code.op(0x39, reg: Host.address, Host.cell(jumpTable, index: Host.scratch, scale: 0))
             code.jump(if: 4, to: alternate.back)
             let missing = code.jump()
             if alternate.isCall { callMisses[alternate.slow].jumps.append(missing) } else { slow[alternate.slow].jumps.append(missing) }

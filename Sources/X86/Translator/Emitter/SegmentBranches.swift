@@ -130,10 +130,10 @@ extension BlockTranslator {
     /// - Parameter commit: written between the last check and the jump.
     mutating func dispatch(isCall: Bool = false, callMiss: Bool = false, _ commit: (inout Assembler) -> Void = { _ in }) {
         code.hashTarget()
-        code.op(0x39, reg: Host.address, .memory(base: Host.state, index: Host.scratch, displacement: jumpTable))
+        code.op(0x39, reg: Host.address, Host.cell(jumpTable, index: Host.scratch, scale: 0))
         alternates.append(Alternate(jump: code.jump(if: 5), back: code.here, slow: callMiss ? callMisses.count : slow.count, isCall: callMiss))
         if isCall { pushReturn() }
-        code.load(Host.scratch, .memory(base: Host.state, index: Host.scratch, displacement: jumpTable + 8))
+        code.load(Host.scratch, Host.cell(jumpTable + 8, index: Host.scratch, scale: 0))
         code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
         code.int32(-4096)
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))

@@ -28,8 +28,8 @@ extension BlockTranslator {
                 code.op(0xC7, reg: 0, .register(Host.address))
                 code.int32(Int32(truncatingIfNeeded: i.displacement))
                 if i.addressSize == 4 { code.move(Host.address, Host.address, wide: false) }
-            } else if i.addressSize == 8, i.index < 0, i.displacement == 0, let base = Host.register(UInt8(i.base)) {
-                code.move(Host.address, base)
+            } else if i.addressSize == 8, case .memory(let base, 0xFF, _, 0) = operand {
+                if base != Host.address { code.move(Host.address, base) }
             } else {
                 code.lea(Host.address, operand, wide: i.addressSize == 8)
             }
@@ -66,11 +66,9 @@ extension BlockTranslator {
         return i.base == 4 ? BaseCache.stack : nil
     }
     static func cell(_ baseCache: Int, write: Bool) -> Int {
-        Int(X86_BASE_CACHE_OFFSET) + baseCache * MemoryLayout<x86_base_cache>.stride + (write ? 16 : 0)
-    }
-    /// What a base cache adds to a linear address.
-    static func deltaCell(_ baseCache: Int, isUser: Bool, write: Bool) -> Int {
-        Int(X86_BASE_DELTA_OFFSET) + (baseCache + (isUser ? Int(X86_WINDOW_CACHES) : 0)) * 16 + (write ? 8 : 0)
+        let stride = MemoryLayout<x86_base_cache>.stride
+        if baseCache % Int(X86_BASE_CACHES) == BaseCache.stack { return Int(X86_STACK_CACHE_OFFSET) + (baseCache > 0 ? stride : 0) + (write ? 16 : 0) }
+        return Int(X86_BASE_CACHE_OFFSET) + baseCache * stride + (write ? 16 : 0)
     }
     /// How often the segment asks each base cache: what only one operand asks stays as it is to the segment's end.
     mutating func countCacheUses() {
@@ -129,16 +127,17 @@ extension BlockTranslator {
         }
         let cell = compareWithCache(bank + number, size: size, write: write, site: site, fallback: nil)
         guard let sum, number < BaseCache.firstNamed else {
+            if number < BaseCache.firstNamed { code.op(0x03, reg: Host.address, Host.cell(cell)) }
             code.op(0x03, reg: Host.address, Host.cell(cell + 8))
             return (jumps, Self.checked)
         }
-        code.load(Host.address, Host.cell(Self.deltaCell(number, isUser: bank > 0, write: write)))
+        code.load(Host.address, Host.cell(cell + 8))
         return (jumps, operand(sum))
     }
     /// What the entry of the TLB that r9 found adds to a linear address.
-    func delta(_ table: Int32) -> HostOperand { .memory(base: Host.state, index: Host.scratch, scale: 3, displacement: table + 2 * Int32(X86_TLB_COLUMN)) }
+    func delta(_ table: Int32) -> HostOperand { Host.cell(table + 2 * Int32(X86_TLB_COLUMN), index: Host.scratch, scale: 3) }
     private func tag(_ table: Int32, write: Bool) -> HostOperand {
-        .memory(base: Host.state, index: Host.scratch, scale: 3, displacement: table + (write ? Int32(X86_TLB_COLUMN) : 0))
+        Host.cell(table + (write ? Int32(X86_TLB_COLUMN) : 0), index: Host.scratch, scale: 3)
     }
     /// The offset in its page of the linear address in r11, if that is the base cache's. Returns where that is.
     private mutating func compareWithCache(_ number: Int, size: Int, write: Bool, site: Int8, fallback: Int?) -> Int {
@@ -183,14 +182,17 @@ extension BlockTranslator {
         if let opening = use.opening {
             deltas[use.window] = Int(X86_T1_DELTA_OFFSET) + use.window * 8
             aboutToClobber(line)
-            code.lea(Host.address, .memory(base: base, index: index?.host ?? 0xFF, scale: index?.scale ?? 0, displacement: Int32(truncatingIfNeeded: opening.low)))
+            if index == nil, opening.low == 0 {
+                code.move(Host.address, base)
+            } else {
+                code.lea(Host.address, .memory(base: base, index: index?.host ?? 0xFF, scale: index?.scale ?? 0, displacement: Int32(truncatingIfNeeded: opening.low)))
+            }
             var fallback = Fallback(jumps: Jumps(), line: current, flags: flags, vectors: vectors, checked: checked)
             if let number = base == Host.guestRSP && index == nil ? BaseCache.stack : windowCache(line) {
-                _ = compareWithCache(bank + number, size: opening.size, write: opening.writes, site: line.site, fallback: fallbacks.count)
-                let cell = Self.deltaCell(number, isUser: bank > 0, write: opening.writes)
-                code.load(Host.address, Host.cell(cell))
+                let cell = compareWithCache(bank + number, size: opening.size, write: opening.writes, site: line.site, fallback: fallbacks.count)
+                code.load(Host.address, Host.cell(cell + 8))
                 if index == nil, cacheUses[number] == 1 {
-                    deltas[use.window] = cell
+                    deltas[use.window] = cell + 8
                 } else {
                     if index != nil { code.op(0x03, reg: Host.address, .register(base)) }
                     code.store(Host.address, Host.cell(deltas[use.window]))
@@ -272,7 +274,7 @@ extension BlockTranslator {
     mutating func stackOperand(_ line: Line, base: UInt8, displacement: Int, write: Bool) -> HostOperand {
         if usesWindows, let use = line.stack { return windowed(use, base: base, displacement: displacement, aligned: false, line) }
         aboutToClobber(line)
-        code.lea(Host.address, .memory(base: base, displacement: Int32(displacement)))
+        if displacement == 0 { code.move(Host.address, base) } else { code.lea(Host.address, .memory(base: base, displacement: Int32(displacement))) }
         let sum = Sum(base: base == Host.guestRSP ? 4 : base, index: nil, displacement: Int32(displacement))
         let (jumps, operand) = check(size: 8, write: write, cache: base == Host.guestRSP ? BaseCache.stack : nil, sum)
         slowPath(jumps, line)
