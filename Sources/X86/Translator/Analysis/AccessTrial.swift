@@ -26,6 +26,9 @@ struct AccessTrial {
         case trial(Int32)
         /// These operands, a bit each, ask base caches.
         case judged(UInt16)
+
+        /// What is translated now runs often, and stays.
+        var isLast: Bool { if case .judged = self { true } else { false } }
     }
     /// What 1 + `mostSites` counters hold after a trial.
     static func verdict(_ counters: UnsafePointer<Int32>, executions: Int32, sites: Int) -> UInt16 {

@@ -63,7 +63,7 @@ final class TranslationCache {
         var withHandler = 0
         var loadingHandler = 0
     }
-    private static let size = 100 << 20
+    private static let size = 108 << 20
     private static let slotBytes = 12 << 20
     /// More than any block takes in either half: 48 instructions five times over (four fallbacks), each with a slow path that stores
     /// sixteen vector registers.
@@ -77,7 +77,13 @@ final class TranslationCache {
     private var used = 0
     private var coldUsed = coldStart
     private var start = 0
-    private static let coldStart = (slotBytes + size) / 2
+    /// Between the two, by itself: programs' blocks that have been judged, which is to say those that run most. Spread over everything
+    /// that ever ran, they would need several times as many entries of the host's TLB.
+    private var hotUsed = hotStart
+    private static let hotStart = 56 << 20
+    private static let coldStart = 64 << 20
+    /// Where the translation that was committed last lies.
+    private(set) var latest: (address: UInt, bytes: Int) = (0, 0)
     private var slots = 0
     /// One for each slot at most, in pages of their own, which go back to the host with the code.
     let edges: UnsafeMutablePointer<Edge>
@@ -138,13 +144,14 @@ final class TranslationCache {
     }
 
     /// Memory in use.
-    var bytes: Int { used - Self.slotBytes + coldUsed - Self.coldStart + slots * 16 }
+    var bytes: Int { used - Self.slotBytes + hotUsed - Self.hotStart + coldUsed - Self.coldStart + slots * 16 }
     var isFull: Bool {
-        used + Self.reserve > Self.coldStart || coldUsed + Self.reserve > Self.size || slots + 4096 > Self.slotBytes / 16
+        used + Self.reserve > Self.hotStart || coldUsed + Self.reserve > Self.size || slots + 4096 > Self.slotBytes / 16
     }
 
     func flush() {
         used = start
+        hotUsed = Self.hotStart
         coldUsed = Self.coldStart
         slots = 0
         // Shared code lies in the first page behind the slots.
@@ -160,21 +167,24 @@ final class TranslationCache {
 
     // MARK: code
 
-    /// Where what is written next will run.
-    var here: UInt { UInt(bitPattern: executable) + UInt(used) }
-    func open() -> Assembler {
-        Assembler(at: (writable + used).assumingMemoryBound(to: UInt8.self), toExecutable: executable - writable)
+    func open(hot: Bool = false) -> Assembler { assembler(at: hot && hotUsed + Self.reserve <= Self.coldStart ? hotUsed : used) }
+    func openCold() -> Assembler { assembler(at: coldUsed) }
+    private func assembler(at offset: Int) -> Assembler {
+        Assembler(at: (writable + offset).assumingMemoryBound(to: UInt8.self), toExecutable: executable - writable)
     }
-    func commit(_ code: Assembler) { used = end(code) }
-    func openCold() -> Assembler {
-        Assembler(at: (writable + coldUsed).assumingMemoryBound(to: UInt8.self), toExecutable: executable - writable)
+    func commit(_ code: Assembler) {
+        let isHot = offset(code) >= Self.hotStart
+        let begin = isHot ? hotUsed : used
+        latest = (UInt(bitPattern: executable) + UInt(begin), end(code) - begin)
+        if isHot { hotUsed = end(code) } else { used = end(code) }
     }
     func commitCold(_ code: Assembler) { coldUsed = end(code) }
-    private func end(_ code: Assembler) -> Int { (UnsafeMutableRawPointer(code.cursor) - writable + 15) & ~15 }
+    private func offset(_ code: Assembler) -> Int { UnsafeMutableRawPointer(code.cursor) - writable }
+    private func end(_ code: Assembler) -> Int { (offset(code) + 15) & ~15 }
     /// Whether a block may go on being written.
     func hasRoom(_ code: Assembler, cold: Assembler) -> Bool {
-        UnsafeMutableRawPointer(code.cursor) - writable < Self.coldStart - Self.reserve / 2
-            && UnsafeMutableRawPointer(cold.cursor) - writable < Self.size - Self.reserve / 2
+        let end = offset(code) >= Self.hotStart ? Self.coldStart : Self.hotStart
+        return offset(code) < end - Self.reserve / 2 && offset(cold) < Self.size - Self.reserve / 2
     }
 
     // MARK: edges

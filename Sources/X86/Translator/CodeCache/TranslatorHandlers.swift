@@ -70,7 +70,6 @@ extension X86Core {
         guard let host = memory.host(gpa) else { return }
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 4096 - Int(gpa & 4095))
         let header = first - 1
-        let start = translations.here
         traceCost?(nil, translations.bytes)
         first.timesWatched = 1
         // Programs only: the kernel's blocks are many, and few of them hot.
@@ -78,7 +77,7 @@ extension X86Core {
         let count = translate(bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
         if first.pointee.aux == 1 { translations.note(first, page: Int(header.pointee.imm)) }
         traceCost?(count, translations.bytes)
-        traceTranslation?(start, Int(translations.here - start), state.pointee.block_base &+ UInt64(first.pointee.off))
+        traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(first.pointee.off))
     }
     /// A block of one instruction that goes on in the next page: translated when it is made, while its bytes are together.
     func translateCrossing(
@@ -120,11 +119,10 @@ extension X86Core {
         let start = Int(first.pointee.off)
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)) + start, count: 4096 - start)
         let old = (first.pointee.imm + UInt64(first.pointee.scale), UInt64(bitPattern: first.pointee.disp))
-        let begin = translations.here
         traceCost?(nil, translations.bytes)
         let count = translate(bytes, first, page + UInt64(start), translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
         traceCost?(count, translations.bytes)
-        traceTranslation?(begin, Int(translations.here - begin), state.pointee.block_base &+ UInt64(start))
+        traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(start))
         let new = (first.pointee.imm + UInt64(first.pointee.scale), UInt64(bitPattern: first.pointee.disp))
         translations.retarget(page: Int(header.pointee.imm), (old.1, new.1), (old.0, new.0))
     }

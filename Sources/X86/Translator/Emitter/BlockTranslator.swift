@@ -148,7 +148,7 @@ struct BlockTranslator {
         self.linear = Int64(bitPattern: linear)
         let isAgain = first.pointee.aux == 1
         bank = isUser ? Int(X86_BASE_CACHES) : 0
-        code = cache.open()
+        code = cache.open(hot: phase.isLast)
         cold = cache.openCold()
         (instructionCount, held, isFirstSegment, segmentHead) = (0, nil, false, nil)
         var op = first + 1
