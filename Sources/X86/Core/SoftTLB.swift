@@ -79,7 +79,11 @@ extension X86Core {
         for n in 0..<filled.count { TLBEntry(table, filled[n]).clear(filled[n]) }
         filled.shrink(to: 0)
     }
-    /// Zeroes are empty entries: page 0 belongs to entry 0. That one has to be made.
+    /// Empties a table by giving its memory back. Zeroes are empty entries: page 0 belongs to entry 0. That one has to be made.
+    private static func release(_ table: UnsafeMutablePointer<UInt64>) {
+        cx_discard(table, UInt(X86_TLB_BYTES), 0)
+        TLBEntry(table, 0).clear(0)
+    }
     func makeTables() {
         for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { TLBEntry(table, 0).clear(0) }
         supervisorJumps.makeTable()
@@ -99,16 +103,22 @@ extension X86Core {
         guard codeMayStay, state.pointee.mode == 2, isInPlace(user: false) else { return newContext() }
         if !isInPlace(user: true) { dropCode(user: true) }
     }
-    /// The same, and gives the tables' memory back. The jump caches have just been emptied.
+    /// Forgets what the TLB knows and gives its memory back.
     func releaseTLB() {
         lockStep?.tablesAreStale = true
         dropBaseCaches()
-        filledSupervisor.shrink(to: 0)
-        filledGlobal.shrink(to: 0)
-        filledUser.shrink(to: 0)
-        cx_discard(state.pointee.tlb_supervisor, 2 * UInt(X86_TLB_BYTES), 0)
-        makeTables()
+        for user in [false, true] { releaseTLB(user: user) }
         holdsLargeUserPages = false
+    }
+    private func releaseTLB(user: Bool) {
+        if user {
+            filledUser.shrink(to: 0)
+            Self.release(state.pointee.tlb_user)
+        } else {
+            filledSupervisor.shrink(to: 0)
+            filledGlobal.shrink(to: 0)
+            Self.release(state.pointee.tlb_supervisor)
+        }
     }
     /// SDM vol. 3 § 4.10.4.1.
     func writeCR3(_ value: UInt64) {
@@ -140,12 +150,7 @@ extension X86Core {
         if append(index, user, isGlobal) { return }
         // The list is full: start anew. A TLB may forget at any time.
         dropBaseCaches()
-        if user {
-            Self.clear(state.pointee.tlb_user, &filledUser)
-        } else {
-            Self.clear(state.pointee.tlb_supervisor, &filledSupervisor)
-            Self.clear(state.pointee.tlb_supervisor, &filledGlobal)
-        }
+        releaseTLB(user: user)
         _ = append(index, user, isGlobal)
     }
     private func append(_ index: Int, _ user: Bool, _ isGlobal: Bool) -> Bool {
