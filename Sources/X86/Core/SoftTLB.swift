@@ -33,6 +33,7 @@ struct TLBEntry {
         cells[0] = Self.never(index)
         cells[Self.column] = Self.never(index)
     }
+    func isEmpty(_ index: Int) -> Bool { cells[0] == Self.never(index) || (cells[0] == 0 && index != 0) }
     func dropWriteTag(_ index: Int) { cells[Self.column] = Self.never(index) }
     /// No address that belongs here has these bits.
     private static func never(_ index: Int) -> UInt64 { UInt64((index ^ 1) << 12) }

@@ -59,8 +59,10 @@ package final class LockStep {
         stores.append(Store(host: host, size: min(size, 8), old: old))
     }
     func noteOnce() { isOnce = true }
-    /// An entry of the TLB is filled.
-    func noteFill(_ index: Int, _ table: UnsafeMutablePointer<UInt64>) { if isRecording { filled.append((table, index)) } }
+    /// An entry of the TLB is about to be filled; with each store, see above.
+    func noteFill(_ index: Int, _ table: UnsafeMutablePointer<UInt64>) {
+        if isRecording, TLBEntry(table, index).isEmpty(index) { filled.append((table, index)) }
+    }
 
     /// Before each block.
     func prepare(_ core: X86Core) { core.holdBlocks() }
