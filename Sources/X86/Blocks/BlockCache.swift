@@ -8,7 +8,7 @@ final class BlockCache {
     static let maximumOperations = 48
     static let maximumBytes = 256
     /// Enough for what a distribution executes while it starts; memory is taken as it is used.
-    private static let capacity = 2560 * 1024
+    private static let capacity = 3072 * 1024
     private static let arenaBytes = UInt(capacity * MemoryLayout<x86_op>.stride)
     /// Four slots share a cache line and a hash value.
     private static let hashBits: UInt64 = 19

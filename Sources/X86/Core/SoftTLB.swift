@@ -35,13 +35,15 @@ struct TLBEntry {
     }
     func isEmpty(_ index: Int) -> Bool { cells[0] == Self.never(index) || (cells[0] == 0 && index != 0) }
     func dropWriteTag(_ index: Int) { cells[Self.column] = Self.never(index) }
+    /// Zeroes are empty entries, but for the first: page 0 belongs there.
+    static func makeTable(_ zeroes: UnsafeMutablePointer<UInt64>) { TLBEntry(zeroes, 0).clear(0) }
     /// No address that belongs here has these bits.
     private static func never(_ index: Int) -> UInt64 { UInt64((index ^ 1) << 12) }
 }
 
-/// Which entries of one TLB table were filled since it was emptied, so that emptying it costs what filling it did.
+/// Which entries of a table (a TLB, a jump cache) were filled since it was emptied, so that emptying it costs what filling it did.
 struct FilledEntries {
-    private static let capacity = Int(X86_JCACHE_SIZE)
+    private static let capacity = 32768
     private let indices: UnsafeMutablePointer<UInt32> = .allocate(capacity: capacity)
     private(set) var count = 0
 
@@ -80,13 +82,13 @@ extension X86Core {
         for n in 0..<filled.count { TLBEntry(table, filled[n]).clear(filled[n]) }
         filled.shrink(to: 0)
     }
-    /// Empties a table by giving its memory back. Zeroes are empty entries: page 0 belongs to entry 0. That one has to be made.
+    /// Empties a table by giving its memory back.
     private static func release(_ table: UnsafeMutablePointer<UInt64>) {
         cx_discard(table, UInt(X86_TLB_BYTES), 0)
-        TLBEntry(table, 0).clear(0)
+        TLBEntry.makeTable(table)
     }
     func makeTables() {
-        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { TLBEntry(table, 0).clear(0) }
+        for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] { TLBEntry.makeTable(table) }
         supervisorJumps.makeTable()
         userJumps.makeTable()
     }

@@ -41,7 +41,7 @@ package final class LockStep {
 
     init(report: @escaping (String) -> Void) {
         self.report = report
-        for table in [tables, tables + Int(X86_TLB_BYTES) / 8] { TLBEntry(table, 0).clear(0) }
+        for table in [tables, tables + Int(X86_TLB_BYTES) / 8] { TLBEntry.makeTable(table) }
     }
     deinit {
         cx_unmap(tables, Self.tableBytes)

@@ -35,18 +35,39 @@ enum Host {
 
 /// Translated code of one core: a buffer mapped twice, the stubs that all blocks share, and the edges between blocks.
 ///
-/// The first part of the buffer holds the edges' target addresses: data, so that linking and unlinking write no code.
+/// Edges within a page are jumps that name their targets, and are rewritten when they are linked and unlinked: no other thread runs this
+/// code, and this one does not while it writes. Edges to other pages are unlinked with each change of the address space, often thousands
+/// at a time, and go through cells, which lie with other data in the first part of the buffer. (Where the host itself is emulated,
+/// rewriting a jump costs a thousand times what a cell does.) So do backward edges with flags in EFLAGS.
+///
+/// What is rewritten through one mapping and runs through the other is not followed by a serializing instruction: processors with 64 bits
+/// look for such writes by physical address, and a few hundred instructions lie between. (IRET stops QEMU's emulation for minutes; CPUID
+/// leaves a virtual machine, 5 µs each time.)
 final class TranslationCache {
     /// How an edge hands over the flags: in EFLAGS or in the state.
     enum EdgeKind { case flags, memory }
+    /// What an edge's target is written to.
+    enum Way {
+        /// The jump or call that ends here: an edge that need not ask whether somebody wants something, or whose target does.
+        case direct(end: CodeOffset)
+        /// A pair of cells, the second for when somebody wants something. While the target asks that itself, and needs no flags, a jump
+        /// that ends here goes there instead.
+        case polled(slot: CodeOffset, room: CodeOffset)
+        /// The same without that jump: of an edge to another page.
+        case cells(slot: CodeOffset)
+    }
     struct Edge {
-        var slot: Int
+        var way: Way
         var kind: EdgeKind
-        /// Where the slot points while the edge is not linked.
-        var stub: Int
+        var isBackward: Bool
+        /// Where it leads while it is not linked, and where it leads.
+        var stub: CodeOffset
+        var target: CodeOffset
         /// Of an edge that leads to another page.
         var crossing: Crossing?
     }
+    /// A place in the buffer.
+    typealias CodeOffset = Int32
     /// What an edge to another page stands on: that both pages are where they were when it was linked.
     struct Crossing {
         /// The version cell of the page that the edge lies in; it names the page.
@@ -54,6 +75,8 @@ final class TranslationCache {
         /// From that page's address to the target's.
         var distance: Int64
         var isUser: Bool
+        /// How often it may still go through the jump cache before it asks to be linked: a cell of 32 bits.
+        var count: CodeOffset
     }
     /// How often such an edge goes through the jump cache before it is linked, for each address space anew: linking costs as much as
     /// some hundred questions to the jump cache.
@@ -64,7 +87,7 @@ final class TranslationCache {
         var loadingHandler = 0
     }
     private static let size = 108 << 20
-    private static let slotBytes = 12 << 20
+    private static let slotBytes = 8 << 20
     /// More than any block takes in either half: 48 instructions five times over (four fallbacks), each with a slow path that stores
     /// sixteen vector registers.
     private static let reserve = 256 << 10
@@ -80,15 +103,15 @@ final class TranslationCache {
     /// Between the two, by itself: programs' blocks that have been judged, which is to say those that run most. Spread over everything
     /// that ever ran, they would need several times as many entries of the host's TLB.
     private var hotUsed = hotStart
-    private static let hotStart = 56 << 20
-    private static let coldStart = 64 << 20
+    private static let hotStart = 44 << 20
+    private static let coldStart = 52 << 20
     /// Where the translation that was committed last lies.
     private(set) var latest: (address: UInt, bytes: Int) = (0, 0)
     private var slots = 0
-    /// One for each slot at most, in pages of their own, which go back to the host with the code.
+    /// In pages of their own, which go back to the host with the code.
     let edges: UnsafeMutablePointer<Edge>
     private(set) var edgeCount = 0
-    private static let mostEdges = slotBytes / 16
+    private static let mostEdges = 1 << 20
     private static let edgeBytes = UInt(mostEdges * MemoryLayout<Edge>.stride)
     /// Linked edges by the page that they lead to.
     private var linked: [Int: [Int]] = [:]
@@ -147,6 +170,7 @@ final class TranslationCache {
     var bytes: Int { used - Self.slotBytes + hotUsed - Self.hotStart + coldUsed - Self.coldStart + slots * 16 }
     var isFull: Bool {
         used + Self.reserve > Self.hotStart || coldUsed + Self.reserve > Self.size || slots + 4096 > Self.slotBytes / 16
+            || edgeCount + 4096 > Self.mostEdges
     }
 
     func flush() {
@@ -194,11 +218,6 @@ final class TranslationCache {
         defer { slots += 1 }
         return Int(bitPattern: executable) + slots * 16
     }
-    /// The same with a count behind it.
-    func makeCountedSlot() -> Int {
-        defer { slots += 2 }
-        return Int(bitPattern: executable) + slots * 16
-    }
     /// Counts beside the slots. Returns their number and where they can be written.
     func makeCounters(_ count: Int, first: Int32) -> (index: Int, address: UInt) {
         let index = slots
@@ -209,38 +228,55 @@ final class TranslationCache {
         return (index, UInt(bitPattern: cells))
     }
     func counters(_ index: Int) -> UnsafeMutablePointer<Int32> { (writable + index * 16).assumingMemoryBound(to: Int32.self) }
-    func makeEdge(slot: Int, kind: EdgeKind, stub: Int) -> Int {
-        let edge = add(Edge(slot: slot, kind: kind, stub: stub))
-        set(slot, stub)
-        set(slot + 8, stub)
-        return edge
-    }
-    func makeEdge(countedSlot slot: Int, kind: EdgeKind, crossing: Crossing) -> Int { add(Edge(slot: slot, kind: kind, stub: 0, crossing: crossing)) }
-    /// `isFull` leaves room: there are never more edges than slots.
-    private func add(_ edge: Edge) -> Int {
+    func codeOffset(_ address: Int) -> CodeOffset { CodeOffset(truncatingIfNeeded: address - Int(bitPattern: executable)) }
+    func codeOffset(writable address: UnsafeMutablePointer<UInt8>) -> CodeOffset { CodeOffset(truncatingIfNeeded: UnsafeMutableRawPointer(address) - writable) }
+    /// `isFull` leaves room.
+    func makeEdge(_ way: Way, kind: EdgeKind, isBackward: Bool, stub: Int, crossing: Crossing? = nil) -> Int {
         defer { edgeCount += 1 }
-        edges[edgeCount] = edge
+        let stub = codeOffset(stub)
+        edges[edgeCount] = Edge(way: way, kind: kind, isBackward: isBackward, stub: stub, target: stub, crossing: crossing)
+        switch way {
+        case .direct: break
+        case .polled(let slot, _), .cells(let slot): set(slot + 8, stub)
+        }
+        unlink(edgeCount)
         return edgeCount
     }
     /// - Parameter poll: where the edge leads when somebody wants something.
-    func setStub(ofCounted edge: Int, _ stub: Int, poll: Int) {
-        edges[edge].stub = stub
-        set(edges[edge].slot + 8, poll)
-        unlink(edge)
-    }
+    func setPoll(_ edge: Int, _ poll: Int) { if case .cells(let slot) = edges[edge].way { set(slot + 8, codeOffset(poll)) } }
     private func unlink(_ edge: Int) {
-        set(edges[edge].slot, edges[edge].stub)
-        if edges[edge].crossing != nil { setPatience(edge, Self.patience) }
+        lead(edge, to: edges[edge].stub)
+        setPatience(edge, Self.patience)
+    }
+    /// - Parameter asks: the target is where a block asks whether somebody wants something.
+    private func lead(_ edge: Int, to target: CodeOffset, asks: Bool = false) {
+        edges[edge].target = target
+        switch edges[edge].way {
+        case .direct(let end): setDisplacement(end, target)
+        case .cells(let slot): set(slot, target)
+        case .polled(let slot, let room):
+            set(slot, target)
+            let bytes = (writable + Int(room) - 5).assumingMemoryBound(to: UInt8.self)
+            if asks {
+                bytes.pointee = 0xE9
+                setDisplacement(room, target)
+            } else {
+                for (n, byte) in Assembler.room.enumerated() { bytes[n] = byte }
+            }
+        }
     }
     /// How often an edge to another page goes through the jump cache before it asks to be linked.
     func setPatience(_ edge: Int, _ count: Int32) {
-        UnsafeMutablePointer<Int32>(bitPattern: countCell(edges[edge].slot))?.pointee = count
+        guard let crossing = edges[edge].crossing else { return }
+        (writable + Int(crossing.count)).storeBytes(of: count, as: Int32.self)
     }
-    /// The count behind a slot's addresses, where it can be written.
-    func countCell(_ slot: Int) -> UInt { UInt(bitPattern: writable) + UInt(slot + 16 - Int(bitPattern: executable)) }
-    private func set(_ slot: Int, _ target: Int) {
-        (writable + (slot - Int(bitPattern: executable))).storeBytes(of: UInt64(target), as: UInt64.self)
+    /// Where a count can be written.
+    func countCell(_ count: CodeOffset) -> UInt { UInt(bitPattern: writable + Int(count)) }
+    func makeCount() -> CodeOffset { CodeOffset(truncatingIfNeeded: makeCounters(1, first: 0).index * 16) }
+    private func set(_ cell: CodeOffset, _ target: CodeOffset) {
+        (writable + Int(cell)).storeBytes(of: UInt64(UInt(bitPattern: executable + Int(target))), as: UInt64.self)
     }
+    private func setDisplacement(_ end: CodeOffset, _ target: CodeOffset) { (writable + Int(end) - 4).storeBytes(of: target &- end, as: Int32.self) }
     /// Code that goes on in the interpreter at `first`, for edges to blocks that do not start with translated code.
     func makeWayOut(_ first: UnsafeMutablePointer<x86_op>, _ kind: EdgeKind) -> Int {
         var code = openCold()
@@ -259,19 +295,22 @@ final class TranslationCache {
         commitCold(code)
         return address
     }
-    func link(_ edge: Int, to target: Int, page: Int) {
-        set(edges[edge].slot, target)
+    /// Whether an edge is to lead to where its target asks whether somebody wants something.
+    func mayLeadToAsking(_ edge: Int) -> Bool {
+        guard edges[edge].isBackward else { return false }
+        if case .cells = edges[edge].way { return false }
+        return true
+    }
+    /// - Parameter asks: as in `lead`.
+    func link(_ edge: Int, to target: Int, asks: Bool, page: Int) {
+        lead(edge, to: codeOffset(target), asks: asks)
         linked[page, default: []].append(edge)
         if let crossing = edges[edge].crossing { self.crossing[crossing.isUser ? 1 : 0].append(edge) }
     }
     /// A block of the page has other code: edges that led to the old lead to the new.
-    func retarget(page: Int, _ changes: (old: UInt64, new: UInt64)...) {
+    func retarget(page: Int, _ changes: (old: Int, new: Int, asks: Bool)...) {
         for edge in linked[page] ?? [] {
-            let slot = (writable + (edges[edge].slot - Int(bitPattern: executable))).assumingMemoryBound(to: UInt64.self)
-            for change in changes where slot.pointee == change.old {
-                slot.pointee = change.new
-                break
-            }
+            if let change = changes.first(where: { codeOffset($0.old) == edges[edge].target }) { lead(edge, to: codeOffset(change.new), asks: change.asks) }
         }
     }
     /// Another address space: edges to other pages may lead elsewhere.

@@ -118,13 +118,13 @@ extension X86Core {
         else { return }
         let start = Int(first.pointee.off)
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)) + start, count: 4096 - start)
-        let old = (first.pointee.imm + UInt64(first.pointee.scale), UInt64(bitPattern: first.pointee.disp))
+        let old = first.ways
         traceCost?(nil, translations.bytes)
         let count = translate(bytes, first, page + UInt64(start), translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
         traceCost?(count, translations.bytes)
         traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(start))
-        let new = (first.pointee.imm + UInt64(first.pointee.scale), UInt64(bitPattern: first.pointee.disp))
-        translations.retarget(page: Int(header.pointee.imm), (old.1, new.1), (old.0, new.0))
+        let new = first.ways
+        translations.retarget(page: Int(header.pointee.imm), (old.flags, new.flags, false), (old.memory, new.memory, false), (old.asking, new.asking, true))
     }
     /// Returns how many instructions were translated.
     private func translate(
@@ -147,22 +147,23 @@ extension X86Core {
             // In another address space there may be nothing against it.
             return translations.setPatience(edge, 64 * TranslationCache.patience)
         }
-        let target: Int
+        // The target's header watches its page's version; the other end is as it was when it was translated, or never runs again.
+        let (ways, page) = (first.ways, Int(header.pointee.imm))
+        guard first.pointee.aux == 1 else {
+            if header.pointee.reg == 0, !translations.isFull { translations.link(edge, to: translations.makeWayOut(first, kind), asks: false, page: page) }
+            return
+        }
         if header.pointee.reg != 0 {
             // Nothing unlinks the edge when the second page changes: to the version check.
-            guard crossing != nil, first.pointee.aux == 1, !translations.isFull else { return }
-            let entry = Int(first.pointee.imm)
-            let needsNoFlags = Int(first.pointee.disp) == entry + Int(first.pointee.scale)
-            target = kind == .memory || needsNoFlags ? entry : translations.makeWaySavingFlags(to: entry)
-        } else if first.pointee.aux == 1 {
-            // Behind the version check: a change unlinks the edge.
-            target = kind == .flags ? Int(first.pointee.disp) : Int(first.pointee.imm) + Int(first.pointee.scale)
+            guard crossing != nil, !translations.isFull else { return }
+            let entry = kind == .memory || !ways.needFlags ? ways.asking : translations.makeWaySavingFlags(to: ways.asking)
+            translations.link(edge, to: entry, asks: false, page: page)
+        } else if translations.mayLeadToAsking(edge), kind == .memory || !ways.needFlags {
+            translations.link(edge, to: ways.asking, asks: true, page: page)
         } else {
-            guard !translations.isFull else { return }
-            target = translations.makeWayOut(first, kind)
+            // Behind the version check: a change unlinks the edge.
+            translations.link(edge, to: kind == .flags ? ways.flags : ways.memory, asks: false, page: page)
         }
-        // The target's header watches its page's version; the other end is as it was when it was translated, or never runs again.
-        translations.link(edge, to: target, page: Int(header.pointee.imm))
     }
     /// Whether both ends of an edge are in pages that this address space has in one place only, where they are now. (So what lies behind
     /// the target's is one page, too: where it goes on.)
@@ -170,5 +171,15 @@ extension X86Core {
         let target = state.pointee.block_base
         let places = crossing.isUser ? userPlaces : supervisorPlaces
         return places.place(of: UInt(header.pointee.imm)) == target && places.place(of: crossing.source) == target &- UInt64(bitPattern: crossing.distance)
+    }
+}
+
+/// Where a translated block can be entered.
+extension UnsafeMutablePointer<x86_op> {
+    /// With flags in EFLAGS; with flags in memory; the same, asking whether somebody wants something.
+    var ways: (flags: Int, memory: Int, asking: Int, needFlags: Bool) {
+        let (asking, flags) = (Int(pointee.imm), Int(pointee.disp))
+        let memory = asking + Int(pointee.scale)
+        return (flags, memory, asking, flags != memory)
     }
 }

@@ -141,6 +141,8 @@ struct Assembler {
         bytes(0x0F, 0x80 | condition)
         int32(Int32(truncatingIfNeeded: address - (here + 4)))
     }
+    /// Where a jump may be written later.
+    static let room: [UInt8] = [0x0F, 0x1F, 0x44, 0x00, 0x00]  // nop
     /// Makes the jump that ended at `end` come here.
     func patch(_ end: UnsafeMutablePointer<UInt8>) {
         UnsafeMutableRawPointer(end - 4).storeBytes(of: Int32(truncatingIfNeeded: cursor - end), as: Int32.self)
@@ -173,7 +175,7 @@ struct Assembler {
         }
         byte(UInt8(bitPattern: value))
     }
-    /// [rip + …] for an executable address: opcode FF with `group`, or LEA.
+    /// Through the cell at an executable address.
     mutating func jumpThrough(_ address: Int, isCall: Bool = false) {
         bytes(0xFF, isCall ? 0x15 : 0x25)
         int32(Int32(truncatingIfNeeded: address - (here + 4)))

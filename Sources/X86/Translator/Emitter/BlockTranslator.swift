@@ -54,6 +54,16 @@ struct BlockTranslator {
         var target: Int
         var vectors: VectorRegisters
     }
+    /// Where an edge leads while it is not linked: to be written.
+    struct Stub {
+        var way: TranslationCache.Way
+        var kind: TranslationCache.EdgeKind
+        var isBackward: Bool
+        /// Offset in the page.
+        var target: Int
+        /// Of an edge to another page.
+        var crossing: TranslationCache.Crossing?
+    }
     struct SlowPath {
         var jumps: Jumps
         /// Where the interpreter goes on.
@@ -100,7 +110,7 @@ struct BlockTranslator {
     var advancing: UInt16 = 0
     var current = 0
     var conversions: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
-    var stubs: [(slot: Int, kind: TranslationCache.EdgeKind, target: Int, crossing: TranslationCache.Crossing?)] = []
+    var stubs: [Stub] = []
     private var linkTails = (flags: 0, memory: 0)
     var staleJumps: [UnsafeMutablePointer<UInt8>] = []
     var loopExits: [UnsafeMutablePointer<UInt8>] = []
@@ -353,6 +363,7 @@ struct BlockTranslator {
     }
     mutating func finishSlowPaths() {
         for exit in sideExits {
+            if exit.vectors.areStored, isEdge(exit.jump, exit.line, to: exit.target) { continue }
             code.patch(exit.jump)
             (flags, vectors) = (.host, exit.vectors)
             edge(exit.line, to: exit.target)
@@ -410,11 +421,10 @@ struct BlockTranslator {
         linkTails = (0, 0)
         for stub in stubs {
             if let crossing = stub.crossing {
-                finishCrossing(stub.slot, stub.kind, stub.target, crossing)
+                finishCrossing(stub, crossing)
                 continue
             }
-            let address = code.here
-            let edge = cache.makeEdge(slot: stub.slot, kind: stub.kind, stub: address)
+            let edge = cache.makeEdge(stub.way, kind: stub.kind, isBackward: stub.isBackward, stub: code.here)
             code.moveImmediate(Host.address, UInt64(stub.target) << 32 | UInt64(edge))
             leaveToLink(stub.kind)
         }

@@ -24,10 +24,18 @@ extension BlockTranslator {
             return loopBack()
         }
         let taken = code.jump(if: line.instruction.opcode & 15)
+        let isEdge = isEdge(taken, line, to: target(line))
         edge(line, to: following(line))
+        if isEdge { return }
         flags = .host
         code.patch(taken)
         edge(line, to: target(line))
+    }
+    /// A conditional jump to a later place of the page is an edge itself.
+    mutating func isEdge(_ jump: UnsafeMutablePointer<UInt8>, _ line: Line, to offset: Int) -> Bool {
+        guard offset > line.offset, Self.inPage.contains(offset) else { return false }
+        stubs.append(Stub(way: .direct(end: cache.codeOffset(writable: jump)), kind: .flags, isBackward: false, target: offset))
+        return true
     }
 
     /// Goes on at an offset from the page's start.
@@ -40,9 +48,20 @@ extension BlockTranslator {
         } else if isLoop(offset) {
             return loopBack()
         }
-        let slot = cache.makeSlot()
-        stubs.append((slot, flags == .host ? .flags : .memory, offset, nil))
-        go(through: slot, isBackward: offset <= line.offset, isCall: isCall)
+        let isBackward = offset <= line.offset
+        let kind: TranslationCache.EdgeKind = flags == .host ? .flags : .memory
+        stubs.append(Stub(way: kind == .flags && isBackward ? goPolled() : goDirectly(isCall: isCall), kind: kind, isBackward: isBackward, target: offset))
+    }
+    /// Backward edges lead to where the target asks whether somebody wants something, which takes flags in memory.
+    private mutating func goDirectly(isCall: Bool = false) -> TranslationCache.Way {
+        if isCall { code.call(code.here) } else { code.jump(to: code.here) }
+        return .direct(end: cache.codeOffset(code.here))
+    }
+    private mutating func goPolled() -> TranslationCache.Way {
+        for byte in Assembler.room { code.byte(byte) }
+        let (room, slot) = (code.here, cache.makeSlot())
+        goThrough(slot)
+        return .polled(slot: cache.codeOffset(slot), room: cache.codeOffset(room))
     }
     /// Whether an edge leads to the beginning of the block.
     func isLoop(_ offset: Int) -> Bool { offset == Int(gpa & 4095) && isFirstSegment && startFlags == .dead }
@@ -52,9 +71,8 @@ extension BlockTranslator {
         code.jump(if: 4, to: body)
         loopExits.append(code.jump())
     }
-    private mutating func go(through slot: Int, isBackward: Bool, isCall: Bool) {
-        guard isBackward else { return code.jumpThrough(slot, isCall: isCall) }
-        // The second target of the pair when somebody wants something.
+    /// The second target of the pair when somebody wants something. Changes no flags.
+    private mutating func goThrough(_ slot: Int, isCall: Bool = false) {
         code.load(Host.address, Host.cell(Int(X86_POLL_OFFSET)))
         code.leaRIP(Host.scratch, slot)
         code.op(0xFF, reg: isCall ? 2 : 4, .memory(base: Host.scratch, index: Host.address, scale: 3), wide: false)
@@ -74,29 +92,29 @@ extension BlockTranslator {
             code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: distance)))
             code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         }
-        let slot = cache.makeCountedSlot()
-        let crossing = TranslationCache.Crossing(source: version.cell, distance: Int64(distance), isUser: bank > 0)
-        stubs.append((slot, flags == .host ? .flags : .memory, within, crossing))
-        go(through: slot, isBackward: offset <= line.offset, isCall: isCall)
+        let crossing = TranslationCache.Crossing(source: version.cell, distance: Int64(distance), isUser: bank > 0, count: cache.makeCount())
+        let (slot, isBackward) = (cache.makeSlot(), offset <= line.offset)
+        if isBackward { goThrough(slot, isCall: isCall) } else { code.jumpThrough(slot, isCall: isCall) }
+        stubs.append(
+            Stub(way: .cells(slot: cache.codeOffset(slot)), kind: flags == .host ? .flags : .memory, isBackward: isBackward, target: within, crossing: crossing))
     }
     /// Where an edge to another page leads while it is not linked: through the jump cache, and to be linked after a while.
-    mutating func finishCrossing(_ slot: Int, _ kind: TranslationCache.EdgeKind, _ offset: Int, _ crossing: TranslationCache.Crossing) {
-        let edge = cache.makeEdge(countedSlot: slot, kind: kind, crossing: crossing)
-        let stub = code.here
+    mutating func finishCrossing(_ stub: Stub, _ crossing: TranslationCache.Crossing) {
+        let (kind, offset) = (stub.kind, stub.target)
+        let edge = cache.makeEdge(stub.way, kind: kind, isBackward: stub.isBackward, stub: code.here, crossing: crossing)
         if kind == .flags { saveFlags() }
-        code.moveImmediate(Host.address, UInt64(cache.countCell(slot)))
+        code.moveImmediate(Host.address, UInt64(cache.countCell(crossing.count)))
         code.op(0x83, reg: 5, .memory(base: Host.address), wide: false)  // sub dword, 1
         code.byte(1)
         let enough = code.jump(if: 8)
         code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.lea(Host.address, .memory(base: Host.address, displacement: Int32(offset)))
         code.jump(to: cache.lookUpTarget)
-        let poll = code.here
+        cache.setPoll(edge, code.here)
         if kind == .flags { saveFlags() }
         code.patch(enough)
         code.moveImmediate(Host.address, UInt64(offset) << 32 | UInt64(edge))
         leaveToLink(.memory)
-        cache.setStub(ofCounted: edge, stub, poll: poll)
     }
 
     // MARK: calls and returns, see ReturnStack
@@ -119,9 +137,7 @@ extension BlockTranslator {
         code.int32(Int32(offset))
         landings.append(code.jump(if: 5))
         code.store(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-        let slot = cache.makeSlot()
-        stubs.append((slot, .memory, offset, nil))
-        code.jumpThrough(slot)
+        stubs.append(Stub(way: goDirectly(), kind: .memory, isBackward: false, target: offset))
     }
 
     var jumpTable: Int32 { Int32(X86_JCACHE_TABLES) + (bank > 0 ? Int32(X86_JCACHE_BYTES) : 0) }

@@ -39,6 +39,8 @@ struct VectorRegisters: Equatable {
             if width == .vex256 { usesUpper = true }
         }
     }
+    /// Whether `store` has nothing to do.
+    var areStored: Bool { dirty | wholeDirty | whole == 0 && !usesUpper }
     /// Everything written, to the state. Changes no flags.
     func store(_ code: inout Assembler) {
         for n in 0..<16 as Range<UInt8> {
