@@ -36,13 +36,12 @@ enum Host {
 /// Translated code of one core: a buffer mapped twice, the stubs that all blocks share, and the edges between blocks.
 ///
 /// Edges within a page are jumps that name their targets, and are rewritten when they are linked and unlinked: no other thread runs this
-/// code, and this one does not while it writes. Edges to other pages are unlinked with each change of the address space, often thousands
-/// at a time, and go through cells, which lie with other data in the first part of the buffer. (Where the host itself is emulated,
-/// rewriting a jump costs a thousand times what a cell does.) So do backward edges with flags in EFLAGS.
+/// code, and this one does not while it writes. Edges to other pages are unlinked all together when the address space changes, and go
+/// through cells, which lie with other data in the first part of the buffer. So do backward edges with flags in EFLAGS.
 ///
 /// What is rewritten through one mapping and runs through the other is not followed by a serializing instruction: processors with 64 bits
-/// look for such writes by physical address, and a few hundred instructions lie between. (IRET stops QEMU's emulation for minutes; CPUID
-/// leaves a virtual machine, 5 µs each time.)
+/// look for such writes by physical address, and a few hundred instructions lie between. (With IRET a guest under QEMU's emulation
+/// did not boot in five minutes; CPUID leaves a virtual machine, 5 µs each time.)
 final class TranslationCache {
     /// How an edge hands over the flags: in EFLAGS or in the state.
     enum EdgeKind { case flags, memory }
