@@ -88,7 +88,7 @@ struct SequenceGenerator {
             case 0, 1: items.append(conditionalJump(items.count))
             case 2: addCall(&items)
             case 3: items.append(stringInstruction())
-            case 4: items.append(Item(bytes: pushOrPop()))
+            case 4: if chance(3) { addStackRow(&items) } else { items.append(Item(bytes: pushOrPop())) }
             default: if let item = general() { items.append(item) }
             }
             undefinedFlags |= incoming[items.count] ?? 0
@@ -161,6 +161,18 @@ struct SequenceGenerator {
         for inside in index + 1..<items.count {
             insides.insert(inside)
             undefinedFlags |= incoming[inside] ?? 0
+        }
+    }
+    /// As functions begin and end: pushes and pops, and what moves RSP or does not look at it.
+    private mutating func addStackRow(_ items: inout [Item]) {
+        for _ in 0..<2 + below(7) {
+            switch below(6) {
+            case 0: if let item = general(withoutStack: true) { items.append(item) }
+            case 1:
+                items.append(Item(bytes: [0x48, 0x83, chance(2) ? 0xEC : 0xC4, byte() & 0x38]))  // sub or add rsp, …
+                undefinedFlags = 0
+            default: items.append(Item(bytes: pushOrPop()))
+            }
         }
     }
     private mutating func pushOrPop() -> [UInt8] {

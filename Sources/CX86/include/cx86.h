@@ -81,10 +81,9 @@ typedef struct x86_cpu {
   x86_base_cache stack_cache[2]; // of the stack pointer: the supervisor's, then the user's
   uint32_t return_offset; // translated code: where in its page the RET is that is on its way, and what it adds to RSP, times 4096
   uint8_t cpl, mode, lma, inhibit;   // mode: 0 = 16-bit, 1 = 32-bit, 2 = 64-bit code
-  uint8_t x87_unmasked;
-  uint8_t avx_off;       // CR4.OSXSAVE or XCR0 does not allow AVX
+  uint8_t vector_off;    // why floating-point instructions are not just run: bits of VectorOff
   uint8_t upper_in_use;  // the upper half of some vector register may not be zero
-  uint8_t pad8;
+  uint8_t pad8[2];
   uint32_t mxcsr;
   uint64_t cr0;
   uint64_t t1_target;    // an indirect call's target while its return address is pushed
@@ -150,7 +149,7 @@ enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offset
   X86_HOST_STACK_OFFSET = offsetof(x86_cpu, host_stack), X86_RETURN_STACK_OFFSET = offsetof(x86_cpu, return_stack), X86_RETURN_OFFSET_OFFSET = offsetof(x86_cpu, return_offset), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache),
   X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge), X86_INTERRUPT_LATCH_OFFSET = offsetof(x86_cpu, interrupt_latch),
   X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_STACK_CACHE_OFFSET = offsetof(x86_cpu, stack_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
-  X86_X87_CONTROL_OFFSET = offsetof(x86_cpu, x87_control), X86_CR0_OFFSET = offsetof(x86_cpu, cr0), X86_RFLAGS_OFFSET = offsetof(x86_cpu, rflags), X86_CPL_OFFSET = offsetof(x86_cpu, cpl), X86_UNMASKED_OFFSET = offsetof(x86_cpu, x87_unmasked), X86_AVX_OFF_OFFSET = offsetof(x86_cpu, avx_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };
+  X86_X87_CONTROL_OFFSET = offsetof(x86_cpu, x87_control), X86_RFLAGS_OFFSET = offsetof(x86_cpu, rflags), X86_CPL_OFFSET = offsetof(x86_cpu, cpl), X86_VECTOR_OFF_OFFSET = offsetof(x86_cpu, vector_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };
 
 // Host instructions that Swift has no name for. `lock cmpxchg` and friends as assembly because guest operands may be
 // unaligned, which the C atomics leave undefined.

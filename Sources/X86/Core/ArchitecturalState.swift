@@ -137,7 +137,7 @@ extension X86Core {
         s.pointee.sysenter_eip = value.sysenterEIP
         s.pointee.mxcsr = value.mxcsr & 0xFFFF
         s.pointee.x87_control = UInt64(value.x87Control)
-        s.pointee.x87_unmasked = (value.x87Control & 0x3F != 0x3F ? Unmasked.x87 : 0) | (value.mxcsr & 0x1F80 != 0x1F80 ? Unmasked.simd : 0)
+        s.pointee.vector_off = (value.x87Control & 0x3F != 0x3F ? VectorOff.x87Unmasked : 0) | (value.mxcsr & 0x1F80 != 0x1F80 ? VectorOff.simdUnmasked : 0)
         let raw = UnsafeMutableRawPointer(s)
         for (index, byte) in value.x87.prefix(160).enumerated() {
             (raw + Int(X86_FXAREA_OFFSET) + index).storeBytes(of: byte, as: UInt8.self)

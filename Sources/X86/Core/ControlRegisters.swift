@@ -84,6 +84,7 @@ extension X86Core {
             s.pointee.lma = 0
         }
         s.pointee.cr0 = value | 0x10
+        updateVectorAccess(s)
         // TS and the like change nothing about addresses.
         if (old ^ value) & (ControlRegister.pg | ControlRegister.pe | ControlRegister.wp) == 0 { return true }
         flushTLB()
@@ -178,7 +179,7 @@ extension X86Core {
         s.pointee.idt_base = 0
         s.pointee.idt_limit = 0xFFFF
         s.pointee.mxcsr = 0x1F80
-        s.pointee.x87_unmasked = 0
+        s.pointee.vector_off = 0
         s.pointee.x87_control = 0x37F
         s.pointee.xcr0 = 1
         s.pointee.upper_in_use = 0

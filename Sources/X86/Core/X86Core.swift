@@ -27,6 +27,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     var spareTranslator: BlockTranslator?
     /// Executions after which a block of 64-bit code is translated. Before the first run.
     package var translationThreshold: UInt32 = 16
+    /// Whether the supervisor's blocks are watched, too, and judged (`AccessTrial`): for tests.
+    package var watchesSupervisor = false
     /// Since the TLB was emptied it was given entries of large pages in the lower half.
     var holdsLargeUserPages = false
     /// The instructions that the guest has. Before the first run.

@@ -85,6 +85,7 @@ extension SystemHandlers {
     static let clearTaskSwitched: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
         s.pointee.cr0 &= ~ControlRegister.ts
+        updateVectorAccess(s)
         return finish(op, s)
     }
     static let swapGS: Handler = { op, s in

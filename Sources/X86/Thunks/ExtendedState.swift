@@ -48,9 +48,12 @@ extension ThunkHandlers {
     }
 }
 
-/// After a change of CR4 or XCR0.
+/// After a change of CR0, CR4 or XCR0.
 func updateVectorAccess(_ s: CPU) {
-    s.pointee.avx_off = s.pointee.cr4 & ControlRegister.osxsave != 0 && s.pointee.xcr0 & 6 == 6 ? 0 : 1
+    var off = s.pointee.vector_off & (VectorOff.x87Unmasked | VectorOff.simdUnmasked)
+    if s.pointee.cr0 & (ControlRegister.em | ControlRegister.ts) != 0 { off |= VectorOff.task }
+    if s.pointee.cr4 & ControlRegister.osxsave == 0 || s.pointee.xcr0 & 6 != 6 { off |= VectorOff.avx }
+    s.pointee.vector_off = off
 }
 private func mayUseExtendedState(_ op: Op, _ s: CPU) -> Bool {
     if s.pointee.cr4 & ControlRegister.osxsave == 0 {
@@ -65,7 +68,7 @@ private func mayUseExtendedState(_ op: Op, _ s: CPU) -> Bool {
 }
 /// #UD or #NM before an instruction with a VEX prefix that is not run by a thunk.
 func mayUseVectors(_ op: Op, _ s: CPU) -> Bool {
-    if s.pointee.avx_off != 0 {
+    if s.pointee.vector_off & VectorOff.avx != 0 {
         _ = raise(op, s, Vector.invalidOpcode)
         return false
     }

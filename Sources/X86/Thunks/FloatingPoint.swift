@@ -20,10 +20,15 @@ enum X87Control {
     static let defined: Int32 = 0x1F3F
     static let alwaysSet: Int32 = 0x40
 }
-/// Bits of `x86_cpu.x87_unmasked`: exceptions that the guest wants.
-enum Unmasked {
-    static let x87: UInt8 = 1
-    static let simd: UInt8 = 2
+/// Bits of `x86_cpu.vector_off`.
+enum VectorOff {
+    /// The guest wants exceptions of the x87, or of SSE.
+    static let x87Unmasked: UInt8 = 1
+    static let simdUnmasked: UInt8 = 2
+    /// CR0.EM or TS.
+    static let task: UInt8 = 4
+    /// CR4.OSXSAVE or XCR0 does not allow AVX.
+    static let avx: UInt8 = 8
 }
 
 @inline(__always) private func call(_ op: Op, _ s: CPU, _ memory: UnsafeMutableRawPointer?) {
@@ -34,9 +39,7 @@ enum Unmasked {
     if op.pointee.aux & ThunkAux.setsFlags != 0 { setArithmeticFlags(s, UInt64(s.pointee.raw_flags)) }
 }
 /// #NM or #UD by CR0.TS and EM, before a floating-point instruction. SDM vol. 3 § 2.5.
-@inline(__always) private func isAvailable(_ op: Op, _ s: CPU) -> Bool {
-    s.pointee.cr0 & (ControlRegister.em | ControlRegister.ts) == 0 && s.pointee.x87_unmasked == 0
-}
+@inline(__always) private func isAvailable(_ op: Op, _ s: CPU) -> Bool { s.pointee.vector_off & ~VectorOff.avx == 0 }
 @inline(never) private func unavailable(_ op: Op, _ s: CPU) -> Bool {
     let x87 = op.pointee.aux & ThunkAux.x87 != 0
     if s.pointee.cr0 & ControlRegister.em != 0 {
@@ -68,14 +71,14 @@ enum ThunkHandlers {
     }
     /// VEX instructions on vector registers.
     static let vexRegister: Handler = { op, s in
-        if s.pointee.avx_off != 0 { return raise(op, s, Vector.invalidOpcode) }
+        if s.pointee.vector_off & VectorOff.avx != 0 { return raise(op, s, Vector.invalidOpcode) }
         if !isAvailable(op, s) { return slowThunk(op, s, nil) }
         call(op, s, nil)
         takeFlags(op, s)
         return next(op, s)
     }
     static let vexMemory: Handler = { op, s in
-        if s.pointee.avx_off != 0 { return raise(op, s, Vector.invalidOpcode) }
+        if s.pointee.vector_off & VectorOff.avx != 0 { return raise(op, s, Vector.invalidOpcode) }
         if !isAvailable(op, s) { return slowThunk(op, s, address(op, s)) }
         return onMemory(op, s)
     }
@@ -122,7 +125,7 @@ enum ThunkHandlers {
         if s.pointee.cr0 & (ControlRegister.mp | ControlRegister.ts) == ControlRegister.mp | ControlRegister.ts {
             return raise(op, s, Vector.deviceNotAvailable)
         }
-        if s.pointee.x87_unmasked & Unmasked.x87 != 0, core(s).hasPendingX87Exception { return raise(op, s, Vector.floatingPoint) }
+        if s.pointee.vector_off & VectorOff.x87Unmasked != 0, core(s).hasPendingX87Exception { return raise(op, s, Vector.floatingPoint) }
         return step(op, s)
     }
     static let fxsave: Handler = { op, s in
@@ -189,8 +192,8 @@ enum ThunkHandlers {
     let size = Int(op.pointee.size)
     let writes = op.pointee.aux & ThunkAux.writesMemory != 0
     if let linear { guard core.copyIn(op, linear, bounce, size, forWrite: writes) else { return 0 } }
-    let watch = op.pointee.aux & ThunkAux.x87 == 0 && s.pointee.x87_unmasked & Unmasked.simd != 0
-    let unmasks = op.pointee.aux & (ThunkAux.x87 | ThunkAux.nonWaiting) == ThunkAux.x87 && s.pointee.x87_unmasked & Unmasked.x87 != 0
+    let watch = op.pointee.aux & ThunkAux.x87 == 0 && s.pointee.vector_off & VectorOff.simdUnmasked != 0
+    let unmasks = op.pointee.aux & (ThunkAux.x87 | ThunkAux.nonWaiting) == ThunkAux.x87 && s.pointee.vector_off & VectorOff.x87Unmasked != 0
     var saved: (gpr: [UInt64], xmm: [UInt8], x87: [UInt8]) = ([], [], [])
     let xmm = UnsafeMutableRawPointer(s) + Int(X86_XMM_OFFSET)
     if watch {
@@ -287,16 +290,16 @@ extension X86Core {
         let value = value & UInt16(X87Control.defined) | UInt16(X87Control.alwaysSet)
         state.pointee.x87_control = UInt64(value)
         cx_fldcw(value | 0x3F)
-        setUnmasked(Unmasked.x87, value & 0x3F != 0x3F)
+        setUnmasked(VectorOff.x87Unmasked, value & 0x3F != 0x3F)
     }
     private func setUnmasked(_ bit: UInt8, _ on: Bool) {
-        state.pointee.x87_unmasked = state.pointee.x87_unmasked & ~bit | (on ? bit : 0)
+        state.pointee.vector_off = state.pointee.vector_off & ~bit | (on ? bit : 0)
     }
     var currentMXCSR: UInt32 { state.pointee.mxcsr | cx_stmxcsr() & 0x3F }
     func setMXCSR(_ value: UInt32) {
         state.pointee.mxcsr = value
         cx_ldmxcsr(value | 0x1F80)
-        setUnmasked(Unmasked.simd, value & 0x1F80 != 0x1F80)
+        setUnmasked(VectorOff.simdUnmasked, value & 0x1F80 != 0x1F80)
     }
 
     // MARK: entry to and exit from guest code

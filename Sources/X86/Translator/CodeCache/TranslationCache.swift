@@ -36,8 +36,9 @@ enum Host {
 /// Translated code of one core: a buffer mapped twice, the stubs that all blocks share, and the edges between blocks.
 ///
 /// Edges within a page are jumps that name their targets, and are rewritten when they are linked and unlinked: no other thread runs this
-/// code, and this one does not while it writes. Edges to other pages are unlinked all together when the address space changes, and go
-/// through cells, which lie with other data in the first part of the buffer. So do backward edges with flags in EFLAGS.
+/// code, and this one does not while it writes. So are those of judged blocks to other pages. Others' are unlinked all together when the
+/// address space changes, and go through cells, which lie with other data in the first part of the buffer. So do backward edges with
+/// flags in EFLAGS.
 ///
 /// What is rewritten through one mapping and runs through the other is not followed by a serializing instruction: processors with 64 bits
 /// look for such writes by physical address, and a few hundred instructions lie between. (With IRET a guest under QEMU's emulation
@@ -436,12 +437,17 @@ final class TranslationCache {
         code.load(4, Host.cell(Int(X86_HOST_STACK_OFFSET)))
         for register in Host.calleeSaved.reversed() { code.pop(register) }
     }
+    /// The jump cache's entry for r11 in r9. EFLAGS are lost.
+    private func findTarget(_ code: inout Assembler) {
+        code.hashTarget()
+        code.bytes(0x41, 0xC1, 0xE1, 0x03)  // shl r9d, 3
+        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
+    }
     private func makeReturns(_ code: inout Assembler) {
         returnToUnknown = code.here
         code.lea(4, .memory(base: 4, displacement: 8))
         returnElsewhere = code.here
-        code.hashTarget()
-        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
+        findTarget(&code)
         code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
         let first = code.jump(if: 4)
         code.bytes(0x49, 0x83, 0xF1, 0x10)  // xor r9, 16
@@ -462,8 +468,7 @@ final class TranslationCache {
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.op(0xFF, reg: 4, .memory(base: Host.scratch, displacement: 8), wide: false)
         lookUpTarget = code.here
-        code.hashTarget()
-        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
+        findTarget(&code)
         code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
         code.jump(if: 4, to: hit)
         code.bytes(0x49, 0x83, 0xF1, 0x10)  // xor r9, 16

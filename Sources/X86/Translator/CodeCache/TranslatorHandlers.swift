@@ -73,7 +73,7 @@ extension X86Core {
         traceCost?(nil, translations.bytes)
         first.timesWatched = 1
         // Programs only: the kernel's blocks are many, and few of them hot.
-        let phase: AccessTrial.Phase = lockStep == nil && state.pointee.cpl == 3 ? .counted(trialDelay) : .none
+        let phase: AccessTrial.Phase = lockStep == nil && (state.pointee.cpl == 3 || watchesSupervisor) ? .counted(trialDelay) : .none
         let count = translate(bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
         if first.pointee.aux == 1 { translations.note(first, page: Int(header.pointee.imm)) }
         traceCost?(count, translations.bytes)

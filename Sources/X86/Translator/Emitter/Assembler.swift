@@ -155,13 +155,12 @@ struct Assembler {
         op(0x89, reg: Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false, operand16: true)
         move(Host.rax, Host.address)
     }
-    /// The offset of the jump cache's entry for r11 in r9; EFLAGS are lost. See JumpHash.
+    /// An eighth of the offset of the jump cache's entry for r11 in r9; EFLAGS are lost. See JumpHash.
     mutating func hashTarget() {
         bytes(0x45, 0x69, 0xCB)  // imul r9d, r11d, …
         int32(Int32(bitPattern: JumpHash.factor))
-        bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 4))  // shr r9d, …
-        bytes(0x41, 0x81, 0xE1)  // and r9d, …
-        int32(Int32(X86_JCACHE_BYTES) - 16)
+        bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 1))  // shr r9d, …
+        bytes(0x41, 0x83, 0xE1, 0xFE)  // and r9d, -2
     }
     /// To a 32-bit cell anywhere; r9 may be lost, and EFLAGS.
     mutating func add(_ value: Int8, toCell address: UInt) {

@@ -93,10 +93,15 @@ extension BlockTranslator {
             code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         }
         let crossing = TranslationCache.Crossing(source: version.cell, distance: Int64(distance), isUser: bank > 0, count: cache.makeCount())
-        let (slot, isBackward) = (cache.makeSlot(), offset <= line.offset)
+        let (kind, isBackward): (TranslationCache.EdgeKind, Bool) = (flags == .host ? .flags : .memory, offset <= line.offset)
+        // Where every edge to another page is a jump, many have to be rewritten with each change of the address space.
+        let way = phase.isLast && !(kind == .flags && isBackward) ? goDirectly(isCall: isCall) : goThroughCells(isBackward: isBackward, isCall: isCall)
+        stubs.append(Stub(way: way, kind: kind, isBackward: isBackward, target: within, crossing: crossing))
+    }
+    private mutating func goThroughCells(isBackward: Bool, isCall: Bool) -> TranslationCache.Way {
+        let slot = cache.makeSlot()
         if isBackward { goThrough(slot, isCall: isCall) } else { code.jumpThrough(slot, isCall: isCall) }
-        stubs.append(
-            Stub(way: .cells(slot: cache.codeOffset(slot)), kind: flags == .host ? .flags : .memory, isBackward: isBackward, target: within, crossing: crossing))
+        return .cells(slot: cache.codeOffset(slot))
     }
     /// Where an edge to another page leads while it is not linked: through the jump cache, and to be linked after a while.
     mutating func finishCrossing(_ stub: Stub, _ crossing: TranslationCache.Crossing) {
@@ -146,10 +151,10 @@ extension BlockTranslator {
     /// - Parameter commit: written between the last check and the jump.
     mutating func dispatch(isCall: Bool = false, callMiss: Bool = false, _ commit: (inout Assembler) -> Void = { _ in }) {
         code.hashTarget()
-        code.op(0x39, reg: Host.address, Host.cell(jumpTable, index: Host.scratch, scale: 0))
+        code.op(0x39, reg: Host.address, Host.cell(jumpTable, index: Host.scratch, scale: 3))
         alternates.append(Alternate(jump: code.jump(if: 5), back: code.here, slow: callMiss ? callMisses.count : slow.count, isCall: callMiss))
         if isCall { pushReturn() }
-        code.load(Host.scratch, Host.cell(jumpTable + 8, index: Host.scratch, scale: 0))
+        code.load(Host.scratch, Host.cell(jumpTable + 8, index: Host.scratch, scale: 3))
         code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
         code.int32(-4096)
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))

@@ -61,22 +61,10 @@ extension BlockTranslator {
         let wanted = line.plan.isVEX ? Checked.avx : .vectors
         guard checked == .nothing || (wanted == .avx && checked == .vectors) else { return }
         aboutToClobber(line)
-        var jumps = Jumps()
-        if checked == .nothing {
-            code.op(0xF7, reg: 0, Host.cell(Int(X86_CR0_OFFSET)), wide: false)
-            code.int32(Int32(ControlRegister.em | ControlRegister.ts))
-            jumps.append(code.jump(if: 5))
-            code.op(0x80, reg: 7, Host.cell(Int(X86_UNMASKED_OFFSET)), wide: false)
-            code.byte(0)
-            jumps.append(code.jump(if: 5))
-        }
-        if wanted == .avx {
-            code.op(0x80, reg: 7, Host.cell(Int(X86_AVX_OFF_OFFSET)), wide: false)
-            code.byte(0)
-            jumps.append(code.jump(if: 5))
-        }
+        code.op(0xF6, reg: 0, Host.cell(Int(X86_VECTOR_OFF_OFFSET)), wide: false)  // test byte …, …
+        code.byte(wanted == .avx ? 0xFF : ~VectorOff.avx)
         checked = wanted
-        slowPath(jumps, line)
+        slowPath(Jumps(code.jump(if: 5)), line)
     }
     mutating func zeroUpper(_ line: Line) {
         flushVectors()
