@@ -132,6 +132,7 @@ final class SequenceHarness: X86Environment {
         var report = Report()
         for number in 0..<cases {
             if number % 256 == 0 { refill() }
+            core.trials = [.usual, .immediate, .skipped][number % 3]
             let code = generator.sequence(count: 1 + Int(generator.below(14)))
             if code.count > Int(HOST_SEQUENCE_CODE_SIZE) - 16 { continue }
             if let problem = one(code, &report) {

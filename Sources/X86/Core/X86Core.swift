@@ -29,6 +29,9 @@ package final class X86Core: @unchecked Sendable {  // see above
     package var translationThreshold: UInt32 = 16
     /// Whether the supervisor's blocks are watched, too, and judged (`AccessTrial`): for tests.
     package var watchesSupervisor = false
+    /// When blocks are watched and judged: usually after thousands of executions, in tests also with the first one, or without.
+    package enum Trials { case usual, immediate, skipped }
+    package var trials = Trials.usual
     /// Since the TLB was emptied it was given entries of large pages in the lower half.
     var holdsLargeUserPages = false
     /// The instructions that the guest has. Before the first run.

@@ -27,6 +27,13 @@ struct AccessTrial {
         /// These operands, a bit each, ask base caches.
         case judged(UInt16)
 
+        /// Executions are counted.
+        var counts: Bool {
+            switch self {
+            case .counted, .trial: true
+            case .none, .judged: false
+            }
+        }
         /// What is translated now runs often, and stays.
         var isLast: Bool { if case .judged = self { true } else { false } }
     }
@@ -56,7 +63,12 @@ extension UnsafeMutablePointer<x86_op> {
         nonmutating set { pointee.seg = UInt8(truncatingIfNeeded: newValue) }
     }
     var isOnProbation: Bool {
-        get { pointee.base != 0 }
+        get { pointee.base == 1 }
         nonmutating set { pointee.base = newValue ? 1 : 0 }
+    }
+    /// Its executions are counted, but it has no operands to watch then.
+    var hasNothingToWatch: Bool {
+        get { pointee.base == 2 }
+        nonmutating set { pointee.base = newValue ? 2 : 0 }
     }
 }

@@ -73,8 +73,9 @@ extension X86Core {
         traceCost?(nil, translations.bytes)
         first.timesWatched = 1
         // Programs only: the kernel's blocks are many, and few of them hot.
-        let phase: AccessTrial.Phase = lockStep == nil && (state.pointee.cpl == 3 || watchesSupervisor) ? .counted(trialDelay) : .none
-        let count = translate(bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
+        let isWatched = lockStep == nil && (state.pointee.cpl == 3 || watchesSupervisor)
+        let count = translate(
+            bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra), phase: isWatched ? firstPhase(gpa) : .none)
         if first.pointee.aux == 1 { translations.note(first, page: Int(header.pointee.imm)) }
         traceCost?(count, translations.bytes)
         traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(first.pointee.off))
@@ -87,10 +88,20 @@ extension X86Core {
         first.pointee.aux = 0
         _ = translate(bytes, first, gpa, translations, version, next, phase: .none)
     }
+    private func firstPhase(_ gpa: UInt64) -> AccessTrial.Phase {
+        // Operands of all kinds, by chance.
+        trials == .skipped ? .judged(UInt16(truncatingIfNeeded: (gpa &* 0x9E37_79B9) >> 12)) : .counted(trialDelay)
+    }
     /// How often a block runs before its operands are watched: two more translations take as long as some thousand executions gain.
-    private var trialDelay: Int32 { translationThreshold == 1 ? 16 : Int32(truncatingIfNeeded: translationThreshold &* 1024) }
+    private var trialDelay: Int32 {
+        if trials == .immediate { return 0 }
+        return translationThreshold == 1 ? 16 : Int32(truncatingIfNeeded: translationThreshold &* 1024)
+    }
     /// How long a block's operands are watched; shortly where everything is translated at once, for tests.
-    private var trialLength: Int32 { translationThreshold == 1 ? 2 : Int32(truncatingIfNeeded: translationThreshold &* 8) }
+    private var trialLength: Int32 {
+        if trials == .immediate { return 0 }
+        return translationThreshold == 1 ? 2 : Int32(truncatingIfNeeded: translationThreshold &* 8)
+    }
     func endTrial(_ first: Op) {
         guard let translations, first.pointee.aux == 1 else { return }
         let (counters, sites) = (translations.counters(first.firstCounter), first.watchedOperands)
@@ -104,7 +115,7 @@ extension X86Core {
         }
         // Were it not translated again now, it would ask with each turn.
         counters.pointee = .max
-        translateAgain(first, begins ? .trial(trialLength) : .judged(stays))
+        translateAgain(first, begins && !first.hasNothingToWatch ? .trial(trialLength) : .judged(stays))
     }
     func watchAgain(_ first: Op) {
         first.timesWatched &+= 1

@@ -215,19 +215,24 @@ struct BlockTranslator {
         let checkedEntry = code.here
         if start { checkEntry() }
         var (afterCheck, flagsEntry) = (code.here, 0)
-        if startFlags == .host { restoreFlags(mayBeLazy: true) }
-        if start, startFlags == .memory {
+        usesWindows = true
+        let counts = start && phase.counts
+        if start, startFlags == .memory || (startFlags == .host && counts) {
             let toBody = code.shortJump()
             flagsEntry = code.here
             saveFlags()
             code.patchShort(toBody)
             afterCheck = code.here
         }
+        if startFlags == .host {
+            // Counting takes EFLAGS.
+            if counts { beginTrial() }
+            restoreFlags(mayBeLazy: true)
+        }
         body = code.here
         if flagsEntry == 0 { flagsEntry = body }
         flags = startFlags
-        usesWindows = true
-        if start { beginTrial() }
+        if start, startFlags != .host || !counts { beginTrial() }
         countCacheUses()
         emitLines(from: 0, next: next, endsBlock: endsBlock)
         swap(&code, &cold)

@@ -29,13 +29,14 @@ extension BlockTranslator {
         guard line.site >= 0, counters != 0 else { return nil }
         return operandCache(line)
     }
-    /// Where the segment's body begins, with flags that are nobody's or in memory.
+    /// Where the segment's body begins; with flags that are nobody's or in memory, where executions are counted.
     mutating func beginTrial() {
         counters = 0
-        guard siteCount > 0, startFlags != .host else { return }
         switch phase {
         case .none: return
-        case .counted(let count): countExecutions(count, sites: 0)
+        case .counted(let count):
+            countExecutions(count, sites: 0)
+            first.hasNothingToWatch = siteCount == 0
         case .trial(let count): countExecutions(count, sites: siteCount)
         case .judged(let stays):
             if stays != 0 { counters = cache.makeCounters(1, first: AccessTrial.patience).address }
@@ -51,7 +52,7 @@ extension BlockTranslator {
     mutating func finishTrial() {
         guard let jump = trialEnd.take() else { return }
         code.patch(jump)
-        leave(first, unsafeBitCast(TranslatorHandlers.judge, to: UInt.self), startFlags)
+        leave(first, unsafeBitCast(TranslatorHandlers.judge, to: UInt.self), startFlags == .dead ? .dead : .memory)
     }
     /// In the way of an operand whose base cache failed. r9 is lost, and EFLAGS.
     mutating func countMiss(_ miss: Miss) {
