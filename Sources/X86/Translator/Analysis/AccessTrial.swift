@@ -16,6 +16,9 @@ struct AccessTrial {
     /// A block all of whose operands stay goes on counting for so many executions in the code it has: judged by those, it may be
     /// translated a last time.
     static let probation: Int32 = 1 << 16
+    /// How often a window's range may lie in two pages, or in one that the TLB does not have, before the block gets fallbacks. While its
+    /// executions are counted it has none: they were half of all code, and most are never needed.
+    static let mostFailedWindows: UInt8 = 200
 
     enum Phase {
         /// Never watched.
@@ -62,6 +65,12 @@ extension UnsafeMutablePointer<x86_op> {
         get { Int(pointee.seg) }
         nonmutating set { pointee.seg = UInt8(truncatingIfNeeded: newValue) }
     }
+    /// How often a window failed in code without fallbacks.
+    var failedWindows: UInt8 {
+        get { pointee.rm }
+        nonmutating set { pointee.rm = newValue }
+    }
+    var needsFallbacks: Bool { failedWindows >= AccessTrial.mostFailedWindows }
     var isOnProbation: Bool {
         get { pointee.base == 1 }
         nonmutating set { pointee.base = newValue ? 1 : 0 }

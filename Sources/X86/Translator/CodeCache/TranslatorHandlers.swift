@@ -20,6 +20,11 @@ enum TranslatorHandlers {
         watchNow(s)
         return op.pointee.fn(op, s)
     }
+    /// A window without fallback has failed, in the block that `t1_target` names.
+    static let windowFailed: Handler = { op, s in
+        noteFailedWindow(s)
+        return op.pointee.fn(op, s)
+    }
     /// A translated RET has taken an address from the stack that is none.
     static let returnFault: Handler = { _, s in
         setGPR(s, GPR.rsp, gpr(s, GPR.rsp) &- UInt64(s.pointee.return_offset >> 12))
@@ -52,6 +57,10 @@ enum TranslatorHandlers {
 @inline(never) private func watchNow(_ s: CPU) {
     if let first = Op(bitPattern: UInt(s.pointee.t1_target)) { outside { core(s).watchAgain(first) } }
 }
+@inline(never) private func noteFailedWindow(_ s: CPU) {
+    guard let first = Op(bitPattern: UInt(s.pointee.t1_target)), !first.needsFallbacks else { return }
+    outside { core(s).noteFailedWindow(first) }
+}
 /// The block that an edge leads to, linked when it is translated; 0 when the run loop has to find it.
 @inline(never) private func resolveEdge(_ s: CPU) -> UInt64 {
     // The edge says where in the page it leads.
@@ -71,7 +80,7 @@ extension X86Core {
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 4096 - Int(gpa & 4095))
         let header = first - 1
         traceCost?(nil, translations.bytes)
-        first.timesWatched = 1
+        (first.timesWatched, first.failedWindows) = (1, 0)
         // Programs only: the kernel's blocks are many, and few of them hot.
         let isWatched = lockStep == nil && (state.pointee.cpl == 3 || watchesSupervisor)
         let count = translate(
@@ -120,6 +129,12 @@ extension X86Core {
     func watchAgain(_ first: Op) {
         first.timesWatched &+= 1
         translateAgain(first, first.timesWatched > AccessTrial.most ? .judged(0) : .trial(trialLength))
+    }
+    func noteFailedWindow(_ first: Op) {
+        first.failedWindows = trials == .immediate ? AccessTrial.mostFailedWindows : first.failedWindows + 1
+        guard first.needsFallbacks, let translations, first.pointee.aux == 1 else { return }
+        let left = translations.counters(first.firstCounter).pointee
+        translateAgain(first, first.watchedOperands == 0 ? .counted(max(left, 0)) : .trial(trialLength))
     }
     /// With what is known of its operands now; edges that lead to it lead to the new code.
     private func translateAgain(_ first: Op, _ phase: AccessTrial.Phase) {

@@ -71,6 +71,8 @@ struct BlockTranslator {
         var handler: UInt
         var flags: Flags
         var vectors: VectorRegisters
+        /// Of a window without fallback.
+        var isWindow = false
     }
 
     let cache: TranslationCache
@@ -100,6 +102,8 @@ struct BlockTranslator {
     /// Where fallbacks may come into the segment without windows, and what that knows there.
     private var fallbackEntries: [(line: Int, at: Int, flags: Flags, vectors: VectorRegisters)] = []
     var usesWindows = true
+    /// Whether a window that fails has a fallback; the interpreter goes on otherwise.
+    var hasFallbacks: Bool { !phase.counts || !isFirstSegment || first.needsFallbacks }
     /// The window whose distance is still in r11, as long as nothing more is written.
     var held: (window: Int, at: Int)?
     var usedWindow: Int?
@@ -403,8 +407,9 @@ struct BlockTranslator {
         landings.removeAll(keepingCapacity: true)
         for path in slow {
             path.jumps.patch(&code)
+            if path.isWindow { nameBlock() }
             path.vectors.store(&code)
-            leave(path.op, path.handler, path.flags)
+            leave(path.op, path.isWindow ? unsafeBitCast(TranslatorHandlers.windowFailed, to: UInt.self) : path.handler, path.flags)
         }
         slow.removeAll(keepingCapacity: true)
         for miss in callMisses { finishCallMiss(miss.jumps, miss.op, miss.handler) }

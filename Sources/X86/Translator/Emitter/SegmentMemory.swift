@@ -206,26 +206,28 @@ extension BlockTranslator {
             } else {
                 code.lea(Host.address, .memory(base: base, index: index?.host ?? 0xFF, scale: index?.scale ?? 0, displacement: Int32(truncatingIfNeeded: opening.low)))
             }
-            var fallback = Fallback(jumps: Jumps(), line: current, flags: flags, vectors: vectors, checked: checked)
-            if let number = base == Host.guestRSP && index == nil ? BaseCache.stack : windowCache(line) {
-                let cell = compareWithCache(bank + number, size: opening.size, write: opening.writes, site: line.site, fallback: fallbacks.count)
+            var jumps = Jumps()
+            let number = hasFallbacks ? fallbacks.count : nil
+            if let cache = base == Host.guestRSP && index == nil ? BaseCache.stack : windowCache(line) {
+                let cell = compareWithCache(bank + cache, size: opening.size, write: opening.writes, site: line.site, fallback: number)
                 code.load(Host.address, Host.cell(cell + 8))
-                if index == nil, cacheUses[number] == 1 {
+                if index == nil, cacheUses[cache] == 1 {
                     deltas[use.window] = cell + 8
                 } else {
                     if index != nil { code.op(0x03, reg: Host.address, .register(base)) }
                     code.store(Host.address, Host.cell(deltas[use.window]))
                 }
-                // For when patience ends.
-                if line.site >= 0 { slowPath(Jumps(), line) }
+                // For a miss without fallback, and for when patience ends.
+                if number == nil || line.site >= 0 { slowPath(Jumps(), line, isWindow: number == nil) }
             } else {
                 let (fails, table) = compareWithTable(size: opening.size, write: opening.writes)
-                fallback.jumps.append(fails)
+                jumps.append(fails)
                 code.load(Host.address, delta(table))
                 if index != nil { code.op(0x03, reg: Host.address, .register(base)) } else { target = loadTarget(line) }
                 code.store(Host.address, Host.cell(deltas[use.window]))
+                if number == nil { slowPath(jumps, line, isWindow: true) }
             }
-            fallbacks.append(fallback)
+            if number != nil { fallbacks.append(Fallback(jumps: jumps, line: current, flags: flags, vectors: vectors, checked: checked)) }
         } else {
             if aligned { aboutToClobber(line) }
             let isHeld = held.map { $0.window == use.window && $0.at == code.here } ?? false
@@ -308,7 +310,7 @@ extension BlockTranslator {
     mutating func moveStack(_ bytes: Int32) { code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: bytes)) }
 
     static let checked = HostOperand.memory(base: Host.address)
-    mutating func slowPath(_ jumps: Jumps, _ line: Line) {
-        slow.append(SlowPath(jumps: jumps, op: line.op, handler: line.handler, flags: flags, vectors: vectors))
+    mutating func slowPath(_ jumps: Jumps, _ line: Line, isWindow: Bool = false) {
+        slow.append(SlowPath(jumps: jumps, op: line.op, handler: line.handler, flags: flags, vectors: vectors, isWindow: isWindow))
     }
 }

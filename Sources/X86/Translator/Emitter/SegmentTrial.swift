@@ -61,13 +61,17 @@ extension BlockTranslator {
         code.add(-1, toCell: counters)
         exhausted.append((code.jump(if: 8), miss.slow))
     }
+    /// For handlers that see to the block in which they were met. r11 is lost.
+    mutating func nameBlock() {
+        code.moveImmediate(Host.address, UInt64(UInt(bitPattern: first)))
+        code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+    }
     /// The block's operands wander after all: the interpreter sees to this one, and the block is watched again.
     mutating func finishExhausted() {
         for (jump, number) in exhausted {
             let path = slow[number]
             code.patch(jump)
-            code.moveImmediate(Host.address, UInt64(UInt(bitPattern: first)))
-            code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+            nameBlock()
             path.vectors.store(&code)
             leave(path.op, unsafeBitCast(TranslatorHandlers.watchAgain, to: UInt.self), path.flags)
         }
