@@ -220,8 +220,7 @@ struct BlockTranslator {
         if start { checkEntry() }
         var (afterCheck, flagsEntry) = (code.here, 0)
         usesWindows = true
-        let counts = start && phase.counts
-        if start, startFlags == .memory || (startFlags == .host && counts) {
+        if start, startFlags == .memory || (startFlags == .host && phase.counts) {
             let toBody = code.shortJump()
             flagsEntry = code.here
             saveFlags()
@@ -230,13 +229,13 @@ struct BlockTranslator {
         }
         if startFlags == .host {
             // Counting takes EFLAGS.
-            if counts { beginTrial() }
+            if start { beginTrial() }
             restoreFlags(mayBeLazy: true)
         }
         body = code.here
         if flagsEntry == 0 { flagsEntry = body }
         flags = startFlags
-        if start, startFlags != .host || !counts { beginTrial() }
+        if start, startFlags != .host { beginTrial() }
         countCacheUses()
         emitLines(from: 0, next: next, endsBlock: endsBlock)
         swap(&code, &cold)

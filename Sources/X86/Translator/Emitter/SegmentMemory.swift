@@ -207,27 +207,32 @@ extension BlockTranslator {
                 code.lea(Host.address, .memory(base: base, index: index?.host ?? 0xFF, scale: index?.scale ?? 0, displacement: Int32(truncatingIfNeeded: opening.low)))
             }
             var jumps = Jumps()
-            let number = hasFallbacks ? fallbacks.count : nil
-            if let cache = base == Host.guestRSP && index == nil ? BaseCache.stack : windowCache(line) {
-                let cell = compareWithCache(bank + cache, size: opening.size, write: opening.writes, site: line.site, fallback: number)
+            var mayExhaust = false
+            if let number = base == Host.guestRSP && index == nil ? BaseCache.stack : windowCache(line) {
+                let fallback = hasFallbacks ? fallbacks.count : nil
+                let cell = compareWithCache(bank + number, size: opening.size, write: opening.writes, site: line.site, fallback: fallback)
                 code.load(Host.address, Host.cell(cell + 8))
-                if index == nil, cacheUses[cache] == 1 {
+                if index == nil, cacheUses[number] == 1 {
                     deltas[use.window] = cell + 8
                 } else {
                     if index != nil { code.op(0x03, reg: Host.address, .register(base)) }
                     code.store(Host.address, Host.cell(deltas[use.window]))
                 }
-                // For a miss without fallback, and for when patience ends.
-                if number == nil || line.site >= 0 { slowPath(Jumps(), line, isWindow: number == nil) }
+                mayExhaust = line.site >= 0
             } else {
                 let (fails, table) = compareWithTable(size: opening.size, write: opening.writes)
                 jumps.append(fails)
                 code.load(Host.address, delta(table))
                 if index != nil { code.op(0x03, reg: Host.address, .register(base)) } else { target = loadTarget(line) }
                 code.store(Host.address, Host.cell(deltas[use.window]))
-                if number == nil { slowPath(jumps, line, isWindow: true) }
             }
-            if number != nil { fallbacks.append(Fallback(jumps: jumps, line: current, flags: flags, vectors: vectors, checked: checked)) }
+            if hasFallbacks {
+                // For when patience ends.
+                if mayExhaust { slowPath(Jumps(), line) }
+                fallbacks.append(Fallback(jumps: jumps, line: current, flags: flags, vectors: vectors, checked: checked))
+            } else {
+                slowPath(jumps, line, isWindow: true)
+            }
         } else {
             if aligned { aboutToClobber(line) }
             let isHeld = held.map { $0.window == use.window && $0.at == code.here } ?? false
