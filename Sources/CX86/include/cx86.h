@@ -212,15 +212,19 @@ static inline uint64_t cx_xgetbv(void) {
 static inline void cx_cpuid(uint32_t leaf, uint32_t sub, uint32_t *_Nonnull out) {
   __asm__ volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(sub));
 }
-/// `size` bytes of memory mapped twice, writable at *rw and executable at *rx; 0, or -1 when the host refuses.
+/// `size` bytes of memory mapped twice, writable at *rw and executable right behind at *rx; 0, or -1 when the host refuses.
 static inline int cx_code_buffer(unsigned long size, void *_Nullable *_Nonnull rw, void *_Nullable *_Nonnull rx) {
   int fd = (int)syscall(SYS_memfd_create, "vz-code", 1 /* MFD_CLOEXEC */);
   if (fd < 0) return -1;
   if (ftruncate(fd, (off_t)size) != 0) { close(fd); return -1; }
-  *rw = mmap(0, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
-  *rx = mmap(0, size, PROT_READ | PROT_EXEC, MAP_SHARED, fd, 0);
+  char *both = mmap(0, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (both == MAP_FAILED) { close(fd); return -1; }
+  *rw = mmap(both, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
+  *rx = mmap(both + size, size, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED, fd, 0);
   close(fd);
-  return *rw == MAP_FAILED || *rx == MAP_FAILED ? -1 : 0;
+  if (*rw != MAP_FAILED && *rx != MAP_FAILED) return 0;
+  munmap(both, 2 * size);
+  return -1;
 }
 /// Zeroed pages that cost nothing until they are touched; aborts as malloc failure does in Swift.
 static inline void *_Nonnull cx_map_zeroed(unsigned long size) {

@@ -26,7 +26,7 @@ package final class X86Core: @unchecked Sendable {  // see above
     /// With the lists that the newest block's translation has left.
     var spareTranslator: BlockTranslator?
     /// Executions after which a block of 64-bit code is translated. Before the first run.
-    package var translationThreshold: UInt32 = 16
+    package var translationThreshold: UInt32 = 32
     /// Whether the supervisor's blocks are watched, too, and judged (`AccessTrial`): for tests.
     package var watchesSupervisor = false
     /// When blocks are watched and judged: usually after thousands of executions, in tests also with the first one, or without.

@@ -9,13 +9,13 @@ struct AccessTrial {
     /// How often a page may be another: one in so many executions.
     static let tolerance: Int32 = 16
     /// Failures of base caches after which the block is watched again: programs have phases.
-    static let patience: Int32 = 4096
+    static let patience: Int16 = 4096
     /// How often a block is watched; then all its operands ask the TLB.
     static let most: UInt8 = 2
 
     /// A block all of whose operands stay goes on counting for so many executions in the code it has: judged by those, it may be
     /// translated a last time.
-    static let probation: Int32 = 1 << 16
+    static let probation = Int16.max
     /// How often a window's range may lie in two pages, or in one that the TLB does not have, before the block gets fallbacks. While its
     /// executions are counted it has none: they were half of all code, and most are never needed.
     static let mostFailedWindows: UInt8 = 200
@@ -24,9 +24,9 @@ struct AccessTrial {
         /// Never watched.
         case none
         /// Watched when it has run so often.
-        case counted(Int32)
+        case counted(Int16)
         /// Watched for so many executions.
-        case trial(Int32)
+        case trial(Int16)
         /// These operands, a bit each, ask base caches.
         case judged(UInt16)
 
@@ -40,10 +40,10 @@ struct AccessTrial {
         /// What is translated now runs often, and stays.
         var isLast: Bool { if case .judged = self { true } else { false } }
     }
-    /// What 1 + `mostSites` counters hold after a trial.
-    static func verdict(_ counters: UnsafePointer<Int32>, executions: Int32, sites: Int) -> UInt16 {
+    /// What the counters of `mostSites` operands hold after a trial, behind the first cell.
+    static func verdict(_ counters: UnsafePointer<Int32>, executions: Int16, sites: Int) -> UInt16 {
         var stays: UInt16 = 0
-        for site in 0..<sites where counters[1 + site] &* tolerance <= executions { stays |= 1 << UInt16(site) }
+        for site in 0..<sites where counters[1 + site] &* tolerance <= Int32(executions) { stays |= 1 << UInt16(site) }
         return stays
     }
 }
@@ -55,10 +55,10 @@ extension UnsafeMutablePointer<x86_op> {
         get { pointee.ashift }
         nonmutating set { pointee.ashift = newValue }
     }
-    /// The first of its counters in the code cache.
-    var firstCounter: Int {
-        get { Int(pointee.extra) }
-        nonmutating set { pointee.extra = UInt32(truncatingIfNeeded: newValue) }
+    /// Its counters in the code cache: of its executions, and once operands are watched, the trial's.
+    var counters: TranslationCache.CodeOffset {
+        get { Int32(bitPattern: pointee.extra) }
+        nonmutating set { pointee.extra = UInt32(bitPattern: newValue) }
     }
     /// Operands that are being watched; 0 while only executions are counted.
     var watchedOperands: Int {

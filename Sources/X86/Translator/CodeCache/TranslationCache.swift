@@ -75,19 +75,22 @@ final class TranslationCache {
         /// From that page's address to the target's.
         var distance: Int64
         var isUser: Bool
-        /// How often it may still go through the jump cache before it asks to be linked: a cell of 32 bits.
+        /// How often it may still go through the jump cache before it asks to be linked: a counter.
         var count: CodeOffset
     }
     /// How often such an edge goes through the jump cache before it is linked, for each address space anew: linking costs as much as
     /// some hundred questions to the jump cache.
-    static let patience: Int32 = 64
+    static let patience: Int16 = 64
     /// Ways into the interpreter, the operation in r11: with its handler in r9, or taken from the operation.
     struct Exit {
         var withHandler = 0
         var loadingHandler = 0
     }
-    private static let size = 108 << 20
+    private static let size = 110 << 20
     private static let slotBytes = 8 << 20
+    /// Behind the slots counters of 16 bits: of blocks' executions, close together as they are written all the time, and of edges.
+    private static let counterBytes = 1 << 20
+    private static let codeStart = slotBytes + 2 * counterBytes
     /// More than any block takes in either half: 48 instructions five times over (four fallbacks), each with a slow path that stores
     /// sixteen vector registers.
     private static let reserve = 256 << 10
@@ -103,11 +106,12 @@ final class TranslationCache {
     /// Between the two, by itself: programs' blocks that have been judged, which is to say those that run most. Spread over everything
     /// that ever ran, they would need several times as many entries of the host's TLB.
     private var hotUsed = hotStart
-    private static let hotStart = 44 << 20
-    private static let coldStart = 52 << 20
+    private static let hotStart = 46 << 20
+    private static let coldStart = 54 << 20
     /// Where the translation that was committed last lies.
     private(set) var latest: (address: UInt, bytes: Int) = (0, 0)
     private var slots = 0
+    private var counters = (executions: 0, crossings: 0)
     /// In pages of their own, which go back to the host with the code.
     let edges: UnsafeMutablePointer<Edge>
     private(set) var edgeCount = 0
@@ -155,7 +159,7 @@ final class TranslationCache {
             flagTable[image * 2 + 1] = faux
         }
         state.pointee.flag_table = UnsafeRawPointer(flagTable)
-        used = Self.slotBytes
+        used = Self.codeStart
         makeSharedCode()
         start = used
     }
@@ -167,10 +171,12 @@ final class TranslationCache {
     }
 
     /// Memory in use.
-    var bytes: Int { used - Self.slotBytes + hotUsed - Self.hotStart + coldUsed - Self.coldStart + slots * 16 }
+    var bytes: Int {
+        used - Self.codeStart + hotUsed - Self.hotStart + coldUsed - Self.coldStart + slots * 16 + (counters.executions + counters.crossings) * 2
+    }
     var isFull: Bool {
         used + Self.reserve > Self.hotStart || coldUsed + Self.reserve > Self.size || slots + 4096 > Self.slotBytes / 16
-            || edgeCount + 4096 > Self.mostEdges
+            || max(counters.executions, counters.crossings) + 4096 > Self.counterBytes / 2 || edgeCount + 4096 > Self.mostEdges
     }
 
     func flush() {
@@ -178,8 +184,9 @@ final class TranslationCache {
         hotUsed = Self.hotStart
         coldUsed = Self.coldStart
         slots = 0
-        // Shared code lies in the first page behind the slots.
-        cx_discard(writable, UInt(Self.slotBytes), 1)
+        counters = (0, 0)
+        // Shared code lies in the first page behind them.
+        cx_discard(writable, UInt(Self.codeStart), 1)
         let kept = (start + 4095) & ~4095
         cx_discard(writable + kept, UInt(Self.size - kept), 1)
         edgeCount = 0
@@ -218,16 +225,28 @@ final class TranslationCache {
         defer { slots += 1 }
         return Int(bitPattern: executable) + slots * 16
     }
-    /// Counts beside the slots. Returns their number and where they can be written.
-    func makeCounters(_ count: Int, first: Int32) -> (index: Int, address: UInt) {
-        let index = slots
-        slots += (count + 3) / 4
-        let cells = counters(index)
-        cells.update(repeating: 0, count: count)
-        cells.pointee = first
-        return (index, UInt(bitPattern: cells))
+    /// Of a block's executions.
+    func makeCounter(_ value: Int16) -> CodeOffset {
+        defer { counters.executions += 1 }
+        let offset = CodeOffset(truncatingIfNeeded: Self.slotBytes + counters.executions * 2)
+        counter(offset).pointee = value
+        return offset
     }
-    func counters(_ index: Int) -> UnsafeMutablePointer<Int32> { (writable + index * 16).assumingMemoryBound(to: Int32.self) }
+    func makeCrossingCounter() -> CodeOffset {
+        defer { counters.crossings += 1 }
+        return CodeOffset(truncatingIfNeeded: Self.slotBytes + Self.counterBytes + counters.crossings * 2)
+    }
+    func counter(_ offset: CodeOffset) -> UnsafeMutablePointer<Int16> { (writable + Int(offset)).assumingMemoryBound(to: Int16.self) }
+    /// A trial's counters, one for each operand, beside the slots; before them the offset of the block's own.
+    func makeTrialCounters(_ sites: Int, of counter: CodeOffset) -> CodeOffset {
+        defer { slots += (1 + sites + 3) / 4 }
+        let offset = CodeOffset(truncatingIfNeeded: slots * 16)
+        trialCounters(offset).pointee = counter
+        return offset
+    }
+    func trialCounters(_ offset: CodeOffset) -> UnsafeMutablePointer<Int32> { (writable + Int(offset)).assumingMemoryBound(to: Int32.self) }
+    /// Where code finds a counter.
+    func address(of offset: CodeOffset) -> UInt { UInt(bitPattern: writable + Int(offset)) }
     func codeOffset(_ address: Int) -> CodeOffset { CodeOffset(truncatingIfNeeded: address - Int(bitPattern: executable)) }
     func codeOffset(writable address: UnsafeMutablePointer<UInt8>) -> CodeOffset { CodeOffset(truncatingIfNeeded: UnsafeMutableRawPointer(address) - writable) }
     /// `isFull` leaves room.
@@ -266,13 +285,10 @@ final class TranslationCache {
         }
     }
     /// How often an edge to another page goes through the jump cache before it asks to be linked.
-    func setPatience(_ edge: Int, _ count: Int32) {
+    func setPatience(_ edge: Int, _ count: Int16) {
         guard let crossing = edges[edge].crossing else { return }
-        (writable + Int(crossing.count)).storeBytes(of: count, as: Int32.self)
+        counter(crossing.count).pointee = count
     }
-    /// Where a count can be written.
-    func countCell(_ count: CodeOffset) -> UInt { UInt(bitPattern: writable + Int(count)) }
-    func makeCount() -> CodeOffset { CodeOffset(truncatingIfNeeded: makeCounters(1, first: 0).index * 16) }
     private func set(_ cell: CodeOffset, _ target: CodeOffset) {
         (writable + Int(cell)).storeBytes(of: UInt64(UInt(bitPattern: executable + Int(target))), as: UInt64.self)
     }

@@ -102,29 +102,33 @@ extension X86Core {
         trials == .skipped ? .judged(UInt16(truncatingIfNeeded: (gpa &* 0x9E37_79B9) >> 12)) : .counted(trialDelay)
     }
     /// How often a block runs before its operands are watched: two more translations take as long as some thousand executions gain.
-    private var trialDelay: Int32 {
+    private var trialDelay: Int16 {
         if trials == .immediate { return 0 }
-        return translationThreshold == 1 ? 16 : Int32(truncatingIfNeeded: translationThreshold &* 1024)
+        return translationThreshold == 1 ? 16 : 16384
     }
     /// How long a block's operands are watched; shortly where everything is translated at once, for tests.
-    private var trialLength: Int32 {
+    private var trialLength: Int16 {
         if trials == .immediate { return 0 }
-        return translationThreshold == 1 ? 2 : Int32(truncatingIfNeeded: translationThreshold &* 8)
+        return translationThreshold == 1 ? 2 : 128
     }
     func endTrial(_ first: Op) {
         guard let translations, first.pointee.aux == 1 else { return }
-        let (counters, sites) = (translations.counters(first.firstCounter), first.watchedOperands)
-        let begins = sites == 0
+        let sites = first.watchedOperands
+        guard sites > 0 else {
+            // Were it not translated again now, it would ask with each turn.
+            translations.counter(first.counters).pointee = .max
+            return translateAgain(first, first.hasNothingToWatch ? .judged(0) : .trial(trialLength))
+        }
+        let counters = translations.trialCounters(first.counters)
         let stays = AccessTrial.verdict(counters, executions: first.isOnProbation ? AccessTrial.probation : trialLength, sites: sites)
-        if !begins, !first.isOnProbation, stays == 1 << UInt16(sites) &- 1 {
+        if !first.isOnProbation, stays == 1 << UInt16(sites) &- 1 {
             first.isOnProbation = true
-            counters.update(repeating: 0, count: 1 + sites)
-            counters.pointee = AccessTrial.probation
+            (counters + 1).update(repeating: 0, count: sites)
+            translations.counter(counters.pointee).pointee = AccessTrial.probation
             return
         }
-        // Were it not translated again now, it would ask with each turn.
-        counters.pointee = .max
-        translateAgain(first, begins && !first.hasNothingToWatch ? .trial(trialLength) : .judged(stays))
+        translations.counter(counters.pointee).pointee = .max
+        translateAgain(first, .judged(stays))
     }
     func watchAgain(_ first: Op) {
         first.timesWatched &+= 1
@@ -133,8 +137,7 @@ extension X86Core {
     func noteFailedWindow(_ first: Op) {
         first.failedWindows = trials == .immediate ? AccessTrial.mostFailedWindows : first.failedWindows + 1
         guard first.needsFallbacks, let translations, first.pointee.aux == 1 else { return }
-        let left = translations.counters(first.firstCounter).pointee
-        translateAgain(first, first.watchedOperands == 0 ? .counted(max(left, 0)) : .trial(trialLength))
+        translateAgain(first, first.watchedOperands > 0 ? .trial(trialLength) : .counted(max(translations.counter(first.counters).pointee, 0)))
     }
     /// With what is known of its operands now; edges that lead to it lead to the new code.
     private func translateAgain(_ first: Op, _ phase: AccessTrial.Phase) {

@@ -162,16 +162,16 @@ struct Assembler {
         bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 1))  // shr r9d, …
         bytes(0x41, 0x83, 0xE1, 0xFE)  // and r9d, -2
     }
-    /// To a 32-bit cell anywhere; r9 may be lost, and EFLAGS.
-    mutating func add(_ value: Int8, toCell address: UInt) {
-        let distance = Int(bitPattern: address) &- (here + 7)
-        if Int(Int32(truncatingIfNeeded: distance)) == distance {
-            bytes(0x83, 0x05)  // add dword [rip + …], …
-            int32(Int32(distance))
-        } else {
-            moveImmediate(Host.scratch, UInt64(address))
-            op(0x83, reg: 0, .memory(base: Host.scratch), wide: false)
-        }
+    /// A counter of 16 bits in the code's buffer; the sign flag says when it has passed 0. EFLAGS are lost.
+    mutating func decrement(_ counter: UInt) {
+        byte(0x66)
+        add(-1, to: counter)
+    }
+    /// One of 32 bits.
+    mutating func increment(_ counter: UInt) { add(1, to: counter) }
+    private mutating func add(_ value: Int8, to cell: UInt) {
+        bytes(0x83, 0x05)  // add [rip + …], …
+        int32(Int32(truncatingIfNeeded: Int(bitPattern: cell) &- (here + 5)))
         byte(UInt8(bitPattern: value))
     }
     /// Through the cell at an executable address.

@@ -92,7 +92,7 @@ extension BlockTranslator {
             code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: distance)))
             code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         }
-        let crossing = TranslationCache.Crossing(source: version.cell, distance: Int64(distance), isUser: bank > 0, count: cache.makeCount())
+        let crossing = TranslationCache.Crossing(source: version.cell, distance: Int64(distance), isUser: bank > 0, count: cache.makeCrossingCounter())
         let (kind, isBackward): (TranslationCache.EdgeKind, Bool) = (flags == .host ? .flags : .memory, offset <= line.offset)
         // Where every edge to another page is a jump, many have to be rewritten with each change of the address space.
         let way = phase.isLast && !(kind == .flags && isBackward) ? goDirectly(isCall: isCall) : goThroughCells(isBackward: isBackward, isCall: isCall)
@@ -108,9 +108,7 @@ extension BlockTranslator {
         let (kind, offset) = (stub.kind, stub.target)
         let edge = cache.makeEdge(stub.way, kind: kind, isBackward: stub.isBackward, stub: code.here, crossing: crossing)
         if kind == .flags { saveFlags() }
-        code.moveImmediate(Host.address, UInt64(cache.countCell(crossing.count)))
-        code.op(0x83, reg: 5, .memory(base: Host.address), wide: false)  // sub dword, 1
-        code.byte(1)
+        code.decrement(cache.address(of: crossing.count))
         let enough = code.jump(if: 8)
         code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.lea(Host.address, .memory(base: Host.address, displacement: Int32(offset)))

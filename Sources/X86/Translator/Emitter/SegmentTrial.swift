@@ -35,19 +35,22 @@ extension BlockTranslator {
         switch phase {
         case .none: return
         case .counted(let count):
-            countExecutions(count, sites: 0)
+            (first.counters, first.watchedOperands) = (countExecutions(count), 0)
             first.hasNothingToWatch = siteCount == 0
-        case .trial(let count): countExecutions(count, sites: siteCount)
+        case .trial(let count):
+            (first.counters, first.watchedOperands) = (cache.makeTrialCounters(siteCount, of: countExecutions(count)), siteCount)
+            if siteCount > 0 { counters = cache.address(of: first.counters) }
         case .judged(let stays):
-            if stays != 0 { counters = cache.makeCounters(1, first: AccessTrial.patience).address }
+            if stays != 0 { counters = cache.address(of: cache.makeCounter(AccessTrial.patience)) }
         }
     }
-    private mutating func countExecutions(_ count: Int32, sites: Int) {
-        let (index, address) = cache.makeCounters(1 + sites, first: count)
-        if sites > 0 { counters = address }
-        (first.firstCounter, first.watchedOperands, first.isOnProbation) = (index, sites, false)
-        code.add(-1, toCell: address)
+    /// Returns the counter.
+    private mutating func countExecutions(_ count: Int16) -> TranslationCache.CodeOffset {
+        let counter = cache.makeCounter(count)
+        first.isOnProbation = false
+        code.decrement(cache.address(of: counter))
         trialEnd = code.jump(if: 8)
+        return counter
     }
     mutating func finishTrial() {
         guard let jump = trialEnd.take() else { return }
@@ -57,8 +60,8 @@ extension BlockTranslator {
     /// In the way of an operand whose base cache failed. r9 is lost, and EFLAGS.
     mutating func countMiss(_ miss: Miss) {
         guard miss.site >= 0, counters != 0 else { return }
-        if case .trial = phase { return code.add(1, toCell: counters + 4 + UInt(miss.site) * 4) }
-        code.add(-1, toCell: counters)
+        if case .trial = phase { return code.increment(counters + 4 + UInt(miss.site) * 4) }
+        code.decrement(counters)
         exhausted.append((code.jump(if: 8), miss.slow))
     }
     /// For handlers that see to the block in which they were met. r11 is lost.
