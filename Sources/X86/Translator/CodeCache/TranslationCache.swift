@@ -225,7 +225,7 @@ final class TranslationCache {
         defer { slots += 1 }
         return Int(bitPattern: executable) + slots * 16
     }
-    /// Of a block's executions.
+    /// Of a block's executions while they are counted, later of its patience.
     func makeCounter(_ value: Int16) -> CodeOffset {
         defer { counters.executions += 1 }
         let offset = CodeOffset(truncatingIfNeeded: Self.slotBytes + counters.executions * 2)

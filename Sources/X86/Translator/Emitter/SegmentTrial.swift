@@ -39,7 +39,7 @@ extension BlockTranslator {
             first.hasNothingToWatch = siteCount == 0
         case .trial(let count):
             (first.counters, first.watchedOperands) = (cache.makeTrialCounters(siteCount, of: countExecutions(count)), siteCount)
-            if siteCount > 0 { counters = cache.address(of: first.counters) }
+            counters = cache.address(of: first.counters)
         case .judged(let stays):
             if stays != 0 { counters = cache.address(of: cache.makeCounter(AccessTrial.patience)) }
         }
