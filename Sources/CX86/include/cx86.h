@@ -212,13 +212,19 @@ static inline uint64_t cx_xgetbv(void) {
 static inline void cx_cpuid(uint32_t leaf, uint32_t sub, uint32_t *_Nonnull out) {
   __asm__ volatile("cpuid" : "=a"(out[0]), "=b"(out[1]), "=c"(out[2]), "=d"(out[3]) : "a"(leaf), "c"(sub));
 }
-/// `size` bytes of memory mapped twice, writable at *rw and executable right behind at *rx; 0, or -1 when the host refuses.
+/// `size` bytes of memory mapped twice, writable at *rw (2 MiB aligned) and executable right behind at *rx; 0, or -1 when the host
+/// refuses.
 static inline int cx_code_buffer(unsigned long size, void *_Nullable *_Nonnull rw, void *_Nullable *_Nonnull rx) {
   int fd = (int)syscall(SYS_memfd_create, "vz-code", 1 /* MFD_CLOEXEC */);
   if (fd < 0) return -1;
   if (ftruncate(fd, (off_t)size) != 0) { close(fd); return -1; }
-  char *both = mmap(0, 2 * size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (both == MAP_FAILED) { close(fd); return -1; }
+  unsigned long large = 2 << 20;
+  char *room = mmap(0, 2 * size + large, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (room == MAP_FAILED) { close(fd); return -1; }
+  unsigned long skip = -(unsigned long)room & (large - 1);
+  char *both = room + skip;
+  if (skip > 0) munmap(room, skip);
+  if (skip < large) munmap(both + 2 * size, large - skip);
   *rw = mmap(both, size, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, fd, 0);
   *rx = mmap(both + size, size, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED, fd, 0);
   close(fd);
@@ -226,6 +232,8 @@ static inline int cx_code_buffer(unsigned long size, void *_Nullable *_Nonnull r
   munmap(both, 2 * size);
   return -1;
 }
+/// Puts memory into large pages; 0, or -1 when the host has none or cannot do that (MADV_COLLAPSE: Linux 6.1).
+static inline int cx_collapse(void *_Nonnull p, unsigned long size) { return madvise(p, size, 25); }
 /// Zeroed pages that cost nothing until they are touched; aborts as malloc failure does in Swift.
 static inline void *_Nonnull cx_map_zeroed(unsigned long size) {
   void *p = mmap(0, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);

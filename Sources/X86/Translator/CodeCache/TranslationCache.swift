@@ -110,6 +110,7 @@ final class TranslationCache {
     private static let coldStart = 54 << 20
     /// Where the translation that was committed last lies.
     private(set) var latest: (address: UInt, bytes: Int) = (0, 0)
+    private var largePages = LargePages()
     private var slots = 0
     private var counters = (executions: 0, crossings: 0)
     /// In pages of their own, which go back to the host with the code.
@@ -207,9 +208,13 @@ final class TranslationCache {
         let isHot = offset(code) >= Self.hotStart
         let begin = isHot ? hotUsed : used
         latest = (UInt(bitPattern: executable) + UInt(begin), end(code) - begin)
+        largePages.grown(writable, executable, from: begin, to: end(code))
         if isHot { hotUsed = end(code) } else { used = end(code) }
     }
-    func commitCold(_ code: Assembler) { coldUsed = end(code) }
+    func commitCold(_ code: Assembler) {
+        largePages.grown(writable, executable, from: coldUsed, to: end(code))
+        coldUsed = end(code)
+    }
     private func offset(_ code: Assembler) -> Int { UnsafeMutableRawPointer(code.cursor) - writable }
     private func end(_ code: Assembler) -> Int { (offset(code) + 15) & ~15 }
     /// Whether a block may go on being written.
