@@ -65,6 +65,8 @@ final class TranslationCache {
         var target: CodeOffset
         /// Of an edge that leads to another page.
         var crossing: Crossing?
+        /// Whose list of linked edges it is in; 0: none.
+        var page = 0
     }
     /// A place in the buffer.
     typealias CodeOffset = Int32
@@ -325,7 +327,9 @@ final class TranslationCache {
     /// - Parameter asks: as in `lead`.
     func link(_ edge: Int, to target: Int, asks: Bool, page: Int) {
         lead(edge, to: codeOffset(target), asks: asks)
-        linked[page, default: []].append(edge)
+        // One to another page may be in the list from another address space.
+        if edges[edge].page != page { linked[page, default: []].append(edge) }
+        edges[edge].page = page
         if let crossing = edges[edge].crossing { self.crossing[crossing.isUser ? 1 : 0].append(edge) }
     }
     /// A block of the page has other code: edges that led to the old lead to the new.
@@ -344,7 +348,10 @@ final class TranslationCache {
     func note(_ first: UnsafeMutablePointer<x86_op>, page: Int) { blocks[page, default: []].append(first) }
     /// The code of a page has changed.
     func forget(page: Int) {
-        for edge in linked.removeValue(forKey: page) ?? [] { unlink(edge) }
+        for edge in linked.removeValue(forKey: page) ?? [] {
+            unlink(edge)
+            if edges[edge].page == page { edges[edge].page = 0 }
+        }
         takeOut(page)
     }
     /// Has ways in to blocks of a page that are no longer current go to the interpreter. One may be: translated since the change.
@@ -359,7 +366,10 @@ final class TranslationCache {
     }
     /// The code of many pages has changed.
     func forgetChanged() {
-        for list in linked.values { for edge in list { unlink(edge) } }
+        for edge in linked.values.joined() {
+            unlink(edge)
+            edges[edge].page = 0
+        }
         linked.removeAll(keepingCapacity: true)
         for bank in 0..<2 { crossing[bank].removeAll(keepingCapacity: true) }
         for page in Array(blocks.keys) { takeOut(page) }
