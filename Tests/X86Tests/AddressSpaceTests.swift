@@ -39,10 +39,12 @@ struct AddressSpaceTests {
         put(kernelTables + 0x1000, kernelTables + 0x2000 | 3)
         put(kernelTables + 0x2000, kernelPage | 0x103)
         put(kernelTables + 0x2008, onePage | 0x103)
-        // mov ecx, 600; 1: call +0x1004 (the next page, at 0x10); dec ecx; jnz 1b; syscall
-        put(programPage, [0xB9, 0x58, 2, 0, 0, 0x90, 0x90, 0xE8, 4, 0x10, 0, 0, 0xFF, 0xC9, 0x75, 0xF7, 0x0F, 0x05])
-        put(onePage + 0x10, [0x48, 0xFF, 0xC0, 0xC3])  // inc rax; ret
-        put(thousandPage + 0x10, [0x48, 0x05, 0xE8, 3, 0, 0, 0xC3])  // add rax, 1000; ret
+        // mov ecx, 600; 1: call the next page, at 0x10; call it at 0x40; dec ecx; jnz 1b; syscall
+        put(programPage, [0xB9, 0x58, 2, 0, 0, 0x90, 0x90, 0xE8, 4, 0x10, 0, 0, 0xE8, 0x2F, 0x10, 0, 0, 0xFF, 0xC9, 0x75, 0xF2, 0x0F, 0x05])
+        for place in [0x10, 0x40] as [UInt64] {
+            put(onePage + place, [0x48, 0xFF, 0xC0, 0xC3])  // inc rax; ret
+            put(thousandPage + place, [0x48, 0x05, 0xE8, 3, 0, 0, 0xC3])  // add rax, 1000; ret
+        }
         put(kernelPage, code)
         return machine
     }
@@ -52,19 +54,22 @@ struct AddressSpaceTests {
         var code: [UInt8] = [0xEB, 2, 0xFF, 0xE2]  // jmp over: jmp rdx, where SYSCALL goes
         var sum: UInt64 = 0
         var isSecond = false
-        var programAdds: (UInt64, UInt64) = (1, 1000)
-        var kernelAdds: UInt64 = 1
+        /// Of the page with the thousands, at 0x10 and 0x40.
+        var thousands: (UInt64, UInt64) = (1000, 1000)
+        /// Whether it lies behind the program in the first space, and behind the kernel.
+        var programHasThousands = false
+        var kernelHasThousands = false
 
         mutating func runProgram() {
             // lea rdx, [rip + 12]; mov rcx, r8; mov r11d, 2; sysretq
             code += [0x48, 0x8D, 0x15, 12, 0, 0, 0, 0x4C, 0x89, 0xC1, 0x41, 0xBB, 2, 0, 0, 0, 0x48, 0x0F, 0x07]
-            sum &+= 600 * (isSecond ? programAdds.1 : programAdds.0)
+            sum &+= 600 * (isSecond || programHasThousands ? thousands.0 + thousands.1 : 2)
         }
         mutating func runKernel() {
             code += [0xBB, 0x58, 2, 0, 0]  // mov ebx, 600; 1: call the next page, at 0x10; dec ebx; jnz 1b
             let distance = 0x1010 - (code.count + 5)
             code += [0xE8, UInt8(distance & 0xFF), UInt8(distance >> 8), 0, 0, 0xFF, 0xCB, 0x75, 0xF7]
-            sum &+= 600 * kernelAdds
+            sum &+= 600 * (kernelHasThousands ? thousands.0 : 1)
         }
         mutating func use(second: Bool) {
             code += [0x41, 0x0F, 0x22, second ? 0xDD : 0xD9]  // mov cr3, r13 or r9
@@ -76,8 +81,8 @@ struct AddressSpaceTests {
         }
         /// The program's function is another in the first space, and the TLB is told in one of the ways there are.
         mutating func remapProgram(_ generator: inout Generator) {
-            programAdds.0 = programAdds.0 == 1 ? 1000 : 1
-            code += [0x4C, 0x89, programAdds.0 == 1 ? 0x3F : 0x27]  // mov [rdi], r15 or r12
+            programHasThousands.toggle()
+            code += [0x4C, 0x89, programHasThousands ? 0x27 : 0x3F]  // mov [rdi], r15 or r12
             if isSecond { return }  // told by the way back
             switch generator.next() % 3 {
             case 0: code += [0x41, 0x0F, 0x01, 0x3A]  // invlpg [r10]
@@ -86,9 +91,16 @@ struct AddressSpaceTests {
             }
         }
         mutating func remapKernel(_ generator: inout Generator) {
-            kernelAdds = kernelAdds == 1 ? 1000 : 1
-            code += [0x49, 0x8D, 0x9E, 0, kernelAdds == 1 ? 0 : 0x10, 0, 0, 0x48, 0x89, 0x5D, 0]  // lea rbx, [r14 + …]; mov [rbp], rbx
+            kernelHasThousands.toggle()
+            code += [0x49, 0x8D, 0x9E, 0, kernelHasThousands ? 0x10 : 0, 0, 0, 0x48, 0x89, 0x5D, 0]  // lea rbx, [r14 + …]; mov [rbp], rbx
             if generator.next() % 2 == 0 { code += [0x0F, 0x01, 0x3E] } else { togglePGE() }  // invlpg [rsi]
+        }
+        /// The function at 0x10 or 0x40 of the page with the thousands adds something else.
+        mutating func rewrite(_ generator: inout Generator) {
+            let (isFirst, value) = (generator.next() % 2 == 0, UInt8(truncatingIfNeeded: generator.next()))
+            if isFirst { thousands.0 = 3 << 8 | UInt64(value) } else { thousands.1 = 3 << 8 | UInt64(value) }
+            let address = UInt32(thousandPage) + (isFirst ? 0x12 : 0x42)
+            code += [0xC6, 0x04, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: address >> (8 * $0)) } + [value]  // mov byte [address], value
         }
     }
     private static func run(_ script: Script, inLargePage: Bool = false) -> UInt64? {
@@ -147,7 +159,7 @@ struct AddressSpaceTests {
         default: for second in [true, false] { script.use(second: second) }
         }
         script.code += [0x4C, 0x89, 0x27, 0x41, 0x0F, 0x01, 0x3A]  // mov [rdi], r12; invlpg [r10]
-        script.programAdds.0 = 1000
+        script.programHasThousands = true
         script.runProgram()
         #expect(Self.run(script, inLargePage: true) == script.sum)
     }
@@ -156,12 +168,13 @@ struct AddressSpaceTests {
             var generator = Generator(state: seed)
             var script = Script()
             for _ in 0..<40 {
-                switch generator.next() % 8 {
+                switch generator.next() % 9 {
                 case 0, 1: script.runProgram()
                 case 2: script.runKernel()
                 case 3, 4: script.use(second: !script.isSecond)
                 case 5: script.use(second: script.isSecond)
                 case 6: script.remapProgram(&generator)
+                case 7: script.rewrite(&generator)
                 default: script.remapKernel(&generator)
                 }
             }

@@ -41,19 +41,20 @@ struct CodePlaces {
         while entries[index].epoch == epoch, entries[index].page != page { index = (index + 1) & (Self.capacity - 1) }
         return index
     }
-    /// Code of a page is run at an address. True when it was known at another, and at that only.
-    mutating func note(_ page: UInt, at linear: UInt64) -> Bool {
+    enum News { case none, first, second }
+    /// Code of a page is run at an address: whether it is the first that is known, or the second.
+    mutating func note(_ page: UInt, at linear: UInt64) -> News {
         let index = find(page)
         if entries[index].epoch == epoch {
-            if entries[index].linear == linear || entries[index].linear == Self.several { return false }
+            if entries[index].linear == linear || entries[index].linear == Self.several { return .none }
             entries[index].linear = Self.several
             hasSeveral = true
-            return true
+            return .second
         }
         entries[index] = Entry(page: page, linear: linear, epoch: epoch)
         order[count] = UInt16(truncatingIfNeeded: index)
         count += 1
-        return false
+        return .first
     }
     /// nil for a page in several places, or of which nothing is known.
     func place(of page: UInt) -> UInt64? {

@@ -26,8 +26,8 @@ struct SavedContexts {
         let pages: UnsafeMutablePointer<Page>
     }
     /// Programs that use more run for longer, too.
-    static let mostJumps = 1024
-    static let mostPages = 128
+    static let mostJumps = 4096
+    static let mostPages = 256
     /// After so many it is begun anew: what the program no longer runs would be kept for ever, and looked after each time.
     static let mostTurns = 16
     private static let capacity = 16

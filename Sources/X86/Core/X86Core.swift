@@ -49,6 +49,7 @@ package final class X86Core: @unchecked Sendable {  // see above
     var supervisorPlaces = CodePlaces()
     var userPlaces = CodePlaces()
     var savedContexts = SavedContexts()
+    private let entryPoints = EntryPoints()
     var returns = ReturnStack()
     var supervisorJumps = JumpTable()
     var userJumps = JumpTable()
@@ -97,6 +98,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         supervisorPlaces.deallocate()
         userPlaces.deallocate()
         savedContexts.deallocate()
+        entryPoints.deallocate()
         returns.deallocate()
         supervisorJumps.deallocate()
         userJumps.deallocate()
@@ -317,23 +319,24 @@ package final class X86Core: @unchecked Sendable {  // see above
         let user = s.pointee.cpl == 3
         makeRoom(user: user)
         let gpa: UInt64
+        let isFirst: Bool
         let entry = tlbEntry(s, linear)
         if entry.readTag == linear & ~4095, entry.gpa & TLBBit.executable != 0 {
             gpa = entry.gpa & ~4095 | linear & 4095
-            noteExecution(linear, gpa, global: entry.gpa & TLBBit.global != 0, user: user)
+            isFirst = noteExecution(linear, gpa, global: entry.gpa & TLBBit.global != 0, user: user)
         } else {
             switch translate(linear, .fetch, user: user) {
             case .fault(let code): return fetchFault(linear, code)
             case .ok(let translation):
                 gpa = translation.gpa
-                noteExecution(linear, gpa, global: translation.global, user: user)
+                isFirst = noteExecution(linear, gpa, global: translation.global, user: user)
                 enter(translation, linear)
             }
         }
         // Each privilege has its own blocks: translated code names the base caches of one.
         let key = gpa << 3 | (user ? 4 : 0) | UInt64(s.pointee.mode)
         if !stepping, let known = blocks.find(key) {
-            noteBlock(rip, known)
+            noteFound(known, rip, isFirst: isFirst)
             return known
         }
         guard let page = memory.page(gpa), let host = memory.host(gpa) else {
@@ -396,6 +399,19 @@ package final class X86Core: @unchecked Sendable {  // see above
         return first
     }
 
+    /// A block that was decoded before, perhaps in another address space, is run at an address.
+    ///
+    /// - Parameter isFirst: of its page.
+    private func noteFound(_ first: Op, _ rip: UInt64, isFirst: Bool) {
+        let header = first - 1
+        if state.pointee.cpl == 3, state.pointee.mode == 2, header.pointee.reg == 0 {
+            if isFirst {
+                entryPoints.forEach(in: UInt(header.pointee.imm), version: header.pointee.extra) { userJumps.insert(rip & ~4095 | UInt64($1), $0) }
+            }
+            entryPoints.note(first)
+        }
+        noteBlock(rip, first)
+    }
     /// Before anything is noted of a block: what is noted must not be forgotten before the block is in the jump cache.
     private func makeRoom(user: Bool) {
         if blocks.isFull || translations?.isFull == true {
@@ -404,16 +420,21 @@ package final class X86Core: @unchecked Sendable {  // see above
             newContext()
         }
     }
-    /// Code of a page is run at an address.
-    private func noteExecution(_ linear: UInt64, _ gpa: UInt64, global: Bool, user: Bool) {
+    /// Code of a page is run at an address. True when it is the first of that page in this context.
+    @discardableResult private func noteExecution(_ linear: UInt64, _ gpa: UInt64, global: Bool, user: Bool) -> Bool {
+        var news = CodePlaces.News.none
         if let page = memory.page(gpa) {
             let cell = memory.versionCell(page)
-            let isSecond = user ? userPlaces.note(cell, at: linear & ~4095) : supervisorPlaces.note(cell, at: linear & ~4095)
-            if isSecond { translations?.unlinkCrossing(user: user) }
+            news = user ? userPlaces.note(cell, at: linear & ~4095) : supervisorPlaces.note(cell, at: linear & ~4095)
+            if news == .second { translations?.unlinkCrossing(user: user) }
         }
-        if user { return userPages.insert(linear) }
-        supervisorPages.insert(linear)
-        if !global { supervisorRunsPrivatePages = true }
+        if user {
+            userPages.insert(linear)
+        } else {
+            supervisorPages.insert(linear)
+            if !global { supervisorRunsPrivatePages = true }
+        }
+        return news == .first
     }
     private func fetchFault(_ linear: UInt64, _ code: UInt64) -> Op? {
         state.pointee.cr2 = linear
@@ -432,6 +453,7 @@ package final class X86Core: @unchecked Sendable {  // see above
     private func flushBlocks() {
         blocks.flush()
         savedContexts.removeAll()
+        entryPoints.removeAll()
         translations?.flush()
         newContext()
     }
