@@ -6,7 +6,7 @@ struct LargePages {
     private static let size = 2 << 20
     /// How much of a large page is in use when it is asked for, as it takes memory for all of it.
     private static let worthwhile = size / 4
-    /// The host cannot do it, or has no such page left. Asking again may take it milliseconds each time.
+    /// The host cannot do it, or has no such page left: asking may take it milliseconds each time.
     private var isRefused = false
 
     /// More of a buffer is in use. Its two mappings begin at boundaries of large pages.

@@ -188,6 +188,7 @@ final class TranslationCache {
         coldUsed = Self.coldStart
         slots = 0
         counters = (0, 0)
+        largePages = LargePages()
         // Shared code lies in the first page behind them.
         cx_discard(writable, UInt(Self.codeStart), 1)
         let kept = (start + 4095) & ~4095
