@@ -185,8 +185,10 @@ extension X86Core {
         if translation.large, linear >> 47 == 0 { holdsLargeUserPages = true }
         // A TLB may forget: that only the kernel's half stays when CR3 changes lets INVLPG forget large user pages.
         let global = translation.global && linear >> 47 != 0
-        noteFill(linear, isGlobal: global)
-        tlbEntry(s, linear).set(
+        let entry = tlbEntry(s, linear)
+        // What is filled again is in its list.
+        if entry.readTag != tag || entry.gpa & TLBBit.global != (global ? TLBBit.global : 0) || lockStep != nil { noteFill(linear, isGlobal: global) }
+        entry.set(
             tag, isWritable: translation.writable && translation.dirty && !code && lockStep?.isRecording != true,
             delta: UInt64(UInt(bitPattern: host)) & ~4095 &- tag,
             gpa: translation.gpa & ~4095 | (global ? TLBBit.global : 0) | (translation.executable ? TLBBit.executable : 0))

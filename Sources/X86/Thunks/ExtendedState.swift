@@ -99,8 +99,8 @@ extension X86Core {
         let size = components & 4 != 0 ? ExtendedStateArea.size : ExtendedStateArea.upperVectors
         guard copyInProbe(op, linear, size) else { return false }
         let header = linear &+ UInt64(ExtendedStateArea.header)
-        let old = load(op, header, 8, .read)
-        guard state.pointee.exit_reason == ExitReason.next else { return false }
+        guard copyIn(op, header, bounce, 8, forWrite: false) else { return false }
+        let old = bounce.load(as: UInt64.self)
         let image = legacyImage()
         if components & 1 != 0 { guard copyOut(op, linear, image, 24), copyOut(op, linear &+ 32, image + 32, 128) else { return false } }
         if components & 6 != 0 { guard copyOut(op, linear &+ 24, image + 24, 8) else { return false } }
@@ -113,7 +113,8 @@ extension X86Core {
             }
         }
         let used: UInt64 = state.pointee.upper_in_use != 0 ? 7 : 3
-        return store(op, header, old & ~components | used & components, 8)
+        bounce.storeBytes(of: old & ~components | used & components, as: UInt64.self)
+        return copyOut(op, header, bounce, 8)
     }
 
     func xrstor(_ op: Op) -> Bool {
@@ -130,8 +131,8 @@ extension X86Core {
         if components & present & 2 != 0 { guard copyIn(op, linear &+ 160, image + 160, vectorCount * 16, forWrite: false) else { return false } }
         var mxcsr = currentMXCSR
         if components & 6 != 0 {
-            mxcsr = UInt32(truncatingIfNeeded: load(op, linear &+ 24, 4, .read))
-            guard state.pointee.exit_reason == ExitReason.next else { return false }
+            guard copyIn(op, linear &+ 24, bounce, 4, forWrite: false) else { return false }
+            mxcsr = bounce.load(as: UInt32.self)
             guard mxcsr & 0xFFFF_0000 == 0 else { return fail(op) }
         }
         if components & 4 != 0 { guard restoreUpperVectors(op, linear, present & 4 != 0) else { return false } }

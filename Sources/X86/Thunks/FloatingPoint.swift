@@ -236,14 +236,23 @@ extension X86Core {
         guard size == 10 || checkCanonical(op, linear &+ UInt64(size - 1)) else { return false }
         var done = 0
         while done < size {
+            let at = linear &+ UInt64(done)
+            let rest = Self.inPage(at, size - done)
+            if let host = known(at, rest, forWrite: forWrite) {
+                (target + done).copyMemory(from: host, byteCount: rest)
+                done += rest
+                continue
+            }
             let step = min(8, size - done)
-            let value = load(op, linear &+ UInt64(done), step, forWrite ? .write : .read)
+            let value = load(op, at, step, forWrite ? .write : .read)
             if state.pointee.exit_reason != ExitReason.next { return false }
             for i in 0..<step { (target + done + i).storeBytes(of: UInt8(truncatingIfNeeded: value >> UInt64(8 * i)), as: UInt8.self) }
             done += step
         }
         return true
     }
+    /// How much of a range lies in the page that it begins in.
+    private static func inPage(_ linear: UInt64, _ size: Int) -> Int { min(size, 4096 - Int(linear & 4095)) }
     /// Where a range lies that the TLB knows whole.
     private func known(_ linear: UInt64, _ size: Int, forWrite: Bool) -> UnsafeMutableRawPointer? {
         let entry = tlbEntry(state, linear)
@@ -251,16 +260,19 @@ extension X86Core {
         return linear ^ tag <= UInt64(4096 - size) ? hostPointer(entry, linear) : nil
     }
     func copyOut(_ op: Op, _ linear: UInt64, _ source: UnsafeRawPointer, _ size: Int) -> Bool {
-        if let host = known(linear, size, forWrite: true) {
-            host.copyMemory(from: source, byteCount: size)
-            return true
-        }
         var done = 0
         while done < size {
+            let at = linear &+ UInt64(done)
+            let rest = Self.inPage(at, size - done)
+            if let host = known(at, rest, forWrite: true) {
+                host.copyMemory(from: source + done, byteCount: rest)
+                done += rest
+                continue
+            }
             let step = min(8, size - done)
             var value: UInt64 = 0
             for i in 0..<step { value |= UInt64((source + done + i).load(as: UInt8.self)) << UInt64(8 * i) }
-            guard store(op, linear &+ UInt64(done), value, step) else { return false }
+            guard store(op, at, value, step) else { return false }
             done += step
         }
         return true
@@ -367,7 +379,7 @@ extension X86Core {
     }
     /// Whether `size` bytes can all be written.
     func copyInProbe(_ op: Op, _ linear: UInt64, _ size: Int) -> Bool {
-        for offset in [0, UInt64(size) - 1] {
+        for offset in [0, UInt64(size) - 1] where known(linear &+ offset, 1, forWrite: true) == nil {
             _ = load(op, linear &+ offset, 1, .write)
             if state.pointee.exit_reason != ExitReason.next { return false }
         }
