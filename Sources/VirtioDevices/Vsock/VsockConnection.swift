@@ -51,6 +51,8 @@ final class VsockConnection {
     // epoll's edges.
     var isReadable = true
     var isWritable = true
+    /// Whether epoll tells when it is writable.
+    var watchesRoom = false
     var hasHungUp = false
     var isReady = false
 
@@ -60,6 +62,9 @@ final class VsockConnection {
         self.fd = fd
         self.phase = phase
         self.room = room
+        // All that the guest may send ahead fits; where the host allows less, the rest waits in the buffer.
+        var size = Int32(Self.bufferSize)
+        setsockopt(fd, SOL_SOCKET, SO_SNDBUF, &size, UInt32(MemoryLayout.size(ofValue: size)))
     }
     deinit { close(fd) }
 
@@ -75,6 +80,8 @@ final class VsockConnection {
         let inFlight = sent &- guestForwarded
         return inFlight <= guestRoom ? Int(guestRoom - inFlight) : 0
     }
+    /// Whether the host's side may have something for the guest.
+    var mayHaveData: Bool { isReadable && !hostEnded && !guestReceivesNoMore }
     func note(_ packet: VsockPacket) {
         guestRoom = packet.room
         guestForwarded = packet.forwarded

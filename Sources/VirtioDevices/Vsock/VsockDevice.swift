@@ -6,7 +6,8 @@ import Synchronization
 /// A socket device: streams between programs of the guest and of the host. VIRTIO 1.2 § 5.10. The guest is context 3, the host 2.
 ///
 /// Each stream is a socket of the host's, one end of which is the device's: the guest's data goes straight from its memory into
-/// the socket, on the sending thread; what comes back is read straight into its buffers, on the receiving thread.
+/// the socket, on the sending thread, which also answers; what comes back is read straight into its buffers, on the receiving
+/// thread.
 package final class VsockDevice: VirtioDevice {
     private static let queueSize: UInt16 = 256
 
@@ -60,10 +61,10 @@ package final class VsockDevice: VirtioDevice {
     package func configRead(_ offset: Int, size: Int) -> UInt64 { configField([3, 0, 0, 0, 0, 0, 0, 0], offset, size) }
 
     /// Runs `body` on the table, then tells whoever waits what came of it.
-    private func with<R: Sendable>(_ body: (VsockTable) -> R) -> R {
+    private func with<R: Sendable, E>(_ body: (VsockTable) throws(E) -> R) throws(E) -> R {
         nonisolated(unsafe) var news: [() -> Void] = []
-        let (result, mustWake) = lock.withLock { _ in
-            let result = body(table)
+        let (result, mustWake) = try lock.withLock { _ throws(E) in
+            let result = try body(table)
             news = table.takeNews()
             return (result, table.takeWake())
         }
@@ -111,12 +112,13 @@ package final class VsockDevice: VirtioDevice {
         let mustTell = activation.image != nil && activation.queues[2].map { tellReset($0) } == true
         isActive.store(!mustTell, ordering: .releasing)
         do throws(SystemError) {
-            let sender = try makeSender(send, activation)
+            nonisolated(unsafe) let receiver = VsockReceiver(receive)  // only touched under `lock`
+            let sender = try makeSender(send, receiver, activation)
             active.withLock { $0.sender = sender }
-            let receiver = try activation.gate.thread(name: "vz-vsock-receive", wake: receiverWake) { [unowned self] member in
-                do throws(QueueError) { try receiveLoop(receive, member) } catch { activation.needsReset() }
+            let thread = try activation.gate.thread(name: "vz-vsock-receive", wake: receiverWake) { [unowned self] member in
+                do throws(QueueError) { try receiveLoop(receiver, member) } catch { activation.needsReset() }
             }
-            active.withLock { $0.receiver = receiver }
+            active.withLock { $0.receiver = thread }
         } catch { activation.needsReset() }
     }
     package func reset() {
@@ -133,9 +135,10 @@ package final class VsockDevice: VirtioDevice {
         with { $0.forgetAll() }
     }
 
-    private func makeSender(_ queue: Virtqueue, _ activation: VirtioActivation) throws(SystemError) -> QueueWorker {
+    private func makeSender(_ queue: Virtqueue, _ receiver: VsockReceiver, _ activation: VirtioActivation) throws(SystemError) -> QueueWorker {
         nonisolated(unsafe) let chain = DescriptorChain(capacity: Int(Self.queueSize))  // only the worker touches these
         nonisolated(unsafe) let pieces = GuestPieces(capacity: 1024)
+        nonisolated(unsafe) let receiver = receiver  // see `activate`
         return try QueueWorker(name: "vz-vsock-send", queue: queue, event: sendEvent, gate: activation.gate) { [weak self] queue in
             do throws(QueueError) {
                 while try queue.pop(chain) {
@@ -143,7 +146,10 @@ package final class VsockDevice: VirtioDevice {
                     if let packet = VsockPacket(chain) {
                         pieces.clear()
                         pieces.append(chain.readable, skip: VsockPacket.size)
-                        self.with { $0.input(packet, pieces) }
+                        try self.with { table throws(QueueError) in
+                            table.input(packet, pieces)
+                            try table.answer(receiver)
+                        }
                     }
                     queue.complete(chain, written: 0)
                     if !queue.hasAvailable { queue.notify() }
@@ -169,26 +175,16 @@ package final class VsockDevice: VirtioDevice {
         return true
     }
     package func queueNotified(_ index: Int) { if index == 2 { isActive.store(true, ordering: .releasing) } }
-    private func receiveLoop(_ queue: Virtqueue, _ member: DeviceGate.Member) throws(QueueError) {
-        let chains = ReceiveChains(queue, limit: Int(Self.queueSize))
-        let pieces = GuestPieces(capacity: 1024)  // IOV_MAX
-        let scratch = UnsafeMutableRawPointer.allocate(byteCount: VsockPacket.size, alignment: 8)
-        defer { scratch.deallocate() }
+    private func receiveLoop(_ receiver: VsockReceiver, _ member: DeviceGate.Member) throws(QueueError) {
         var waiting = AdaptiveWait()
         while !stopping.load(ordering: .acquiring) {
             member.checkpoint()
-            let result = with { table -> Result<VsockTable.Output, QueueError> in
-                do throws(QueueError) { return .success(try table.output(chains, pieces, scratch)) } catch { return .failure(error) }
-            }
-            switch try result.get() {
+            switch try with({ table throws(QueueError) in try table.output(receiver) }) {
             case .done: break
             case .needsBuffers:
-                queue.notify()
-                if !queue.enableNotifications() { wait(&waiting, receiveEvent.fileDescriptor) }
+                if !with({ _ in receiver.queue.enableNotifications() }) { wait(&waiting, receiveEvent.fileDescriptor) }
                 receiveEvent.drain()
-            case .nothing:
-                queue.notify()
-                wait(&waiting, table.epoll)
+            case .nothing: wait(&waiting, table.epoll)
             }
         }
     }

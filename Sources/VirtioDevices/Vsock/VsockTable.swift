@@ -40,11 +40,17 @@ final class VsockTable {
         close(epoll)
         parts.deallocate()
     }
-    private func watch(_ fd: Int32, _ id: UInt64) {
+    private func watch(_ fd: Int32, _ id: UInt64, _ operation: Int32 = EPOLL_CTL_ADD, forRoom: Bool = false) {
         var event = epoll_event()
-        event.events = EPOLLIN.rawValue | EPOLLOUT.rawValue | EPOLLRDHUP.rawValue | EPOLLET.rawValue
+        event.events = EPOLLIN.rawValue | EPOLLRDHUP.rawValue | EPOLLET.rawValue | (forRoom ? EPOLLOUT.rawValue : 0)
         event.data.u64 = id
-        epoll_ctl(epoll, EPOLL_CTL_ADD, fd, &event)
+        epoll_ctl(epoll, operation, fd, &event)
+    }
+    /// Room in a socket is only asked for while something waits for it: else each read of the host's would wake the receiving thread.
+    private func watchRoom(_ connection: VsockConnection) {
+        guard connection.watchesRoom == connection.isWritable else { return }
+        connection.watchesRoom = !connection.isWritable
+        watch(connection.fd, connection.id, EPOLL_CTL_MOD, forRoom: connection.watchesRoom)
     }
 
     // MARK: connections
@@ -152,7 +158,7 @@ final class VsockTable {
             guard Int(packet.count) <= payload.total else { return reset(connection) }
             payload.limit(to: Int(packet.count))
             switch connection.take(payload, parts) {
-            case .done: break
+            case .done: watchRoom(connection)
             case .gone, .tooMuch: return reset(connection)
             }
         case Operation.creditUpdate: break
@@ -160,7 +166,7 @@ final class VsockTable {
         default: return reset(connection)
         }
         if connection.mustShowCredit { reply(connection.packet(Operation.creditUpdate)) }
-        if connection.phase == .open { makeReady(connection) }
+        if connection.phase == .open, connection.mayHaveData { makeReady(connection) }
     }
     /// For what belongs to nothing: a reset, but never for a reset.
     private func refuse(_ packet: VsockPacket) {
@@ -212,22 +218,15 @@ final class VsockTable {
 
     enum Output { case done, needsBuffers, nothing }
 
-    /// Fills the guest's buffers as long as there are some and something is to be said.
-    func output(_ chains: ReceiveChains, _ pieces: GuestPieces, _ scratch: UnsafeMutableRawPointer) throws(QueueError) -> Output {
+    /// Fills the guest's buffers as long as there are some and something is to be said; interrupts the guest when there is no more.
+    func output(_ receiver: VsockReceiver) throws(QueueError) -> Output {
+        let result = try bringAll(receiver)
+        if result != .done { receiver.queue.notify() }
+        return result
+    }
+    private func bringAll(_ receiver: VsockReceiver) throws(QueueError) -> Output {
         isSleeping = false
-        var done = 0
-        while done < replies.count {
-            if chains.count == 0, try !chains.take() {
-                replies.removeFirst(done)
-                return .needsBuffers
-            }
-            guard chains[0].writableCount >= VsockPacket.size else { throw .chainTooLong }
-            replies[done].write(to: chains[0], scratch)
-            chains.stage(0, written: VsockPacket.size)
-            chains.publish(1)
-            done += 1
-        }
-        replies.removeAll(keepingCapacity: true)
+        guard try sendReplies(receiver) else { return .needsBuffers }
         guard !ready.isEmpty else {
             if pollHost() { return .done }
             isSleeping = true
@@ -238,7 +237,7 @@ final class VsockTable {
         for (index, connection) in turn.enumerated() {
             connection.isReady = false
             guard byID[connection.id] === connection, connection.phase == .open else { continue }
-            guard try bring(connection, chains, pieces, scratch) else {
+            guard try bring(connection, receiver) else {
                 for waiting in turn[index...] {
                     waiting.isReady = false
                     makeReady(waiting)
@@ -248,32 +247,41 @@ final class VsockTable {
         }
         return .done
     }
+    /// Says at once what is to be said without data: the sending thread need not wake the receiving one for it. What there are no
+    /// buffers for waits for that one.
+    func answer(_ receiver: VsockReceiver) throws(QueueError) {
+        _ = try sendReplies(receiver)
+        receiver.queue.notify()
+    }
+    private func sendReplies(_ receiver: VsockReceiver) throws(QueueError) -> Bool {
+        var done = 0
+        while done < replies.count {
+            guard try receiver.send(replies[done]) else {
+                replies.removeFirst(done)
+                return false
+            }
+            done += 1
+        }
+        replies.removeAll(keepingCapacity: true)
+        return true
+    }
     /// Data from the socket, as much as the guest's credit and its buffers allow: one system call for many packets. False when
     /// there are no buffers.
-    private func bring(
-        _ connection: VsockConnection, _ chains: ReceiveChains, _ pieces: GuestPieces, _ scratch: UnsafeMutableRawPointer
-    ) throws(QueueError) -> Bool {
-        guard connection.isReadable, !connection.hostEnded, !connection.guestReceivesNoMore else { return true }
+    private func bring(_ connection: VsockConnection, _ receiver: VsockReceiver) throws(QueueError) -> Bool {
+        guard connection.mayHaveData else { return true }
         let credit = connection.credit
         guard credit > 0 else {
             if connection.takeCreditQuestion() { reply(connection.packet(Operation.creditRequest)) }
             return true
         }
-        while chains.room - chains.count * VsockPacket.size < credit, chains.count < 64 { if try !chains.take() { break } }
-        guard chains.count > 0 else { return false }
-        pieces.clear()
-        for index in 0..<chains.count {
-            guard chains[index].writableCount >= VsockPacket.size else { throw .chainTooLong }
-            pieces.append(chains[index].writable, skip: VsockPacket.size)
-        }
-        pieces.limit(to: credit)
-        guard pieces.total > 0 else { throw .chainTooLong }
+        guard let pieces = try receiver.room(for: credit) else { return false }
         var message = msghdr()
         message.msg_iov = pieces.base
         message.msg_iovlen = pieces.count
         let count = recvmsg(connection.fd, &message, Int32(MSG_DONTWAIT))
         if count > 0 {
-            stage(count, connection, chains, scratch)
+            receiver.send(count) { connection.packet(Operation.data) }
+            connection.sent &+= UInt32(truncatingIfNeeded: count)
             makeReady(connection)
         } else if count == 0 {
             end(connection)
@@ -284,20 +292,6 @@ final class VsockTable {
             if errno != EAGAIN { reset(connection) }
         }
         return true
-    }
-    private func stage(_ count: Int, _ connection: VsockConnection, _ chains: ReceiveChains, _ scratch: UnsafeMutableRawPointer) {
-        var (left, used) = (count, 0)
-        while left > 0, used < chains.count {
-            let step = min(left, chains[used].writableCount - VsockPacket.size)
-            var packet = connection.packet(Operation.data)
-            packet.count = UInt32(truncatingIfNeeded: step)
-            packet.write(to: chains[used], scratch)
-            chains.stage(used, written: VsockPacket.size + step)
-            left -= step
-            used += 1
-        }
-        connection.sent &+= UInt32(truncatingIfNeeded: count)
-        chains.publish(used)
     }
     /// The host's side sends no more; when it has closed, it takes nothing either.
     private func end(_ connection: VsockConnection) {
@@ -330,6 +324,7 @@ final class VsockTable {
             connection.isWritable = true
             guard connection.flush(parts) else { return connection.phase == .draining ? forget(connection) : reset(connection) }
             if connection.phase == .draining, connection.buffer.count == 0 { return forget(connection) }
+            watchRoom(connection)
             if connection.mustShowCredit { reply(connection.packet(Operation.creditUpdate)) }
         }
         makeReady(connection)
