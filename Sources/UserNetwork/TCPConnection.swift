@@ -66,7 +66,7 @@ final class TCPConnection: Endpoint {
     // From the guest.
     var incoming = ByteRing()
     var expected = SequenceNumber(value: 0)
-    /// The right edge of the window that the guest was shown.
+    /// The furthest right edge of a window that the guest was shown.
     var promised = SequenceNumber(value: 0)
     var guestEnded = false
     private var hasShutDown = false
@@ -394,7 +394,9 @@ final class TCPConnection: Endpoint {
         let window = self.window
         let start = stack.writeTCP(self, flags, window: window, stack.parts, parts, count)
         mustAcknowledge = false
-        promised = expected + (flags & Flag.syn != 0 ? min(window, 65535) : (window >> Int(Self.windowShift)) << Int(Self.windowShift))
+        let shown = expected + (flags & Flag.syn != 0 ? min(window, 65535) : (window >> Int(Self.windowShift)) << Int(Self.windowShift))
+        // Rounded down, the edge may lie a little before the last one, up to which data may be under way. There is room for that.
+        if shown - promised > 0 { promised = shown }
         room.write(stack.writer.bytes, start, at: 0)
         var at = start
         for index in 0..<parts {

@@ -128,6 +128,31 @@ import UserNetwork
         let rest = try #require(guest.receive())
         #expect(rest.count == 54 + 19)
     }
+    /// Windows are shown in units of 128 bytes: what fits into the one before its rounded successor still has a place.
+    @Test func windowThatIsFilledToItsEdgeLosesNothing() throws {
+        let (guest, listener) = (try Guest(), HostListener())
+        guest.send(Guest.ip(6, Guest.tcp(3000, listener.port, sequence: 99, flags: 2, options: [2, 4, 5, 0xB4, 3, 3, 0, 0])))
+        let answer = try #require(guest.receive())
+        let next = big32(answer, 38) &+ 1
+        guest.send(Guest.ip(6, Guest.tcp(3000, listener.port, sequence: 100, acknowledged: next, flags: 16)))
+        let fd = listener.accept()
+        try #require(fd >= 0)
+        defer { close(fd) }
+        // The host does not read.
+        var (sent, edge, acknowledged) = (100, 100 + 65535, 100)
+        while sent < edge, sent < 100 << 20 {
+            let count = min(1001, edge - sent)
+            let segment = Guest.tcp(3000, listener.port, sequence: UInt32(sent), acknowledged: next, flags: 24, [UInt8](repeating: 7, count: count))
+            guest.send(Guest.ip(6, segment))
+            sent += count
+            while let frame = guest.receive(0) {
+                acknowledged = Int(big32(frame, 42))
+                edge = max(edge, acknowledged + (Int(frame[48]) << 8 | Int(frame[49])) << 7)
+            }
+        }
+        #expect(sent == edge)
+        #expect(acknowledged == sent)
+    }
     @Test func bothSidesCanEndByHalves() throws {
         let (guest, listener) = (try Guest(), HostListener())
         let (fd, next) = try connect(guest, listener)
