@@ -6,15 +6,21 @@ package final class EventWorker: Sendable {
     private let event: EventFD
     private let thread = Mutex<HostThread?>(nil)
 
-    /// - Parameter work: returns false when there is nothing to work for any more; the thread then ends.
-    package init(name: String, event: EventFD, gate: DeviceGate, work: @escaping @Sendable () -> Bool) throws(SystemError) {
+    /// - Parameters:
+    ///   - isReady: whether there is work; asked for a while before the thread sleeps (`AdaptiveWait`). Nil: whether the event was signalled.
+    ///   - maySleep: the last word before that: from true on, new work signals the event.
+    ///   - work: returns false when there is nothing to work for any more; the thread then ends.
+    package init(
+        name: String, event: EventFD, gate: DeviceGate, isReady: (@Sendable () -> Bool)? = nil, maySleep: @escaping @Sendable () -> Bool = { true },
+        work: @escaping @Sendable () -> Bool
+    ) throws(SystemError) {
         self.event = event
         let made = try gate.thread(name: name, wake: event) { [unowned self] member in
             var waiting = AdaptiveWait()
             while !stopping.load(ordering: .acquiring) {
                 member.checkpoint()
                 guard work() else { return }
-                waiting.wait({ event.drain() }, orSleep: { event.wait() })
+                waiting.wait({ isReady?() ?? event.drain() }, orSleep: { if maySleep() { event.wait() } })
             }
         }
         thread.withLock { $0 = made }

@@ -1,6 +1,7 @@
 import LinuxSystem
 
-/// A thread that serves one queue: sleeps on its event, then lets `serve` empty the queue.
+/// A thread that serves one queue: waits for chains, then lets `serve` empty the queue. While it looks for them the driver need not
+/// kick, and hears of what was completed only before the thread sleeps, unless `serve` tells it sooner.
 final class QueueWorker: Sendable {
     private let worker: EventWorker
 
@@ -8,10 +9,12 @@ final class QueueWorker: Sendable {
     init(
         name: String, queue: Virtqueue, event: EventFD, gate: DeviceGate, serve: @escaping @Sendable (Virtqueue) -> Bool
     ) throws(SystemError) {
-        worker = try EventWorker(name: name, event: event, gate: gate) {
-            repeat { if !serve(queue) { return false } } while queue.enableNotifications()
-            return true
-        }
+        worker = try EventWorker(
+            name: name, event: event, gate: gate, isReady: { queue.hasAvailable },
+            maySleep: {
+                queue.notify()
+                return !queue.enableNotifications()
+            }, work: { serve(queue) })
     }
     func stop() { worker.stop() }
 }

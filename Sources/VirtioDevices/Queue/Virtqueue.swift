@@ -210,6 +210,8 @@ package final class Virtqueue: @unchecked Sendable {  // see above; set-up happe
         nextUsed &+= 1
     }
 
+    /// Chains that were completed without `notify` since.
+    package var untold: Int { Int(nextUsed &- signalledUsed) }
     /// Interrupts the driver if it wants to hear of what was completed. § 2.7.7, 2.7.10.
     package func notify() {
         guard nextUsed != signalledUsed else { return }

@@ -39,6 +39,9 @@ final class VsockConnection {
     var hostEnded = false
     var guestReceivesNoMore = false
     private var hasAskedForCredit = false
+    /// Whether it is among those that wait for room, and how much was sent when they were looked at last.
+    var isStarved = false
+    var sentBefore: UInt32 = 0
 
     // From the guest.
     var received: UInt32 = 0

@@ -1,7 +1,7 @@
 /// The queue that the guest receives from. Used under the table's lock, by whichever thread has something to say.
 final class VsockReceiver {
     /// So many packets are filled with one system call at most.
-    private static let mostChains = 64
+    private static let mostChains = 16
 
     let queue: Virtqueue
     private let chains: ReceiveChains

@@ -11,6 +11,10 @@ final class VsockTable {
     private static let bufferBudget: UInt64 = 128 << 20
     /// Linux's own wait for an answer is two seconds.
     private static let connectTimeout: UInt64 = 10_000_000_000
+    /// A guest that says nothing of its room for so long is asked. Linux tells by itself.
+    private static let patience: UInt64 = 5_000_000
+    /// How often the sending thread goes round the connections before it looks at the guest's next packet.
+    private static let mostTurns = 8
 
     private let host: VsockHost
     let epoll: Int32
@@ -24,6 +28,10 @@ final class VsockTable {
     private var replies: [VsockPacket] = []
     private var ready: [VsockConnection] = []
     private var isSleeping = false
+    /// Connections that have, or had, something for a guest without room, and when they are looked at next.
+    private var starved: [VsockConnection] = []
+    private var nextLook: UInt64 = 0
+    private var hasNewDeadline = false
     private let parts = UnsafeMutablePointer<iovec>.allocate(capacity: 2)
     /// Called, off the lock, with what has become of a connection.
     private var news: [() -> Void] = []
@@ -87,6 +95,7 @@ final class VsockTable {
         for connection in byID.values { forget(connection) }
         replies = []
         ready = []
+        starved = []
     }
     private func reply(_ packet: VsockPacket) {
         // A guest that asks and does not listen loses answers.
@@ -103,7 +112,7 @@ final class VsockTable {
     }
     /// Whether the receiving thread sleeps although there is something for it.
     func takeWake() -> Bool {
-        guard isSleeping, !replies.isEmpty || !ready.isEmpty else { return false }
+        guard isSleeping, !replies.isEmpty || !ready.isEmpty || hasNewDeadline else { return false }
         isSleeping = false
         return true
     }
@@ -122,9 +131,30 @@ final class VsockTable {
         return nextPort
     }
     /// When the next connection has waited long enough; 0: none waits.
-    var deadline: UInt64 { waiting == 0 ? 0 : byID.values.reduce(0) { $1.deadline != 0 && ($0 == 0 || $1.deadline < $0) ? $1.deadline : $0 } }
+    var deadline: UInt64 {
+        let look = starved.isEmpty ? 0 : nextLook
+        return waiting == 0 ? look : byID.values.reduce(look) { $1.deadline != 0 && ($0 == 0 || $1.deadline < $0) ? $1.deadline : $0 }
+    }
     func expire(_ now: UInt64) {
-        for connection in byID.values where connection.deadline != 0 && connection.deadline <= now { reset(connection) }
+        if waiting > 0 { for connection in byID.values where connection.deadline != 0 && connection.deadline <= now { reset(connection) } }
+        if now >= nextLook { askForCredit(now) }
+    }
+    /// Notes that a connection has to wait for the guest to make room.
+    private func starve(_ connection: VsockConnection) {
+        guard !connection.isStarved else { return }
+        (connection.isStarved, connection.sentBefore) = (true, connection.sent)
+        if starved.isEmpty { (nextLook, hasNewDeadline) = (monotonicNanoseconds() + Self.patience, true) }
+        starved.append(connection)
+    }
+    private func askForCredit(_ now: UInt64) {
+        starved.removeAll { connection in
+            connection.isStarved = byID[connection.id] === connection && connection.mayHaveData && connection.credit == 0
+            guard connection.isStarved else { return true }
+            if connection.sent == connection.sentBefore, connection.takeCreditQuestion() { reply(connection.packet(Operation.creditRequest)) }
+            connection.sentBefore = connection.sent
+            return false
+        }
+        nextLook = now + Self.patience
     }
     /// The application's answer to a connection of the guest's.
     func answer(_ id: UInt64, _ accepts: Bool) {
@@ -229,9 +259,12 @@ final class VsockTable {
         guard try sendReplies(receiver) else { return .needsBuffers }
         guard !ready.isEmpty else {
             if pollHost() { return .done }
-            isSleeping = true
+            (isSleeping, hasNewDeadline) = (true, false)
             return .nothing
         }
+        return try bringReady(receiver)
+    }
+    private func bringReady(_ receiver: VsockReceiver) throws(QueueError) -> Output {
         let turn = ready
         ready.removeAll(keepingCapacity: true)
         for (index, connection) in turn.enumerated() {
@@ -247,11 +280,13 @@ final class VsockTable {
         }
         return .done
     }
-    /// Says at once what is to be said without data: the sending thread need not wake the receiving one for it. What there are no
-    /// buffers for waits for that one.
+    /// Says at once what is to be said, and while the receiving thread sleeps, brings what the guest's packet made room for: the
+    /// sending thread need not wake the other for it. What there are no buffers for waits for that one.
     func answer(_ receiver: VsockReceiver) throws(QueueError) {
-        _ = try sendReplies(receiver)
-        receiver.queue.notify()
+        defer { receiver.queue.notify() }
+        guard try sendReplies(receiver), isSleeping else { return }
+        var turns = 0
+        while turns < Self.mostTurns, !ready.isEmpty, try bringReady(receiver) == .done { turns += 1 }
     }
     private func sendReplies(_ receiver: VsockReceiver) throws(QueueError) -> Bool {
         var done = 0
@@ -271,7 +306,7 @@ final class VsockTable {
         guard connection.mayHaveData else { return true }
         let credit = connection.credit
         guard credit > 0 else {
-            if connection.takeCreditQuestion() { reply(connection.packet(Operation.creditRequest)) }
+            starve(connection)
             return true
         }
         guard let pieces = try receiver.room(for: credit) else { return false }
@@ -282,7 +317,9 @@ final class VsockTable {
         if count > 0 {
             receiver.send(count) { connection.packet(Operation.data) }
             connection.sent &+= UInt32(truncatingIfNeeded: count)
-            makeReady(connection)
+            // A guest that has slept wakes while the next packets are read.
+            receiver.queue.notify()
+            if connection.credit > 0 { makeReady(connection) } else { starve(connection) }
         } else if count == 0 {
             end(connection)
         } else if errno == EINTR {
