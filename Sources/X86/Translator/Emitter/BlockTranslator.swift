@@ -106,6 +106,10 @@ struct BlockTranslator {
     var hasFallbacks: Bool { !phase.counts || !isFirstSegment || first.needsFallbacks }
     /// The window whose distance is still in r11, as long as nothing more is written.
     var held: (window: Int, at: Int)?
+    /// The register that lives in memory, whose value is in r9 as long as nothing more is written.
+    var scratch: (home: UInt8, at: Int)?
+    /// What is still to be added to the stack pointer.
+    var stackMove: Int32 = 0
     var usedWindow: Int?
     /// Where each window's distance is.
     var deltas: InlineArray<4, Int> = InlineArray(repeating: 0)
@@ -164,7 +168,7 @@ struct BlockTranslator {
         bank = isUser ? Int(X86_BASE_CACHES) : 0
         code = cache.open(hot: phase.isLast)
         cold = cache.openCold()
-        (instructionCount, held, isFirstSegment, segmentHead) = (0, nil, false, nil)
+        (instructionCount, held, scratch, isFirstSegment, segmentHead) = (0, nil, nil, false, nil)
         var op = first + 1
         lines.removeAll(keepingCapacity: true)
         var start = true
@@ -304,6 +308,7 @@ struct BlockTranslator {
             }
             emitHolding(lines[number])
         }
+        writeStackPointer()
         guard let last = lines.last, !last.plan.endsBlock else { return }
         guard endsBlock else { return leaveTo(next) }
         // On to what follows the block; the interpreter's last operation stands for the way there.

@@ -7,7 +7,9 @@ extension BlockTranslator {
         let before = held.flatMap { $0.at == code.here ? $0.window : nil }
         usedWindow = nil
         let flagsBefore = flags
+        let scratchBefore = scratch.flatMap { $0.at == code.here ? $0.home : nil }
         emit(line)
+        if let scratchBefore, leavesScratch(line) { scratch = (scratchBefore, code.here) }
         let moved = flags == .memory && flagsBefore == .host
         if let window = usedWindow {
             held = keepsAddress(line) ? (window, code.here) : nil
@@ -40,6 +42,7 @@ extension BlockTranslator {
     }
 
     mutating func emit(_ line: Line) {
+        if stackMove != 0, !mayMoveStackLater(line) { writeStackPointer() }
         if line.plan.usesVector || line.plan.isX87 || line.plan.kind == .zeroUpper { checkVectors(line) }
         switch line.plan.kind {
         case .modRM: modRM(line)
@@ -82,6 +85,7 @@ extension BlockTranslator {
     }
 
     mutating func modRM(_ line: Line) {
+        if onHome(line) { return }
         let (i, plan) = (line.instruction, line.plan)
         let isByte = plan.byteReg || plan.byteRM
         let legacyByte = isByte && !i.hasREX
@@ -99,7 +103,7 @@ extension BlockTranslator {
                 regField = Host.scratch
                 regHome = i.reg
                 let partial = plan.writesReg && (plan.byteReg || (i.operandSize == 2 && plan.rm != .vector))
-                if plan.readsReg || partial { code.load(Host.scratch, Host.home(i.reg)) }
+                if plan.readsReg || partial { loadHome(i.reg, into: Host.scratch) }
             }
         } else if plan.reg == .vector {
             regField = i.reg
@@ -114,7 +118,7 @@ extension BlockTranslator {
             } else {
                 rmOperand = .register(Host.address)
                 rmHome = i.rm
-                if plan.readsRM || (plan.writesRM && plan.size < 4) { code.load(Host.address, Host.home(i.rm)) }
+                if plan.readsRM || (plan.writesRM && plan.size < 4) { loadHome(i.rm, into: Host.address) }
             }
         }
         var third: UInt8 = 0
@@ -140,9 +144,10 @@ extension BlockTranslator {
                 rep: plan.isExtended ? i.rep : 0, lock: i.hasLock, forceREX: isByte && i.hasREX)
         }
         if plan.immediateSize > 0 { code.immediate(i.immediate, size: plan.immediateSize) }
-        if let regHome, plan.writesReg { code.store(Host.scratch, Host.home(regHome)) }
+        if let regHome, plan.writesReg { storeScratch(regHome) }
+        // XADD of a register with itself leaves the sum.
         if let rmHome, plan.writesRM { code.store(Host.address, Host.home(rmHome)) }
-        if let thirdHome, plan.writesV { code.store(Host.scratch, Host.home(thirdHome)) }
+        if let thirdHome, plan.writesV { storeScratch(thirdHome) }
     }
     /// Everything read before anything written: they may be the same register.
     mutating func useVectors(_ line: Line, reads: Bool) {
@@ -205,14 +210,19 @@ extension BlockTranslator {
         if byte, !i.hasREX { return code.bytes(0xB0 | n, UInt8(truncatingIfNeeded: i.immediate)) }
         let host = Host.register(n) ?? Host.scratch
         let isHome = Host.register(n) == nil
+        let value = i.operandSize == 8 ? i.immediate : Int64(UInt32(truncatingIfNeeded: i.immediate))
+        if isHome, !byte, i.operandSize >= 4, Int64(Int32(truncatingIfNeeded: value)) == value {
+            code.op(0xC7, reg: 0, Host.home(n))
+            return code.int32(Int32(truncatingIfNeeded: value))
+        }
         if byte || i.operandSize == 2 {
             if isHome { code.load(Host.scratch, Host.home(n)) }
             code.op(byte ? 0xC6 : 0xC7, reg: 0, .register(host), wide: false, operand16: !byte, forceREX: byte)
             code.immediate(i.immediate, size: byte ? 1 : 2)
         } else {
-            code.moveImmediate(host, i.operandSize == 8 ? UInt64(bitPattern: i.immediate) : UInt64(UInt32(truncatingIfNeeded: i.immediate)))
+            code.moveImmediate(host, UInt64(bitPattern: value))
         }
-        if isHome { code.store(Host.scratch, Host.home(n)) }
+        if isHome { storeScratch(n) }
     }
     mutating func byteSwap(_ i: Instruction) {
         let n = (i.opcode & 7) | i.opcodeRegisterExtension

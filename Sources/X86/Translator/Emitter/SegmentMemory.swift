@@ -40,6 +40,8 @@ extension BlockTranslator {
     mutating func addressOperand(_ i: Instruction) -> (HostOperand, isAbsolute: Bool) {
         func host(_ n: Int8, _ temporary: UInt8) -> UInt8 {
             if let register = Host.register(UInt8(n)) { return register }
+            // A base may stay where it is as long as the index needs no place.
+            if isInScratch(UInt8(n)), temporary == Host.scratch || i.index < 0 || Host.register(UInt8(i.index)) != nil { return Host.scratch }
             code.load(temporary, Host.home(UInt8(n)))
             return temporary
         }
@@ -108,25 +110,9 @@ extension BlockTranslator {
         code.op(0x03, reg: Host.address, base.map { .register($0) } ?? Host.home(sum.base))
         return .memory(base: Host.address, index: sum.index?.host ?? 0xFF, scale: sum.index?.scale ?? 0, displacement: sum.displacement)
     }
-    /// The host register that a line loads all of, and reads nothing from but its address; r9 for one that stays in memory.
-    private func loadTarget(_ line: Line) -> UInt8? {
-        let i = line.instruction
-        guard line.plan.kind == .modRM, !line.plan.isVEX, i.operandSize >= 4 else { return nil }
-        switch (i.map.number, i.opcode) {
-        case (0, 0x8B), (0, 0x63), (1, 0xB6), (1, 0xB7), (1, 0xBE), (1, 0xBF): return Host.register(i.reg) ?? Host.scratch
-        default: return nil
-        }
-    }
-    /// The same where the TLB gave the distance: that comes late, so a load has the sum in its target by then. An address of two
-    /// registers is a cycle faster than one of three parts.
-    private mutating func operand(_ sum: Sum, target: UInt8?) -> HostOperand {
-        guard let target, let base = Host.register(sum.base), sum.index != nil || sum.displacement != 0 else { return operand(sum) }
-        code.lea(target, .memory(base: base, index: sum.index?.host ?? 0xFF, scale: sum.index?.scale ?? 0, displacement: sum.displacement))
-        return .memory(base: Host.address, index: target)
-    }
-    /// Checks the linear address in r11, and says where it is on the host; r9 may be lost, EFLAGS, and a load's target.
+    /// Checks the linear address in r11, and says where it is on the host; r9 may be lost, and EFLAGS.
     private mutating func check(
-        size: Int, write: Bool, aligned: Bool = false, cache number: Int?, site: Int8 = -1, _ sum: Sum?, target: UInt8? = nil
+        size: Int, write: Bool, aligned: Bool = false, cache number: Int?, site: Int8 = -1, _ sum: Sum?
     ) -> (Jumps, HostOperand) {
         var jumps = Jumps()
         if aligned {
@@ -141,7 +127,7 @@ extension BlockTranslator {
             let (fails, table) = compareWithTable(size: size, write: write)
             jumps.append(fails)
             code.load(Host.address, delta(table))
-            return (jumps, operand(sum, target: target))
+            return (jumps, operand(sum))
         }
         let cell = compareWithCache(bank + number, size: size, write: write, site: site, fallback: nil)
         guard let sum, number < BaseCache.firstNamed else {
@@ -197,7 +183,6 @@ extension BlockTranslator {
         _ use: AccessWindow.Use, base: UInt8, index: (host: UInt8, scale: UInt8)? = nil, displacement: Int, aligned: Bool, _ line: Line
     ) -> HostOperand {
         usedWindow = use.window
-        var target: UInt8?
         if let opening = use.opening {
             deltas[use.window] = Int(X86_T1_DELTA_OFFSET) + use.window * 8
             aboutToClobber(line)
@@ -223,7 +208,7 @@ extension BlockTranslator {
                 let (fails, table) = compareWithTable(size: opening.size, write: opening.writes)
                 jumps.append(fails)
                 code.load(Host.address, delta(table))
-                if index != nil { code.op(0x03, reg: Host.address, .register(base)) } else { target = loadTarget(line) }
+                if index != nil { code.op(0x03, reg: Host.address, .register(base)) }
                 code.store(Host.address, Host.cell(deltas[use.window]))
             }
             if hasFallbacks {
@@ -238,11 +223,7 @@ extension BlockTranslator {
             let isHeld = held.map { $0.window == use.window && $0.at == code.here } ?? false
             if !isHeld { code.load(Host.address, Host.cell(deltas[use.window])) }
         }
-        let displacement = Int32(truncatingIfNeeded: displacement + use.moved)
-        if let target, displacement != 0 {
-            code.lea(target, .memory(base: base, displacement: displacement))
-            return .memory(base: Host.address, index: target)
-        }
+        let displacement = Int32(truncatingIfNeeded: displacement + use.moved) + (base == Host.guestRSP ? stackMove : 0)
         let operand = HostOperand.memory(base: Host.address, index: index?.host ?? base, scale: index?.scale ?? 0, displacement: displacement)
         guard aligned else { return operand }
         code.lea(Host.address, operand)
@@ -261,8 +242,7 @@ extension BlockTranslator {
         aboutToClobber(line)
         address(i, offset: line.offset)
         let (jumps, operand) = check(
-            size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: operandCache(line), site: line.site, sum(i),
-            target: loadTarget(line))
+            size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: operandCache(line), site: line.site, sum(i))
         slowPath(jumps, line)
         return operand
     }
@@ -312,8 +292,6 @@ extension BlockTranslator {
         return operand
     }
     mutating func pushOperand(_ line: Line) -> HostOperand { stackOperand(line, base: Host.guestRSP, displacement: -8, write: true) }
-    mutating func moveStack(_ bytes: Int32) { code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: bytes)) }
-
     static let checked = HostOperand.memory(base: Host.address)
     mutating func slowPath(_ jumps: Jumps, _ line: Line, isWindow: Bool = false) {
         slow.append(SlowPath(jumps: jumps, op: line.op, handler: line.handler, flags: flags, vectors: vectors, isWindow: isWindow))
