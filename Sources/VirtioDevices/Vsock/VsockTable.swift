@@ -150,9 +150,12 @@ final class VsockTable {
         starved.removeAll { connection in
             connection.isStarved = byID[connection.id] === connection && connection.mayHaveData && connection.credit == 0
             guard connection.isStarved else { return true }
-            if connection.sent == connection.sentBefore, connection.takeCreditQuestion() { reply(connection.packet(Operation.creditRequest)) }
-            connection.sentBefore = connection.sent
-            return false
+            defer { connection.sentBefore = connection.sent }
+            if connection.sent != connection.sentBefore { return false }
+            // Once; the answer makes it ready.
+            connection.isStarved = false
+            if connection.takeCreditQuestion() { reply(connection.packet(Operation.creditRequest)) }
+            return true
         }
         nextLook = now + Self.patience
     }

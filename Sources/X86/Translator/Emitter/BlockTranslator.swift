@@ -219,7 +219,7 @@ struct BlockTranslator {
             repeatLoop()
         }
         windows.plan(&lines)
-        (vectors, checked, named) = (VectorRegisters(), .nothing, NamedPages())
+        (vectors, checked, named, scratch) = (VectorRegisters(), .nothing, NamedPages(), nil)
         let checkedEntry = code.here
         if start { checkEntry() }
         var (afterCheck, flagsEntry) = (code.here, 0)
@@ -303,7 +303,7 @@ struct BlockTranslator {
         for number in start..<lines.count {
             current = number
             if !usesWindows, fallbacks.contains(where: { $0.line == number }) {
-                named = NamedPages()
+                (named, scratch) = (NamedPages(), nil)
                 fallbackEntries.append((number, code.here, flags, vectors))
             }
             emitHolding(lines[number])
