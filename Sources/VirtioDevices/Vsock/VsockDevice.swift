@@ -153,7 +153,7 @@ package final class VsockDevice: VirtioDevice {
                     }
                     queue.complete(chain, written: 0)
                     // That its packet was taken means nothing to the driver until the queue is full.
-                    if queue.untold >= Int(Self.queueSize) / 4 { queue.notify() }
+                    if queue.untold >= Int(queue.size) / 4 { queue.notify() }
                 }
                 return true
             } catch {
