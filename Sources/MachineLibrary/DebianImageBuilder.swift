@@ -168,6 +168,9 @@ public struct DebianImageBuilder: Sendable {
             [Service]
             Type=oneshot
             ExecStart=/usr/lib/vz/run-command
+            ExecStopPost=/usr/lib/vz/run-command finish
+            # Of what the command started something may be killed for memory without its end.
+            OOMPolicy=continue
             StandardOutput=null
             StandardError=journal
             [Install]
@@ -198,18 +201,35 @@ public struct DebianImageBuilder: Sendable {
         done
         """
 
-    /// Ports: vz.control gives the command (base64, one line) and takes the status; vz.stdio and vz.stderr carry its streams.
+    /// Ports: vz.control gives the command (base64, one line) and takes the status; vz.stdin, vz.stdout and vz.stderr carry its streams.
+    /// `finish` comes when all of that is over, and gives a status if this script was killed before it could.
     private static let commandScript = """
         #!/bin/sh
         ports=/dev/virtio-ports
+        if [ "${1-}" = finish ]; then
+            if [ ! -e /run/vz-status ]; then
+                case $EXIT_STATUS in
+                [0-9]*) status=$EXIT_STATUS ;;
+                KILL) status=137 ;;
+                TERM) status=143 ;;
+                *) status=1 ;;
+                esac
+                echo "vz: the guest ended the command (${SERVICE_RESULT-unknown})" >$ports/vz.stderr
+                echo "status $status" >$ports/vz.control
+            fi
+            # A guest that restarts or goes off already does that now: nobody waits for more.
+            [ "$(systemctl is-system-running)" != stopping ] || force=--force
+            exec systemctl poweroff --no-block ${force-}
+        fi
         exec 3<>$ports/vz.control
+        echo ready >&3
         read -r encoded <&3
         command=$(printf %s "$encoded" | base64 -d)
         cd /root
         export HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
         sh -c "$command" <$ports/vz.stdin >$ports/vz.stdout 2>$ports/vz.stderr
-        echo "status $?" >&3
-        exec 3>&-
-        systemctl poweroff --no-block
+        status=$?
+        : >/run/vz-status
+        echo "status $status" >&3
         """
 }

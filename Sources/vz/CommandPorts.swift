@@ -2,9 +2,11 @@ import Foundation
 import Virtualization
 
 /// The console ports through which a command runs in a guest: vz.control, vz.stdin, vz.stdout and vz.stderr.
-final class CommandPorts: @unchecked Sendable {  // `status` is written by the control thread before `finished` is dispatched
+final class CommandPorts: @unchecked Sendable {  // `reported` is behind the lock, everything else fixed after init
     let device = VZVirtioConsoleDeviceConfiguration()
-    private(set) var status: Int32?
+    private var reported: Int32?
+    /// The command's, once the guest has said it.
+    var status: Int32? { lock.withLock { reported } }
     private let command: [String]
     private let toGuest = Pipe()
     private let fromGuest = Pipe()
@@ -36,27 +38,34 @@ final class CommandPorts: @unchecked Sendable {  // `status` is written by the c
         return command.map { "'" + $0.replacingOccurrences(of: "'", with: "'\\''") + "'" }.joined(separator: " ")
     }
 
-    /// Sends the command and waits for its status on a thread of its own; `finished` comes on the main queue.
-    func begin(_ finished: @escaping @Sendable () -> Void) {
+    /// What the guest has come to.
+    enum News: Sendable { case finished, restarted }
+
+    /// Sends the command and waits for news on a thread of its own; they come on the main queue. Nobody runs the command a second time:
+    /// a guest that restarts has lost it.
+    func begin(_ news: @escaping @Sendable (News) -> Void) {
         toGuest.fileHandleForWriting.write(Data((Data(shellCommand.utf8).base64EncodedString() + "\n").utf8))
         let descriptor = fromGuest.fileHandleForReading.fileDescriptor
         Thread { [self] in
-            var text = ""
-            var buffer = [UInt8](repeating: 0, count: 256)
-            while true {
-                let count = read(descriptor, &buffer, buffer.count)
-                if count < 0, errno == EINTR { continue }
-                if count <= 0 { return }
-                text += String(decoding: buffer.prefix(count), as: UTF8.self)
-                guard text.hasSuffix("\n"), let word = text.split(whereSeparator: \.isWhitespace).last, let value = Int32(word) else { continue }
-                lock.withLock { status = value }
-                DispatchQueue.main.async(execute: finished)
-                return
+            guard let stream = fdopen(descriptor, "r") else { return }
+            var line: UnsafeMutablePointer<CChar>?
+            var room = 0
+            defer { free(line) }
+            var lives = 0
+            while getline(&line, &room, stream) > 0, let text = line {
+                let words = String(cString: text).split(whereSeparator: \.isWhitespace)
+                if words.first == "ready" {
+                    lives += 1
+                    if lives > 1 { DispatchQueue.main.async { news(.restarted) } }
+                } else if let value = words.last.flatMap({ Int32($0) }), status == nil {
+                    lock.withLock { reported = value }
+                    DispatchQueue.main.async { news(.finished) }
+                }
             }
         }.start()
     }
     /// The guest is off: whatever it wrote has arrived.
     func drain() {
-        for _ in 0..<100 where lock.withLock({ status }) == nil { usleep(10_000) }
+        for _ in 0..<100 where status == nil { usleep(10_000) }
     }
 }

@@ -50,7 +50,7 @@ struct Run: ParsableCommand {
         help: ArgumentHelp(
             "A port of the guest's vsock device: connections of the guest to it go to a Unix socket of the host, or with :listen the other way. May be repeated.",
             valueName: "port:path[:listen]")) var vsock: [SocketPath] = []
-    @Option(help: "Where the console is: stdio, pty or a file to write to.") var console: String = "stdio"
+    @Option(help: "Where the console is: stdio, pty or a file to write to. With a COMMAND there is none unless this names one.") var console: String = "stdio"
     @Argument(parsing: .postTerminator, help: "A command for the guest.") var command: [String] = []
 
     func validate() throws {

@@ -92,7 +92,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             configuration.directorySharingDevices.append(device)
         }
         if !options.vsock.isEmpty { configuration.socketDevices = [VZVirtioSocketDeviceConfiguration()] }
-        if options.command.isEmpty { try addConsole(to: configuration) }
+        if options.command.isEmpty || options.console != "stdio" { try addConsole(to: configuration) }
         return configuration
     }
     private func openSockets() throws {
@@ -158,7 +158,8 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             let ports = CommandPorts(command: options.command)
             commandPorts = ports
             configuration.consoleDevices.append(ports.device)
-            arguments.append("vz.command")
+            // A guest that panics restarts, which ends the command, instead of standing still for ever.
+            arguments.append("vz.command panic=-1")
         }
         // Base64, as nothing else may be in a word of the kernel's.
         for (index, mount) in options.mount.enumerated() { arguments.append("vz.mount=share\(index):\(Data(mount.guest.utf8).base64EncodedString())") }
@@ -213,7 +214,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
                     Terminal.makeRaw()
                     repeatResize(60)
                 }
-                commandPorts?.begin { [weak self] in self?.commandFinished() }
+                commandPorts?.begin { [weak self] in self?.commandNews($0) }
             case .failure(let error):
                 end(status: 1, message: error.localizedDescription)
             }
@@ -353,9 +354,16 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
         guard machine.canStop else { return end(status: status) }
         machine.stop { [self] _ in end(status: status) }
     }
-    /// The command's status is known; the guest goes down by itself, and has a while for it.
-    private func commandFinished() {
-        DispatchQueue.main.asyncAfter(deadline: .now() + 30) { [weak self] in self?.switchOff(status: self?.commandPorts?.status ?? 1) }
+    private func commandNews(_ news: CommandPorts.News) {
+        switch news {
+        case .finished:
+            // The guest goes down by itself, and has a while for it.
+            DispatchQueue.main.asyncAfter(deadline: .now() + 30) { [weak self] in self?.switchOff(status: self?.commandPorts?.status ?? 1) }
+        case .restarted:
+            if let status = commandPorts?.status { return switchOff(status: status) }
+            Terminal.say("the guest restarted before the command had ended; --console FILE shows what its kernel said")
+            switchOff(status: 1)
+        }
     }
 
     func guestDidStop(_ virtualMachine: VZVirtualMachine) {

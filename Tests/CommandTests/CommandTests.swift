@@ -443,6 +443,17 @@ import Testing
         #expect(outcome.errors == "to stderr\n")
         #expect(outcome.status == 7)
 
+        // What is killed for want of memory, or kills those that wait for it, does not keep the host waiting.
+        let hungry = try vz(["run", "debian", "--memory", "512MiB", "--", "tail /dev/zero >/dev/null; echo $?; kill -9 $PPID; sleep 1000"])
+        #expect(hungry.output == "137\n")
+        #expect(hungry.status == 137)
+        #expect(hungry.errors.contains("the guest ended the command"), "\(hungry.errors)")
+
+        let panicked = try vz(["run", "debian", "--console", Self.home.appendingPathComponent("console").path, "--", "echo c >/proc/sysrq-trigger; sleep 1000"])
+        #expect(panicked.status == 1)
+        #expect(panicked.errors.contains("restarted"), "\(panicked.errors)")
+        #expect(try String(contentsOf: Self.home.appendingPathComponent("console"), encoding: .utf8).contains("Kernel panic"))
+
         let console = try vz(
             ["run", "debian", "--memory", "768MiB"], input: "systemctl is-system-running --wait; poweroff\n", after: "root@debian:~#")
         #expect(console.status == 0)
