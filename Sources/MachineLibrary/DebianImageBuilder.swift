@@ -12,7 +12,7 @@ public struct DebianImageBuilder: Sendable {
     }
 
     private static let packages = [
-        "systemd", "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "iputils-ping", "procps", "less", "ca-certificates", "util-linux",
+        "systemd", "systemd-sysv", "udev", "dbus", "kmod", "iproute2", "iputils-ping", "procps", "less", "ca-certificates", "netbase", "util-linux",
     ]
 
     /// Builds into a temporary directory that becomes the image only when everything is there.
@@ -171,6 +171,7 @@ public struct DebianImageBuilder: Sendable {
             ExecStopPost=/usr/lib/vz/run-command finish
             # Of what the command started something may be killed for memory without its end.
             OOMPolicy=continue
+            TasksMax=infinity
             StandardOutput=null
             StandardError=journal
             [Install]
