@@ -105,16 +105,7 @@ struct AddressSpaceTests {
     }
     private static func run(_ script: Script, inLargePage: Bool = false) -> UInt64? {
         let machine = machine(script.code + [0xF4])
-        var state = TestMachine.flatState
-        state.cr0 |= 0x8000_0000
-        state.cr4 |= 0x80
-        state.cr3 = roots.0
-        (state.star, state.lstar) = (0x10_0008 << 32, kernel + 2)
-        state.rip = kernel
-        (state.gpr[4], state.gpr[8], state.gpr[10]) = (base + 0x4_0000, program, program + 0x1000)
-        (state.gpr[9], state.gpr[13]) = (roots.0, roots.1)
-        (state.gpr[7], state.gpr[12], state.gpr[15]) = (roots.0 + 0x3000 + (program + 0x1000 - base) >> 12 * 8, thousandPage | 7, onePage | 7)
-        (state.gpr[6], state.gpr[5], state.gpr[14]) = (kernel + 0x1000, kernelTables + 0x2008, onePage | 0x103)
+        var state = state(kernel)
         if inLargePage {
             (state.gpr[8], state.gpr[10]) = (large + programPage - base, large)
             (state.gpr[7], state.gpr[12]) = (directory, directory + 0x1000 | 7)
@@ -123,7 +114,38 @@ struct AddressSpaceTests {
         guard case .halt = machine.core.run() else { return nil }
         return machine.core.architecturalState.gpr[0]
     }
+    private static func state(_ rip: UInt64) -> X86State {
+        var state = TestMachine.flatState
+        state.cr0 |= 0x8000_0000
+        state.cr4 |= 0x80
+        state.cr3 = roots.0
+        (state.star, state.lstar) = (0x10_0008 << 32, kernel + 2)
+        state.rip = rip
+        (state.gpr[4], state.gpr[8], state.gpr[10]) = (base + 0x4_0000, program, program + 0x1000)
+        (state.gpr[9], state.gpr[13]) = (roots.0, roots.1)
+        (state.gpr[7], state.gpr[12], state.gpr[15]) = (roots.0 + 0x3000 + (program + 0x1000 - base) >> 12 * 8, thousandPage | 7, onePage | 7)
+        (state.gpr[6], state.gpr[5], state.gpr[14]) = (kernel + 0x1000, kernelTables + 0x2008, onePage | 0x103)
+        return state
+    }
 
+    /// An operand of a block that runs often has a base cache of its own, which knows the page until the TLB is told.
+    @Test(arguments: [[0x41, 0x0F, 0x01, 0x3A], [0x41, 0x0F, 0x22, 0xD9], [0x0F, 0x20, 0xE0, 0x34, 0x80, 0x0F, 0x22, 0xE0]] as [[UInt8]])
+    func whatAnOperandRemembersIsForgotten(tell: [UInt8]) {  // invlpg [r10]; mov cr3, r9; mov rax, cr4; xor al, 0x80; mov cr4, rax
+        // lea rbx, [r10 + 0x800]; mov edx, 4; 1: mov ecx, 400000; 2: add rbp, [rbx]; dec ecx; jnz 2b; mov [rdi], r12; …; dec edx; jnz 1b
+        var code: [UInt8] = [0x49, 0x8D, 0x9A, 0, 8, 0, 0, 0xBA, 4, 0, 0, 0]
+        let loop = [0xB9, 0x80, 0x1A, 6, 0, 0x48, 0x03, 0x2B, 0xFF, 0xC9, 0x75, 0xF9, 0x4C, 0x89, 0x27] + tell + [0xFF, 0xCA]
+        code += loop + [0x75, UInt8(truncatingIfNeeded: -(loop.count + 2)), 0xF4]
+        let machine = Self.machine(code)
+        machine.core.watchesSupervisor = true
+        for (page, value) in [(Self.onePage, 3), (Self.thousandPage, 5)] as [(UInt64, UInt64)] {
+            machine.bytes.storeBytes(of: value, toByteOffset: Int(page + 0x800 - Self.base), as: UInt64.self)
+        }
+        var state = Self.state(Self.kernel)
+        state.gpr[5] = 0
+        machine.core.architecturalState = state
+        #expect(machine.core.run() == .halt)
+        #expect(machine.core.architecturalState.gpr[5] == 400_000 * (3 + 3 * 5))
+    }
     @Test func programsTakeTurns() {
         var script = Script()
         for _ in 0..<40 {

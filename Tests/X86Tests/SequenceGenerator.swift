@@ -79,7 +79,8 @@ struct SequenceGenerator {
             }
             if let head = loopHead, items.count > head + 2, chance(4) {
                 // One item, so that no jump skips the count.
-                items.append(Item(bytes: [0xFF, 0x0C, 0x25] + little(counter(loops), 4) + [0x0F, 0x85, 0, 0, 0, 0], target: head))
+                let back: [UInt8] = chance(3) ? [0x0F, 0x84, 5, 0, 0, 0, 0xE9, 0, 0, 0, 0] : [0x0F, 0x85, 0, 0, 0, 0]
+                items.append(Item(bytes: [0xFF, 0x0C, 0x25] + little(counter(loops), 4) + back, target: head))
                 undefinedFlags &= 1
                 loopHead = nil
                 continue

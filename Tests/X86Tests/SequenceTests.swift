@@ -197,6 +197,7 @@ final class SequenceHarness: X86Environment {
             refill()
             return nil
         }
+        if core.trials == .immediate { warmUp(state) }
         var guest: (vector: UInt8, rip: UInt64, error: UInt64, state: X86State)?
         core.trace = { [unowned self] vector, rip, error in if guest == nil { guest = (vector, rip, error, core.architecturalState) } }
         core.architecturalState = state
@@ -244,6 +245,21 @@ final class SequenceHarness: X86Environment {
         return difference(guest.state, &host, undefined: undefined)
     }
 
+    /// Has the blocks that a sequence runs known, watched and judged, so that segments go on where jumps lead.
+    private func warmUp(_ state: X86State) {
+        core.trace = nil
+        let places = (0..<Self.pages).map { guestData($0 * 4096) }
+        let before = places.map { [UInt8](UnsafeRawBufferPointer(start: $0, count: 4096)) }
+        let code = [UInt8](UnsafeRawBufferPointer(start: guestCode, count: 4096))
+        for _ in 0..<3 {
+            core.architecturalState = state
+            _ = core.run()
+            for (place, bytes) in zip(places, before) { bytes.withUnsafeBytes { place.copyMemory(from: $0.baseAddress!, byteCount: 4096) } }
+        }
+        if code.withUnsafeBytes({ memcmp($0.baseAddress!, guestCode, 4096) }) == 0 { return }
+        code.withUnsafeBytes { guestCode.copyMemory(from: $0.baseAddress!, byteCount: 4096) }
+        memory.noteDeviceWrite(UInt64(Self.codePhysical), 4096)
+    }
     /// What stands at an address of the code page.
     private func bytes(at address: UInt64) -> String {
         guard address >> 12 == Self.code >> 12 else { return "" }

@@ -64,7 +64,7 @@ typedef struct x86_segment {
 typedef struct x86_base_cache {
   uint64_t tag_r, way_r, tag_w, way_w;
 } x86_base_cache;
-#define X86_WINDOW_CACHES 34
+#define X86_WINDOW_CACHES 17
 #define X86_NAMED_CACHES 64
 #define X86_BASE_CACHES (X86_WINDOW_CACHES + X86_NAMED_CACHES) // of each privilege: the supervisor's, then the user's
 
@@ -113,6 +113,8 @@ typedef struct x86_cpu {
   void *_Nullable core;  // unretained X86Core
   uint64_t x87_control;
   uint64_t t1_edge;      // the edge that an unlinked exit of translated code wants linked
+  uint64_t own_end;      // behind the base caches of operands' own that hold something, a list of addresses
+  uint64_t own_empty;    // the tag of those that do not
   uint64_t xcr0;
   uint64_t host_stack;   // the host's stack pointer while translated code runs
   uint64_t return_stack; // translated code's own stack, see ReturnStack.swift
@@ -122,7 +124,7 @@ typedef struct x86_cpu {
   x86_base_cache base_cache[2 * X86_BASE_CACHES]; // see BaseCache in SegmentMemory.swift; the stack's are above
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint32_t interrupt_latch; // 1 from an interrupt controller's word on until the core asks for the vector
-  uint32_t pad10[5];     // up to the alignment of what follows
+  uint32_t pad10[1];     // up to the alignment of what follows
   uint8_t xmm[512];      // 16 registers of 32 bytes
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
   uint8_t fxarea[512];  // FXSAVE image
@@ -149,6 +151,7 @@ enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offset
   X86_HOST_STACK_OFFSET = offsetof(x86_cpu, host_stack), X86_RETURN_STACK_OFFSET = offsetof(x86_cpu, return_stack), X86_RETURN_OFFSET_OFFSET = offsetof(x86_cpu, return_offset), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache),
   X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge), X86_INTERRUPT_LATCH_OFFSET = offsetof(x86_cpu, interrupt_latch),
   X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_STACK_CACHE_OFFSET = offsetof(x86_cpu, stack_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
+  X86_OWN_END_OFFSET = offsetof(x86_cpu, own_end), X86_OWN_EMPTY_OFFSET = offsetof(x86_cpu, own_empty),
   X86_X87_CONTROL_OFFSET = offsetof(x86_cpu, x87_control), X86_RFLAGS_OFFSET = offsetof(x86_cpu, rflags), X86_CPL_OFFSET = offsetof(x86_cpu, cpl), X86_VECTOR_OFF_OFFSET = offsetof(x86_cpu, vector_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };
 
 // Host instructions that Swift has no name for. `lock cmpxchg` and friends as assembly because guest operands may be

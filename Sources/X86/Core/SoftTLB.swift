@@ -70,6 +70,7 @@ extension X86Core {
         let window = x86_base_cache(tag_r: nowhere, way_r: host &- nowhere, tag_w: nowhere, way_w: host &- nowhere)
         let named = x86_base_cache(tag_r: nowhere, way_r: host, tag_w: nowhere, way_w: host)
         state.pointee.stack_cache = (window, window)
+        translations?.operandCaches.emptyAll()
         let caches = UnsafeMutableRawPointer(state).advanced(by: Int(X86_BASE_CACHE_OFFSET)).assumingMemoryBound(to: x86_base_cache.self)
         for privilege in 0..<2 {
             let first = caches + privilege * Int(X86_BASE_CACHES)

@@ -81,7 +81,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         state.pointee.core = Unmanaged.passUnretained(self).toOpaque()
         state.pointee.tsc_scale = 1 << 32
         reset()
-        translations = TranslationCache(state: state)
+        translations = TranslationCache(state: state, empty: (nowhere, UInt64(UInt(bitPattern: scratchPage)) &- nowhere))
         returns.prepare(state, empty: translations?.returnWithoutCall ?? 0, unknown: translations?.returnToUnknown ?? 0)
         memory.register(self)
     }

@@ -224,7 +224,7 @@ extension X86Core {
             case .instruction(let i):
                 guard let plan = TranslationPlan.make(i, features) else { return nil }
                 if plan.definesFlags || plan.mergesFlags { undefined = plan.isExact(i) ? EFlags.af : EFlags.arithmetic }
-                if !extent.goesOn(behind: i, plan) { return (count, undefined | atExits) }
+                if !extent.goesOn(behind: i, plan, at: Int(gpa & 4095) + offset) { return (count, undefined | atExits) }
                 if plan.endsBlock { atExits |= undefined }
                 offset += i.length
             }

@@ -5,7 +5,7 @@ import CX86
 /// cache and counts how often that was of no use, and then the block is translated once more.
 struct AccessTrial {
     /// Operands of a block that are watched.
-    static let mostSites = 15
+    static let mostSites = 31
     /// How often a page may be another: one in so many executions.
     static let tolerance: Int32 = 16
     /// Failures of base caches after which the block is watched again: programs have phases.
@@ -28,7 +28,7 @@ struct AccessTrial {
         /// Watched for so many executions.
         case trial(Int16)
         /// These operands, a bit each, ask base caches.
-        case judged(UInt16)
+        case judged(UInt32)
 
         /// Executions are counted.
         var counts: Bool {
@@ -37,13 +37,20 @@ struct AccessTrial {
             case .none, .judged: false
             }
         }
+        /// Segments go on where jumps lead.
+        var goesOnElsewhere: Bool {
+            switch self {
+            case .trial, .judged: true
+            case .none, .counted: false
+            }
+        }
         /// What is translated now runs often, and stays.
         var isLast: Bool { if case .judged = self { true } else { false } }
     }
     /// What the counters of `mostSites` operands hold after a trial, behind the first cell.
-    static func verdict(_ counters: UnsafePointer<Int32>, executions: Int16, sites: Int) -> UInt16 {
-        var stays: UInt16 = 0
-        for site in 0..<sites where counters[1 + site] &* tolerance <= Int32(executions) { stays |= 1 << UInt16(site) }
+    static func verdict(_ counters: UnsafePointer<Int32>, executions: Int16, sites: Int) -> UInt32 {
+        var stays: UInt32 = 0
+        for site in 0..<sites where counters[1 + site] &* tolerance <= Int32(executions) { stays |= 1 << UInt32(site) }
         return stays
     }
 }

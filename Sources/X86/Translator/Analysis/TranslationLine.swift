@@ -11,6 +11,8 @@ struct TranslationLine {
     var site: Int8 = -1
     /// The conditional jump of a loop whose next turn follows in the segment.
     var isTurn = false
+    /// A jump whose target follows in the segment.
+    var isFollowed = false
     var memory: AccessWindow.Use?
     var stack: AccessWindow.Use?
 }

@@ -392,14 +392,20 @@ extension TranslationPlan {
     }
 }
 
-/// How far the translator goes: over some conditional jumps forward, as compilers put the likely way straight on.
+/// How far the translator goes: over some conditional jumps, as compilers put the likely way straight on: forward, or to another
+/// page. (What is unlikely lies before everything else in programs; jumps back within a page are mostly loops.)
 struct TranslationExtent {
     private var conditionals = 0
-    private static let largest = 4
+    private let largest: Int
 
-    mutating func goesOn(behind i: Instruction, _ plan: TranslationPlan) -> Bool {
+    /// - Parameter runsOften: what runs most is worth more code.
+    init(runsOften: Bool = false) { largest = runsOften ? 8 : 4 }
+
+    /// - Parameter offset: the instruction's in its page.
+    mutating func goesOn(behind i: Instruction, _ plan: TranslationPlan, at offset: Int) -> Bool {
         guard plan.endsBlock else { return true }
-        guard plan.kind == .conditional, i.immediate > 0, conditionals < Self.largest else { return false }
+        let target = offset + i.length + Int(i.immediate)
+        guard plan.kind == .conditional, i.immediate > 0 || target < 0, conditionals < largest else { return false }
         conditionals += 1
         return true
     }

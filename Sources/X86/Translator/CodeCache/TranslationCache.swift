@@ -146,14 +146,17 @@ final class TranslationCache {
     private(set) var lookUpTarget = 0
     /// By base cache, for reading and for writing.
     private(set) var lookUp: [(read: Int, write: Int)] = []
+    private(set) var operandCaches: OperandCaches
 
-    init?(state: UnsafeMutablePointer<x86_cpu>) {
+    /// - Parameter empty: what base caches hold that hold nothing.
+    init?(state: UnsafeMutablePointer<x86_cpu>, empty: (tag: UInt64, way: UInt64)) {
         var rw: UnsafeMutableRawPointer?
         var rx: UnsafeMutableRawPointer?
         guard cx_code_buffer(UInt(Self.size), &rw, &rx) == 0, let rw, let rx else { return nil }
         writable = rw
         executable = rx
         edges = cx_map_zeroed(Self.edgeBytes).bindMemory(to: Edge.self, capacity: Self.mostEdges)
+        operandCaches = OperandCaches(most: Self.slotBytes / 16, state: state, empty: empty)
         flagTable = .allocate(capacity: 1024)
         for image in 0..<512 {
             let (flags, overflow) = (UInt64(image & 0xFF), image > 255)
@@ -170,6 +173,7 @@ final class TranslationCache {
         cx_unmap(writable, UInt(Self.size))
         cx_unmap(executable, UInt(Self.size))
         cx_unmap(edges, Self.edgeBytes)
+        operandCaches.deallocate()
         flagTable.deallocate()
     }
 
@@ -187,6 +191,7 @@ final class TranslationCache {
         hotUsed = Self.hotStart
         coldUsed = Self.coldStart
         slots = 0
+        operandCaches.forget()
         counters = (0, 0)
         largePages = LargePages()
         // Shared code lies in the first page behind them.
@@ -232,6 +237,13 @@ final class TranslationCache {
     func makeSlot() -> Int {
         defer { slots += 1 }
         return Int(bitPattern: executable) + slots * 16
+    }
+    /// A base cache for one operand, beside the slots. Its address.
+    func makeOperandCache() -> UInt {
+        defer { slots += 1 }
+        let place = writable + slots * 16
+        operandCaches.empty(place)
+        return UInt(bitPattern: place)
     }
     /// Of a block's executions while they are counted, later of its patience.
     func makeCounter(_ value: Int16) -> CodeOffset {
@@ -439,6 +451,7 @@ final class TranslationCache {
             makeLookUp(&code, cache, write: true)
             return (read, write)
         }
+        operandCaches.makeLookUps(&code)
         commit(code)
     }
     private func makeEntry(_ code: inout Assembler) {

@@ -99,7 +99,7 @@ extension X86Core {
     }
     private func firstPhase(_ gpa: UInt64) -> AccessTrial.Phase {
         // Operands of all kinds, by chance.
-        trials == .skipped ? .judged(UInt16(truncatingIfNeeded: (gpa &* 0x9E37_79B9) >> 12)) : .counted(trialDelay)
+        trials == .skipped ? .judged(UInt32(truncatingIfNeeded: (gpa &* 0x9E37_79B9) >> 12)) : .counted(trialDelay)
     }
     /// How often a block runs before its operands are watched: two more translations take as long as some thousand executions gain.
     private var trialDelay: Int16 {
@@ -121,7 +121,7 @@ extension X86Core {
         }
         let counters = translations.trialCounters(first.counters)
         let stays = AccessTrial.verdict(counters, executions: first.isOnProbation ? AccessTrial.probation : trialLength, sites: sites)
-        if !first.isOnProbation, stays == 1 << UInt16(sites) &- 1 {
+        if !first.isOnProbation, stays == 1 << UInt32(sites) &- 1 {
             first.isOnProbation = true
             (counters + 1).update(repeating: 0, count: sites)
             translations.counter(counters.pointee).pointee = AccessTrial.probation
@@ -163,7 +163,10 @@ extension X86Core {
         // Taken out while it works: one that somebody else holds, too, would be copied.
         var translator = spareTranslator.take() ?? BlockTranslator(cache: translations, features: features, first: first, repeatsLoops: lockStep == nil)
         let linear = state.pointee.block_base
-        translator.translate(bytes, first: first, gpa: gpa, linear: linear, isUser: state.pointee.cpl == 3, version: version, next: next, phase: phase)
+        translator.translate(bytes, first: first, gpa: gpa, linear: linear, isUser: state.pointee.cpl == 3, version: version, next: next, phase: phase) {
+            let key = $0 << 3 | (state.pointee.cpl == 3 ? 4 : 0) | UInt64(state.pointee.mode)
+            return blocks.find(key)
+        }
         let count = translator.instructionCount
         spareTranslator = translator
         return count

@@ -5,6 +5,8 @@ enum HostOperand {
     case register(UInt8)
     /// [base + index * 2^scale + displacement]; no index: 0xFF. The stack pointer cannot be an index.
     case memory(base: UInt8, index: UInt8 = 0xFF, scale: UInt8 = 0, displacement: Int32 = 0)
+    /// An address near the code, in an instruction that ends with it.
+    case near(UInt)
 }
 
 /// Writes x86-64 machine code through one mapping for execution through another. Intel SDM vol. 2 chapter 2.
@@ -56,6 +58,7 @@ struct Assembler {
         var rex: UInt8 = (wide ? 8 : 0) | (reg > 7 ? 4 : 0)
         switch rm {
         case .register(let n): rex |= n > 7 ? 1 : 0
+        case .near: break
         case .memory(let base, let index, _, _): rex |= (base > 7 ? 1 : 0) | (index != 0xFF && index > 7 ? 2 : 0)
         }
         if rex != 0 || forceREX { byte(0x40 | rex) }
@@ -69,6 +72,7 @@ struct Assembler {
         var extensions: UInt8 = reg > 7 ? 4 : 0
         switch rm {
         case .register(let n): extensions |= n > 7 ? 1 : 0
+        case .near: break
         case .memory(let base, let index, _, _): extensions |= (base > 7 ? 1 : 0) | (index != 0xFF && index > 7 ? 2 : 0)
         }
         bytes(0xC4, (~extensions & 7) << 5 | map, (wide ? 0x80 : 0) | (~vvvv & 15) << 3 | (long ? 4 : 0) | prefix, opcode)
@@ -77,6 +81,9 @@ struct Assembler {
     private mutating func modRM(_ reg: UInt8, _ rm: HostOperand) {
         switch rm {
         case .register(let n): byte(0xC0 | reg << 3 | n & 7)
+        case .near(let address):
+            byte(reg << 3 | 5)
+            int32(Int32(truncatingIfNeeded: Int(bitPattern: address) &- (here + 4)))
         case .memory(let base, let index, let scale, let displacement):
             let needsSIB = index != 0xFF || base & 7 == 4
             let mod: UInt8 = displacement == 0 && base & 7 != 5 ? 0 : (Int32(Int8(truncatingIfNeeded: displacement)) == displacement ? 1 : 2)

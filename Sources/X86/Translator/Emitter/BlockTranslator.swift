@@ -23,7 +23,7 @@ struct BlockTranslator {
     /// How an address that a base cache does not have comes into r11.
     enum MissedAddress {
         /// It is there, less the tag in this cell.
-        case above(cell: Int)
+        case above(HostOperand)
         case relative(Int32)
         case absolute(Int32)
     }
@@ -34,6 +34,8 @@ struct BlockTranslator {
         var address: MissedAddress
         var size: Int
         var lookUp: Int
+        /// The base cache, if it is the operand's own.
+        var own: UInt?
         var slow: Int
         var site: Int8
         /// A window's: the fallback that is taken instead of the slow path.
@@ -112,8 +114,12 @@ struct BlockTranslator {
     var stackMove: Int32 = 0
     var usedWindow: Int?
     /// Where each window's distance is.
-    var deltas: InlineArray<4, Int> = InlineArray(repeating: 0)
-    var cacheUses: InlineArray<34, UInt8> = InlineArray(repeating: 0)
+    var deltas: InlineArray<4, HostOperand> = InlineArray(repeating: .register(0))
+    var cacheUses: InlineArray<17, UInt8> = InlineArray(repeating: 0)
+    /// By site, base caches that are an operand's own, for reading and for writing; 0 for none yet.
+    var ownCaches: InlineArray<62, UInt> = InlineArray(repeating: 0)
+    /// Lines of the segment are a loop's turns.
+    var isRepeated = false
     /// Registers that the segment adds to, as loops do with what they go through an array by.
     var advancing: UInt16 = 0
     var current = 0
@@ -159,7 +165,7 @@ struct BlockTranslator {
     ///   - phase: what is known of the operands of the first segment. When they have been watched, only that one is translated anew.
     mutating func translate(
         _ bytes: UnsafeBufferPointer<UInt8>, first: Op, gpa: UInt64, linear: UInt64, isUser: Bool, version: (cell: UInt, version: UInt32),
-        next: (cell: UInt, version: UInt32)? = nil, phase: AccessTrial.Phase
+        next: (cell: UInt, version: UInt32)? = nil, phase: AccessTrial.Phase, block: (UInt64) -> Op?
     ) {
         (self.first, self.gpa, self.version, nextVersion) = (first, gpa, version, next)
         self.phase = phase
@@ -173,15 +179,20 @@ struct BlockTranslator {
         lines.removeAll(keepingCapacity: true)
         var start = true
         var ended = false
-        var extent = TranslationExtent()
+        var extent = TranslationExtent(runsOften: phase.isLast)
         while op.pointee.len > 0, !ended, cache.hasRoom(code, cold: cold) {
             let offset = Int(op.pointee.off)
-            let rest = UnsafeBufferPointer(rebasing: bytes[min(offset - Int(gpa & 4095), bytes.count)...])
+            let rest = Self.rest(bytes, from: offset - Int(gpa & 4095))
             if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i, features),
                 !(plan.kind == .setInterrupt && op.pointee.extra == 1)  // its shadow lies in another block
             {
                 lines.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
-                ended = !extent.goesOn(behind: i, plan)
+                ended = !extent.goesOn(behind: i, plan, at: offset)
+                if ended, phase.goesOnElsewhere, let followed = self.followed(block) {
+                    lines[lines.count - 1].isFollowed = true
+                    ended = false
+                    op = followed
+                }
             } else {
                 segment(start: start, next: op)
                 lines.removeAll(keepingCapacity: true)
@@ -198,6 +209,20 @@ struct BlockTranslator {
             first.pointee.fn = TranslatorHandlers.skip
         }
     }
+    /// The page's bytes from the block's start on, or before that when a jump has led there.
+    private static func rest(_ bytes: UnsafeBufferPointer<UInt8>, from offset: Int) -> UnsafeBufferPointer<UInt8> {
+        guard offset < 0 else { return UnsafeBufferPointer(rebasing: bytes[min(offset, bytes.count)...]) }
+        return UnsafeBufferPointer(start: bytes.baseAddress.map { $0 + offset }, count: bytes.count - offset)
+    }
+    /// The first operation of the block that the last line jumps to, if all of that has room in the segment.
+    private func followed(_ block: (UInt64) -> Op?) -> Op? {
+        guard let last = lines.last, last.plan.kind == .jump else { return nil }
+        let offset = target(last)
+        guard Self.inPage.contains(offset), offset != Int(gpa & 4095), let first = block(gpa & ~4095 | UInt64(offset)), (first - 1).pointee.reg == 0 else { return nil }
+        var end = first + 1
+        while end.pointee.len > 0 { end += 1 }
+        return lines.count + (end - first) <= BlockCache.maximumOperations ? first : nil
+    }
     static func handler(_ op: Op) -> UInt { unsafeBitCast(op.pointee.fn, to: UInt.self) }
 
     // MARK: one segment
@@ -207,13 +232,15 @@ struct BlockTranslator {
     /// - Parameter next: the operation after the last one.
     private mutating func segment(start: Bool, next: Op, endsBlock: Bool = false) {
         guard let head = lines.first?.op, start || lines.count >= 3 || lines.last?.plan.endsBlock == true else { return }
+        // What it led to has no plan.
+        lines[lines.count - 1].isFollowed = false
         instructionCount += lines.count
         segmentHead = head
         isFirstSegment = start
         analyseFlags()
         advancing = 0
         for index in lines.indices { advancing |= lines[index].plan.advances(lines[index].instruction) }
-        (siteCount, counters) = (0, 0)
+        (siteCount, counters, isRepeated) = (0, 0, false)
         if start {
             numberSites()
             repeatLoop()
@@ -287,6 +314,7 @@ struct BlockTranslator {
         let turn = lines.count
         let turns = min(LoopTurns.most, LoopTurns.lines / turn)
         guard turns > 1 else { return }
+        isRepeated = true
         for _ in 1..<turns {
             lines[lines.count - 1].isTurn = true
             lines.append(contentsOf: lines[..<turn])
@@ -365,7 +393,7 @@ struct BlockTranslator {
     }
     private mutating func load(_ address: MissedAddress) {
         switch address {
-        case .above(let cell): code.op(0x03, reg: Host.address, Host.cell(cell))
+        case .above(let tag): code.op(0x03, reg: Host.address, tag)
         case .relative(let distance):
             code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
             code.lea(Host.address, .memory(base: Host.address, displacement: distance))
@@ -386,6 +414,10 @@ struct BlockTranslator {
             code.patch(miss.jump)
             countMiss(miss)
             load(miss.address)
+            if let own = miss.own {
+                code.store(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+                code.leaRIP(Host.rax, Int(bitPattern: own))
+            }
             code.moveImmediate(Host.scratch, UInt64(4096 - miss.size))
             code.call(miss.lookUp)
             if let fallback = miss.fallback { code.jump(if: 7, to: fallbacks[fallback].start) } else { slow[miss.slow].jumps.append(code.jump(if: 7)) }

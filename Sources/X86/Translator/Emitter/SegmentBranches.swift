@@ -38,6 +38,14 @@ extension BlockTranslator {
         return true
     }
 
+    /// What a jump leads to follows. Backward that is not without asking whether somebody wants something.
+    mutating func follow(_ line: Line) {
+        guard target(line) <= line.offset else { return }
+        aboutToClobber(line)
+        code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
+        code.byte(0)
+        slowPath(Jumps(code.jump(if: 5)), line)
+    }
     /// Goes on at an offset from the page's start.
     mutating func edge(_ line: Line, to offset: Int, isCall: Bool = false) {
         flushVectors()

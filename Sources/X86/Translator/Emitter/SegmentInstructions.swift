@@ -74,7 +74,7 @@ extension BlockTranslator {
         case .lea: lea(line)
         case .zeroUpper: zeroUpper(line)
         case .nop: if line.instruction.opcode == 0x90, line.instruction.rep == 0xF3 { code.bytes(0xF3, 0x90) }
-        case .jump: edge(line, to: target(line))
+        case .jump: line.isFollowed ? follow(line) : edge(line, to: target(line))
         case .conditional: conditional(line)
         case .call: call(line)
         case .ret: ret(line)

@@ -1,12 +1,15 @@
 import CX86
 
-/// Which operands remember the page they used last.
+/// Which operands remember the page they used last, and where.
 enum BaseCache {
+    /// In the state, for operands of all blocks.
+    case shared(Int)
+    /// In one that is the operand's own, beside the code: those of which a trial has shown that they stay in their page.
+    case own(_ site: Int8)
+
     static let stack = 0
     /// By base register, for operands that go through an array.
     static func advancing(_ base: Int8) -> Int { 1 + Int(base) }
-    /// The same for operands of which a trial has shown that they stay in their page.
-    static func staying(_ base: Int8) -> Int { 17 + Int(base) }
     /// For addresses that the instruction alone decides, or nearly: programs go round a few dozen pages of those.
     static func named(page address: Int64) -> Int {
         let page = UInt64(bitPattern: address) >> 12
@@ -60,12 +63,12 @@ extension BlockTranslator {
     }
     /// Which base cache an operand uses; nil for pointers and indices that wander: they ask the TLB itself. (Programs that
     /// follow pointers change pages so often that finding out costs more than it saves: 40 % of the time in Python.)
-    func baseCache(_ i: Instruction) -> Int? {
-        if i.isRIPRelative || i.base < 0 || i.segmentOverride >= 4 { return BaseCache.named(page: i.isRIPRelative ? linear &+ i.displacement : i.displacement) }
+    func baseCache(_ i: Instruction) -> BaseCache? {
+        if i.isRIPRelative || i.base < 0 || i.segmentOverride >= 4 { return .shared(BaseCache.named(page: i.isRIPRelative ? linear &+ i.displacement : i.displacement)) }
         if i.index >= 0 {
-            return (advancing >> UInt16(i.index) | advancing >> UInt16(i.base)) & 1 != 0 ? BaseCache.advancing(i.base) : nil
+            return (advancing >> UInt16(i.index) | advancing >> UInt16(i.base)) & 1 != 0 ? .shared(BaseCache.advancing(i.base)) : nil
         }
-        return i.base == 4 ? BaseCache.stack : nil
+        return i.base == 4 ? .shared(BaseCache.stack) : nil
     }
     static func cell(_ baseCache: Int, write: Bool) -> Int {
         let stride = MemoryLayout<x86_base_cache>.stride
@@ -75,16 +78,23 @@ extension BlockTranslator {
     /// How often the segment asks each base cache: what only one operand asks stays as it is to the segment's end.
     mutating func countCacheUses() {
         cacheUses = InlineArray(repeating: 0)
-        func use(_ number: Int?) { if let number, number < BaseCache.firstNamed { cacheUses[number] &+= 1 } }
+        func use(_ cache: BaseCache?) { if case .shared(let number) = cache, number < BaseCache.firstNamed { cacheUses[number] &+= 1 } }
         for line in lines {
             if line.instruction.isMemory, line.plan.size > 0 {
                 if line.memory == nil { use(operandCache(line)) } else if line.memory?.opening != nil { use(openingCache(line)) }
             }
-            if line.plan.usesStack, line.stack == nil || line.stack?.opening != nil { use(BaseCache.stack) }
+            if line.plan.usesStack, line.stack == nil || line.stack?.opening != nil { use(.shared(BaseCache.stack)) }
         }
     }
-    private func openingCache(_ line: Line) -> Int? {
-        line.instruction.base == 4 && line.instruction.index < 0 ? BaseCache.stack : windowCache(line)
+    /// Whether a base cache that was asked holds what it holds to the segment's end.
+    private func isAskedOnce(_ cache: BaseCache) -> Bool {
+        switch cache {
+        case .shared(let number): cacheUses[number] == 1
+        case .own: !isRepeated
+        }
+    }
+    private func openingCache(_ line: Line) -> BaseCache? {
+        line.instruction.base == 4 && line.instruction.index < 0 ? .shared(BaseCache.stack) : windowCache(line)
     }
     /// What an address is the sum of, where nothing but registers and a displacement are.
     private struct Sum {
@@ -112,14 +122,14 @@ extension BlockTranslator {
     }
     /// Checks the linear address in r11, and says where it is on the host; r9 may be lost, and EFLAGS.
     private mutating func check(
-        size: Int, write: Bool, aligned: Bool = false, cache number: Int?, site: Int8 = -1, _ sum: Sum?
+        size: Int, write: Bool, aligned: Bool = false, cache: BaseCache?, site: Int8 = -1, _ sum: Sum?
     ) -> (Jumps, HostOperand) {
         var jumps = Jumps()
         if aligned {
             code.bytes(0x41, 0xF6, 0xC3, UInt8(size - 1))  // test r11b, …
             jumps.append(code.jump(if: 5))
         }
-        guard let number else {
+        guard let cache else {
             guard let sum else {
                 jumps.append(checkTable(size: size, write: write))
                 return (jumps, Self.checked)
@@ -129,13 +139,13 @@ extension BlockTranslator {
             code.load(Host.address, delta(table))
             return (jumps, operand(sum))
         }
-        let cell = compareWithCache(bank + number, size: size, write: write, site: site, fallback: nil)
-        guard let sum, number < BaseCache.firstNamed else {
-            if number < BaseCache.firstNamed { code.op(0x03, reg: Host.address, Host.cell(cell)) }
-            code.op(0x03, reg: Host.address, Host.cell(cell + 8))
+        let cell = compareWithCache(cache, size: size, write: write, site: site, fallback: nil)
+        guard let sum, !cell.isPage else {
+            if !cell.isPage { code.op(0x03, reg: Host.address, cell.tag) }
+            code.op(0x03, reg: Host.address, cell.way)
             return (jumps, Self.checked)
         }
-        code.load(Host.address, Host.cell(cell + 8))
+        code.load(Host.address, cell.way)
         return (jumps, operand(sum))
     }
     /// What the entry of the TLB that r9 found adds to a linear address.
@@ -144,17 +154,34 @@ extension BlockTranslator {
         Host.cell(table + (write ? Int32(X86_TLB_COLUMN) : 0), index: Host.scratch, scale: 3)
     }
     /// The offset in its page of the linear address in r11, if that is the base cache's. Returns where that is.
-    private mutating func compareWithCache(_ number: Int, size: Int, write: Bool, site: Int8, fallback: Int?) -> Int {
-        let cell = Self.cell(number, write: write)
-        named.forget(number - bank)
+    private mutating func compareWithCache(_ choice: BaseCache, size: Int, write: Bool, site: Int8, fallback: Int?) -> Cell {
         let again = code.here
-        code.op(0x2B, reg: Host.address, Host.cell(cell))
+        let (cell, lookUp, own): (Cell, (read: Int, write: Int), UInt?)
+        switch choice {
+        case .shared(let number):
+            let offset = Self.cell(bank + number, write: write)
+            named.forget(number)
+            cell = Cell(tag: Host.cell(offset), way: Host.cell(offset + 8), isPage: number >= BaseCache.firstNamed)
+            (lookUp, own) = (cache.lookUp[bank + number], nil)
+        case .own(let site):
+            let place = ownCache(site, write: write)
+            cell = Cell(tag: .near(place), way: .near(place + 8), isPage: false)
+            (lookUp, own) = (bank > 0 ? cache.operandCaches.lookUp.user : cache.operandCaches.lookUp.supervisor, place)
+        }
+        code.op(0x2B, reg: Host.address, cell.tag)
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(4096 - size))
-        let lookUp = write ? cache.lookUp[number].write : cache.lookUp[number].read
         misses.append(
-            Miss(jump: code.jump(if: 7), again: again, address: .above(cell: cell), size: size, lookUp: lookUp, slow: slow.count, site: site, fallback: fallback))
+            Miss(
+                jump: code.jump(if: 7), again: again, address: .above(cell.tag), size: size, lookUp: write ? lookUp.write : lookUp.read, own: own,
+                slow: slow.count, site: site, fallback: fallback))
         return cell
+    }
+    /// Where a base cache has what it knows: its tag, and the distance from the guest's addresses to the host's, or the host's page.
+    private struct Cell {
+        var tag: HostOperand
+        var way: HostOperand
+        var isPage: Bool
     }
     /// The number of the TLB's entry for r11 in r9. Returns where the table lies in the state.
     private mutating func hashPage() -> Int32 {
@@ -184,7 +211,7 @@ extension BlockTranslator {
     ) -> HostOperand {
         usedWindow = use.window
         if let opening = use.opening {
-            deltas[use.window] = Int(X86_T1_DELTA_OFFSET) + use.window * 8
+            deltas[use.window] = Host.cell(Int(X86_T1_DELTA_OFFSET) + use.window * 8)
             aboutToClobber(line)
             if index == nil, opening.low == 0 {
                 code.move(Host.address, base)
@@ -193,15 +220,15 @@ extension BlockTranslator {
             }
             var jumps = Jumps()
             var mayExhaust = false
-            if let number = base == Host.guestRSP && index == nil ? BaseCache.stack : windowCache(line) {
+            if let cache = base == Host.guestRSP && index == nil ? .shared(BaseCache.stack) : windowCache(line) {
                 let fallback = hasFallbacks ? fallbacks.count : nil
-                let cell = compareWithCache(bank + number, size: opening.size, write: opening.writes, site: line.site, fallback: fallback)
-                code.load(Host.address, Host.cell(cell + 8))
-                if index == nil, cacheUses[number] == 1 {
-                    deltas[use.window] = cell + 8
+                let cell = compareWithCache(cache, size: opening.size, write: opening.writes, site: line.site, fallback: fallback)
+                code.load(Host.address, cell.way)
+                if index == nil, isAskedOnce(cache) {
+                    deltas[use.window] = cell.way
                 } else {
                     if index != nil { code.op(0x03, reg: Host.address, .register(base)) }
-                    code.store(Host.address, Host.cell(deltas[use.window]))
+                    code.store(Host.address, deltas[use.window])
                 }
                 mayExhaust = line.site >= 0
             } else {
@@ -209,7 +236,7 @@ extension BlockTranslator {
                 jumps.append(fails)
                 code.load(Host.address, delta(table))
                 if index != nil { code.op(0x03, reg: Host.address, .register(base)) }
-                code.store(Host.address, Host.cell(deltas[use.window]))
+                code.store(Host.address, deltas[use.window])
             }
             if hasFallbacks {
                 // For when patience ends.
@@ -221,7 +248,7 @@ extension BlockTranslator {
         } else {
             if aligned { aboutToClobber(line) }
             let isHeld = held.map { $0.window == use.window && $0.at == code.here } ?? false
-            if !isHeld { code.load(Host.address, Host.cell(deltas[use.window])) }
+            if !isHeld { code.load(Host.address, deltas[use.window]) }
         }
         let displacement = Int32(truncatingIfNeeded: displacement + use.moved) + (base == Host.guestRSP ? stackMove : 0)
         let operand = HostOperand.memory(base: Host.address, index: index?.host ?? base, scale: index?.scale ?? 0, displacement: displacement)
@@ -274,7 +301,7 @@ extension BlockTranslator {
             misses.append(
                 Miss(
                     jump: code.jump(if: 5), again: again, address: i.isRIPRelative ? .relative(Int32(address)) : .absolute(Int32(address)), size: size,
-                    lookUp: line.plan.writesRM ? lookUp.write : lookUp.read, slow: slow.count, site: -1, fallback: nil))
+                    lookUp: line.plan.writesRM ? lookUp.write : lookUp.read, own: nil, slow: slow.count, site: -1, fallback: nil))
             slowPath(Jumps(), line)
             named.note(number, page: page, isRelative: i.isRIPRelative, write: line.plan.writesRM)
         }
@@ -287,7 +314,7 @@ extension BlockTranslator {
         aboutToClobber(line)
         if displacement == 0 { code.move(Host.address, base) } else { code.lea(Host.address, .memory(base: base, displacement: Int32(displacement))) }
         let sum = Sum(base: base == Host.guestRSP ? 4 : base, index: nil, displacement: Int32(displacement))
-        let (jumps, operand) = check(size: 8, write: write, cache: base == Host.guestRSP ? BaseCache.stack : nil, sum)
+        let (jumps, operand) = check(size: 8, write: write, cache: base == Host.guestRSP ? .shared(BaseCache.stack) : nil, sum)
         slowPath(jumps, line)
         return operand
     }

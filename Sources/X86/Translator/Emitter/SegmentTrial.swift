@@ -5,6 +5,7 @@ extension BlockTranslator {
     /// Numbers the operands that could do either.
     mutating func numberSites() {
         siteCount = 0
+        ownCaches = InlineArray(repeating: 0)
         if case .none = phase { return }
         for index in lines.indices where siteCount < AccessTrial.mostSites && isSite(lines[index]) {
             lines[index].site = Int8(siteCount)
@@ -16,16 +17,22 @@ extension BlockTranslator {
         return i.isMemory && line.plan.kind != .bitString && line.plan.size > 0 && i.base >= 0 && i.base != 4 && !i.isRIPRelative && i.segmentOverride < 4
     }
     /// The base cache of a line's memory operand; nil for those that ask the TLB.
-    func operandCache(_ line: Line) -> Int? {
+    func operandCache(_ line: Line) -> BaseCache? {
         guard line.site >= 0 else { return baseCache(line.instruction) }
         switch phase {
-        case .trial where counters != 0 && usesWindows: return BaseCache.staying(line.instruction.base)
-        case .judged(let stays): return stays >> UInt16(line.site) & 1 != 0 && usesWindows ? BaseCache.staying(line.instruction.base) : nil
+        case .trial where counters != 0 && usesWindows: return .own(line.site)
+        case .judged(let stays): return stays >> UInt32(line.site) & 1 != 0 && usesWindows ? .own(line.site) : nil
         default: return baseCache(line.instruction)
         }
     }
+    /// Where the base cache that is an operand's own lies: the turns of a loop share it, but not those that write with those that do not.
+    mutating func ownCache(_ site: Int8, write: Bool) -> UInt {
+        let number = Int(site) * 2 + (write ? 1 : 0)
+        if ownCaches[number] == 0 { ownCaches[number] = cache.makeOperandCache() }
+        return ownCaches[number]
+    }
     /// The same for the operand that opens a window.
-    func windowCache(_ line: Line) -> Int? {
+    func windowCache(_ line: Line) -> BaseCache? {
         guard line.site >= 0, counters != 0 else { return nil }
         return operandCache(line)
     }
