@@ -48,15 +48,14 @@ final class CommandPorts: @unchecked Sendable {  // `reported` is behind the loc
         let descriptor = fromGuest.fileHandleForReading.fileDescriptor
         Thread { [self] in
             guard let stream = fdopen(descriptor, "r") else { return }
-            var line: UnsafeMutablePointer<CChar>?
-            var room = 0
-            defer { free(line) }
-            var lives = 0
-            while getline(&line, &room, stream) > 0, let text = line {
-                let words = String(cString: text).split(whereSeparator: \.isWhitespace)
+            // A guest may write anything, for ever: longer lines come in pieces.
+            var line = [CChar](repeating: 0, count: 256)
+            var isReady = false
+            while fgets(&line, Int32(line.count), stream) != nil {
+                let words = String(decoding: line.prefix { $0 != 0 }.map(UInt8.init(bitPattern:)), as: UTF8.self).split(whereSeparator: \.isWhitespace)
                 if words.first == "ready" {
-                    lives += 1
-                    if lives > 1 { DispatchQueue.main.async { news(.restarted) } }
+                    if isReady { return DispatchQueue.main.async { news(.restarted) } }
+                    isReady = true
                 } else if let value = words.last.flatMap({ Int32($0) }), status == nil {
                     lock.withLock { reported = value }
                     DispatchQueue.main.async { news(.finished) }

@@ -158,8 +158,8 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             let ports = CommandPorts(command: options.command)
             commandPorts = ports
             configuration.consoleDevices.append(ports.device)
-            // A guest that panics restarts, which ends the command, instead of standing still for ever.
-            arguments.append("vz.command panic=-1")
+            // A guest that panics restarts, which ends the command, instead of standing still for ever; before what the user may say of that.
+            arguments.insert("vz.command panic=-1", at: 1)
         }
         // Base64, as nothing else may be in a word of the kernel's.
         for (index, mount) in options.mount.enumerated() { arguments.append("vz.mount=share\(index):\(Data(mount.guest.utf8).base64EncodedString())") }

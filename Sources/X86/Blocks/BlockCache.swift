@@ -47,6 +47,8 @@ final class BlockCache {
     var bytes: Int { used * MemoryLayout<x86_op>.stride }
     var isFull: Bool { used + Self.maximumOperations + 4 > Self.capacity }
 
+    /// Each privilege has its own blocks: translated code names the base caches of one.
+    static func key(_ gpa: UInt64, user: Bool, mode: UInt8) -> UInt64 { gpa << 3 | (user ? 4 : 0) | UInt64(mode) }
     private func bucket(_ key: UInt64) -> UnsafeMutablePointer<Slot> {
         // The blocks of a code page lie near each other, over 64 buckets: they are looked for one after the other.
         let page = (((key >> 12) &* 0x9E37_79B9_7F4A_7C15) >> (70 - Self.hashBits)) << 4

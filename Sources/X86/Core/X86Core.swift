@@ -333,8 +333,7 @@ package final class X86Core: @unchecked Sendable {  // see above
                 enter(translation, linear)
             }
         }
-        // Each privilege has its own blocks: translated code names the base caches of one.
-        let key = gpa << 3 | (user ? 4 : 0) | UInt64(s.pointee.mode)
+        let key = BlockCache.key(gpa, user: user, mode: s.pointee.mode)
         if !stepping, let known = blocks.find(key) {
             noteFound(known, rip, isFirst: isFirst)
             return known

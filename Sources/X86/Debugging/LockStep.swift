@@ -196,7 +196,7 @@ extension X86Core {
         let linear = state.pointee.block_base &+ UInt64(first.pointee.off)
         guard case .ok(let translation) = translate(linear, .fetch, user: state.pointee.cpl == 3) else { return nil }
         let gpa = translation.gpa
-        let key = gpa << 3 | (state.pointee.cpl == 3 ? 4 : 0) | 2
+        let key = BlockCache.key(gpa, user: state.pointee.cpl == 3, mode: 2)
         if let known = lockStep.blocks.find(key) { return known.pointee.extra == .max ? nil : (known, UInt64(known.pointee.extra)) }
         guard let page = memory.page(gpa), let host = memory.host(gpa) else { return nil }
         if lockStep.blocks.isFull { lockStep.blocks.flush() }

@@ -37,8 +37,8 @@ struct AccessTrial {
             case .none, .judged: false
             }
         }
-        /// Segments go on where jumps lead.
-        var goesOnElsewhere: Bool {
+        /// Segments go further, and on where jumps lead: watched ones, too, as what is judged is what was watched.
+        var goesFar: Bool {
             switch self {
             case .trial, .judged: true
             case .none, .counted: false

@@ -398,8 +398,8 @@ struct TranslationExtent {
     private var conditionals = 0
     private let largest: Int
 
-    /// - Parameter runsOften: what runs most is worth more code.
-    init(runsOften: Bool = false) { largest = runsOften ? 8 : 4 }
+    /// - Parameter goesFar: what runs most is worth more code.
+    init(goesFar: Bool = false) { largest = goesFar ? 8 : 4 }
 
     /// - Parameter offset: the instruction's in its page.
     mutating func goesOn(behind i: Instruction, _ plan: TranslationPlan, at offset: Int) -> Bool {

@@ -50,13 +50,7 @@ struct OperandCaches {
         let start = code.here
         code.push(1)
         code.push(2)
-        code.bytes(0x44, 0x89, 0xD9, 0xC1, 0xE9, 0x0C)  // mov ecx, r11d; shr ecx, 12
-        code.lea(1, Host.cell(Int32(X86_TLB_TABLES) + (user ? Int32(X86_TLB_BYTES) : 0), index: 1, scale: 3))
-        let tag = HostOperand.memory(base: 1, displacement: write ? Int32(X86_TLB_COLUMN) : 0)
-        code.move(2, Host.address)
-        code.op(0x33, reg: 2, tag)
-        code.op(0x39, reg: Host.scratch, .register(2))  // cmp rdx, r9
-        let fails = code.jump(if: 7)
+        let (tag, fails) = code.findPage(entry: 1, scratch: 2, user: user, write: write)
         code.load(2, .memory(base: 0))
         code.op(0x3B, reg: 2, Host.cell(Int(X86_OWN_EMPTY_OFFSET)))
         let isListed = code.jump(if: 5)

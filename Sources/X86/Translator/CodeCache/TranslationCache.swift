@@ -569,14 +569,7 @@ final class TranslationCache {
         let cell = BlockTranslator.cell(cache, write: false)
         code.push(0)
         code.push(1)
-        code.bytes(0x44, 0x89, 0xD8, 0xC1, 0xE8, 0x0C)  // mov eax, r11d; shr eax, 12
-        let table = Int32(X86_TLB_TABLES) + (cache >= Int(X86_BASE_CACHES) ? Int32(X86_TLB_BYTES) : 0)
-        code.lea(0, Host.cell(table, index: 0, scale: 3))
-        let tag = HostOperand.memory(base: 0, displacement: write ? Int32(X86_TLB_COLUMN) : 0)
-        code.move(1, Host.address)
-        code.op(0x33, reg: 1, tag)
-        code.op(0x39, reg: Host.scratch, .register(1))  // cmp rcx, r9
-        let fails = code.jump(if: 7)
+        let (tag, fails) = code.findPage(entry: 0, scratch: 1, user: cache >= Int(X86_BASE_CACHES), write: write)
         // A page that may be written may be read.
         code.load(1, tag)
         code.store(1, Host.cell(cell))

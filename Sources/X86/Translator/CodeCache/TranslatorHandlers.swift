@@ -162,10 +162,9 @@ extension X86Core {
     ) -> Int {
         // Taken out while it works: one that somebody else holds, too, would be copied.
         var translator = spareTranslator.take() ?? BlockTranslator(cache: translations, features: features, first: first, repeatsLoops: lockStep == nil)
-        let linear = state.pointee.block_base
-        translator.translate(bytes, first: first, gpa: gpa, linear: linear, isUser: state.pointee.cpl == 3, version: version, next: next, phase: phase) {
-            let key = $0 << 3 | (state.pointee.cpl == 3 ? 4 : 0) | UInt64(state.pointee.mode)
-            return blocks.find(key)
+        let (linear, isUser, mode) = (state.pointee.block_base, state.pointee.cpl == 3, state.pointee.mode)
+        translator.translate(bytes, first: first, gpa: gpa, linear: linear, isUser: isUser, version: version, next: next, phase: phase) {
+            blocks.find(BlockCache.key($0, user: isUser, mode: mode))
         }
         let count = translator.instructionCount
         spareTranslator = translator

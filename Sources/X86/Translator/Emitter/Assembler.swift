@@ -169,6 +169,18 @@ struct Assembler {
         bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 1))  // shr r9d, …
         bytes(0x41, 0x83, 0xE1, 0xFE)  // and r9d, -2
     }
+    /// The address of the TLB's entry for the linear address in r11 in `entry`; jumps if that does not have it, with 4096 less the
+    /// operand's size in r9. Both are registers of the first eight. Returns the tag, too.
+    mutating func findPage(entry: UInt8, scratch: UInt8, user: Bool, write: Bool) -> (tag: HostOperand, fails: UnsafeMutablePointer<UInt8>) {
+        move(entry, Host.address, wide: false)
+        bytes(0xC1, 0xE8 | entry, 0x0C)  // shr …, 12
+        lea(entry, Host.cell(Int32(X86_TLB_TABLES) + (user ? Int32(X86_TLB_BYTES) : 0), index: entry, scale: 3))
+        let tag = HostOperand.memory(base: entry, displacement: write ? Int32(X86_TLB_COLUMN) : 0)
+        move(scratch, Host.address)
+        op(0x33, reg: scratch, tag)
+        op(0x39, reg: Host.scratch, .register(scratch))
+        return (tag, jump(if: 7))
+    }
     /// A counter of 16 bits in the code's buffer; the sign flag says when it has passed 0. EFLAGS are lost.
     mutating func decrement(_ counter: UInt) {
         byte(0x66)

@@ -116,7 +116,7 @@ struct BlockTranslator {
     /// Where each window's distance is.
     var deltas: InlineArray<4, HostOperand> = InlineArray(repeating: .register(0))
     var cacheUses: InlineArray<17, UInt8> = InlineArray(repeating: 0)
-    /// By site, base caches that are an operand's own, for reading and for writing; 0 for none yet.
+    /// By site, base caches that are an operand's own, for reading and for writing (twice `AccessTrial.mostSites`); 0 for none yet.
     var ownCaches: InlineArray<62, UInt> = InlineArray(repeating: 0)
     /// Lines of the segment are a loop's turns.
     var isRepeated = false
@@ -179,7 +179,7 @@ struct BlockTranslator {
         lines.removeAll(keepingCapacity: true)
         var start = true
         var ended = false
-        var extent = TranslationExtent(runsOften: phase.isLast)
+        var extent = TranslationExtent(goesFar: phase.goesFar)
         while op.pointee.len > 0, !ended, cache.hasRoom(code, cold: cold) {
             let offset = Int(op.pointee.off)
             let rest = Self.rest(bytes, from: offset - Int(gpa & 4095))
@@ -188,7 +188,7 @@ struct BlockTranslator {
             {
                 lines.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
                 ended = !extent.goesOn(behind: i, plan, at: offset)
-                if ended, phase.goesOnElsewhere, let followed = self.followed(block) {
+                if ended, phase.goesFar, let followed = self.followed(block) {
                     lines[lines.count - 1].isFollowed = true
                     ended = false
                     op = followed
