@@ -216,11 +216,11 @@ final class TranslationCache {
         let isHot = offset(code) >= Self.hotStart
         let begin = isHot ? hotUsed : used
         latest = (UInt(bitPattern: executable) + UInt(begin), end(code) - begin)
-        largePages.grown(writable, executable, from: begin, to: end(code))
+        largePages.grown(writable, executable, from: begin, to: end(code), of: isHot ? Self.hotStart : Self.codeStart)
         if isHot { hotUsed = end(code) } else { used = end(code) }
     }
     func commitCold(_ code: Assembler) {
-        largePages.grown(writable, executable, from: coldUsed, to: end(code))
+        largePages.grown(writable, executable, from: coldUsed, to: end(code), of: Self.coldStart)
         coldUsed = end(code)
     }
     private func offset(_ code: Assembler) -> Int { UnsafeMutableRawPointer(code.cursor) - writable }
