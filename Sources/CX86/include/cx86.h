@@ -243,6 +243,8 @@ static inline void *_Nonnull cx_map_zeroed(unsigned long size) {
   if (p == MAP_FAILED) abort();
   return p;
 }
+/// Large pages as private memory is touched, where the host has them.
+static inline void cx_prefer_large(void *_Nonnull p, unsigned long size) { madvise(p, size, 14 /* MADV_HUGEPAGE */); }
 /// Gives pages back; they read as zeroes again. `shared`: of a memory file.
 static inline void cx_discard(void *_Nonnull p, unsigned long size, int shared) { madvise(p, size, shared ? MADV_REMOVE : MADV_DONTNEED); }
 static inline void cx_unmap(void *_Nonnull p, unsigned long size) { munmap(p, size); }
