@@ -9,7 +9,15 @@ package enum CodeSize: UInt8, Sendable {
 package struct Instruction: Sendable {
     package enum Map: UInt8, Sendable { case one, two, three38, three3A }
 
-    package var length = 0
+    package var displacement: Int64 = 0
+    /// The first immediate, sign-extended from its width.
+    package var immediate: Int64 = 0
+    /// Fields are small, as instructions are copied often.
+    private var lengthInBytes: UInt8 = 0
+    package var length: Int {
+        get { Int(lengthInBytes) }
+        set { lengthInBytes = UInt8(truncatingIfNeeded: newValue) }
+    }
     package var map = Map.one
     package var opcode: UInt8 = 0
     package var hasModRM = false
@@ -22,10 +30,7 @@ package struct Instruction: Sendable {
     package var base: Int8 = -1
     package var index: Int8 = -1
     package var scale: UInt8 = 0
-    package var displacement: Int64 = 0
     package var isRIPRelative = false
-    /// The first immediate, sign-extended from its width.
-    package var immediate: Int64 = 0
     /// The second: ENTER's nesting level or a far pointer's selector.
     package var immediate2: UInt16 = 0
     /// 2, 4 or 8 bytes: the operand size of an instruction that is not a byte form.

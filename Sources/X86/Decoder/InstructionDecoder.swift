@@ -1,6 +1,8 @@
 /// Decodes one instruction from bytes. Pure: the bytes are our own copy or code that a block was stamped for.
 package struct InstructionDecoder {
     private let bytes: UnsafeBufferPointer<UInt8>
+    /// How many of them are looked at.
+    private let limit: Int
     private var position = 0
     private var result = Instruction()
     private var rexByte: UInt8 = 0
@@ -8,6 +10,7 @@ package struct InstructionDecoder {
 
     private init(_ bytes: UnsafeBufferPointer<UInt8>, code: CodeSize) {
         self.bytes = bytes
+        limit = min(bytes.count, 15)
         result.code = code
     }
 
@@ -22,7 +25,7 @@ package struct InstructionDecoder {
     }
 
     private mutating func byte() -> UInt8 {
-        guard position < bytes.count, position < 15 else {
+        guard position < limit else {
             overran = true
             return 0
         }
@@ -31,6 +34,11 @@ package struct InstructionDecoder {
     }
 
     private mutating func signed(_ count: Int) -> Int64 {
+        if count == 1 { return Int64(Int8(bitPattern: byte())) }
+        if count == 4, position + 4 <= limit, let start = bytes.baseAddress {
+            defer { position += 4 }
+            return Int64(Int32(littleEndian: UnsafeRawPointer(start + position).loadUnaligned(as: Int32.self)))
+        }
         var value: UInt64 = 0
         for shift in 0..<count { value |= UInt64(byte()) << (8 * UInt64(shift)) }
         let unused = Int64(64 - 8 * count)
@@ -111,7 +119,7 @@ package struct InstructionDecoder {
     private func isVEX(_ opcode: UInt8) -> Bool {
         guard opcode == 0xC4 || opcode == 0xC5, result.code != .bits16 else { return false }
         if result.code == .bits64 { return true }
-        return position < min(bytes.count, 15) && bytes[position] >= 0xC0
+        return position < limit && bytes[position] >= 0xC0
     }
     /// Takes in the rest of a VEX prefix; the opcode map (1…3), nil when it is undefined.
     private mutating func vex(_ opcode: UInt8) -> Int? {

@@ -5,16 +5,34 @@
 enum AccessWindow {
     /// How one operand uses a window.
     struct Use {
-        let window: Int
+        private let number: Int8
         /// The range to check, relative to the registers at this operand; only for the first.
         let opening: Opening?
         /// What has been added to the base since then. With an index only: others have the base itself in their operand.
-        let moved: Int
+        private let distance: Int32
+        var window: Int { Int(number) }
+        var moved: Int { Int(distance) }
+
+        /// - Parameter moved: less than a million either way.
+        init(window: Int, opening: Opening?, moved: Int) {
+            number = Int8(truncatingIfNeeded: window)
+            self.opening = opening
+            distance = Int32(truncatingIfNeeded: moved)
+        }
     }
     struct Opening {
-        let low: Int
-        let size: Int
+        private let offset: Int32
+        private let bytes: Int16
         let writes: Bool
+        var low: Int { Int(offset) }
+        var size: Int { Int(bytes) }
+
+        /// - Parameter size: at most `largest`.
+        init(low: Int, size: Int, writes: Bool) {
+            offset = Int32(truncatingIfNeeded: low)
+            bytes = Int16(truncatingIfNeeded: size)
+            self.writes = writes
+        }
     }
     static let largest = 512
     static let perSegment = 4

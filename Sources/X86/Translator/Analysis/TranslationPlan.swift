@@ -35,7 +35,11 @@ struct TranslationPlan {
     var byteReg = false
     var byteRM = false
     /// Bytes of the memory operand.
-    var size = 0
+    var size: Int {
+        get { Int(operandBytes) }
+        set { operandBytes = UInt16(truncatingIfNeeded: newValue) }
+    }
+    private var operandBytes: UInt16 = 0
     var aligned = false
     /// VEX: the third register, whether it is read and written, and a fourth in the immediate.
     var isVEX = false
@@ -51,7 +55,11 @@ struct TranslationPlan {
     /// Prefixes and map belong to the opcode.
     var isExtended = false
     /// Bytes of the immediate that goes with it.
-    var immediateSize = 0
+    var immediateSize: Int {
+        get { Int(immediateBytes) }
+        set { immediateBytes = UInt8(truncatingIfNeeded: newValue) }
+    }
+    private var immediateBytes: UInt8 = 0
 
     var readsFlags = false
     var definesFlags = false
