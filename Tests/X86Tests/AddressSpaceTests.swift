@@ -39,8 +39,14 @@ struct AddressSpaceTests {
         put(kernelTables + 0x1000, kernelTables + 0x2000 | 3)
         put(kernelTables + 0x2000, kernelPage | 0x103)
         put(kernelTables + 0x2008, onePage | 0x103)
-        // mov ecx, 600; 1: call the next page, at 0x10; call it at 0x40; dec ecx; jnz 1b; syscall
-        put(programPage, [0xB9, 0x58, 2, 0, 0, 0x90, 0x90, 0xE8, 4, 0x10, 0, 0, 0xE8, 0x2F, 0x10, 0, 0, 0xFF, 0xC9, 0x75, 0xF2, 0x0F, 0x05])
+        // mov ecx, 600; 1: call the next page, at 0x10; call it at 0x40; call 0xFFD; dec ecx; jnz 1b; syscall
+        put(
+            programPage,
+            [0xB9, 0x58, 2, 0, 0, 0x90, 0x90, 0xE8, 4, 0x10, 0, 0, 0xE8, 0x2F, 0x10, 0, 0, 0xE8, 0xE7, 0xF, 0, 0, 0xFF, 0xC9, 0x75, 0xED, 0x0F, 0x05])
+        // At 0xFFD: add rax, 2 or 0x102, which lies in both pages; ret
+        put(programPage + 0xFFD, [0x48, 0x05, 2])
+        put(onePage, [0, 0, 0, 0xC3])
+        put(thousandPage, [1, 0, 0, 0xC3])
         for place in [0x10, 0x40] as [UInt64] {
             put(onePage + place, [0x48, 0xFF, 0xC0, 0xC3])  // inc rax; ret
             put(thousandPage + place, [0x48, 0x05, 0xE8, 3, 0, 0, 0xC3])  // add rax, 1000; ret
@@ -63,7 +69,7 @@ struct AddressSpaceTests {
         mutating func runProgram() {
             // lea rdx, [rip + 12]; mov rcx, r8; mov r11d, 2; sysretq
             code += [0x48, 0x8D, 0x15, 12, 0, 0, 0, 0x4C, 0x89, 0xC1, 0x41, 0xBB, 2, 0, 0, 0, 0x48, 0x0F, 0x07]
-            sum &+= 600 * (isSecond || programHasThousands ? thousands.0 + thousands.1 : 2)
+            sum &+= 600 * (isSecond || programHasThousands ? thousands.0 + thousands.1 + 0x102 : 4)
         }
         mutating func runKernel() {
             code += [0xBB, 0x58, 2, 0, 0]  // mov ebx, 600; 1: call the next page, at 0x10; dec ebx; jnz 1b

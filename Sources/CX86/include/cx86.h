@@ -17,7 +17,8 @@ int ftruncate(int fd, long length);
 #include <unistd.h>
 
 #define X86_TLB_SIZE (1 << 20) // as many pages as 32 bits of an address tell apart
-#define X86_JCACHE_SIZE 32768
+#define X86_JCACHE_BITS 17
+#define X86_JCACHE_SIZE (1 << X86_JCACHE_BITS)
 
 struct x86_cpu;
 struct x86_op;

@@ -20,16 +20,18 @@ struct SavedContexts {
         var pageCount = 0
         /// When it was saved.
         var age: UInt64 = 0
+        /// How many neighbours there were for edges between pages (`TranslationCache.newest`).
+        var neighbours = 0
         /// How often it has been used since it was begun.
         var turns = 0
         let jumps: UnsafeMutablePointer<Jump>
         let pages: UnsafeMutablePointer<Page>
     }
     /// Programs that use more run for longer, too.
-    static let mostJumps = 4096
-    static let mostPages = 256
+    static let mostJumps = 65536
+    static let mostPages = 4096
     /// After so many it is begun anew: what the program no longer runs would be kept for ever, and looked after each time.
-    static let mostTurns = 16
+    static let mostTurns = 64
     private static let capacity = 16
     private static let bytes = UInt(capacity * (mostJumps * MemoryLayout<Jump>.stride + mostPages * MemoryLayout<Page>.stride))
 
@@ -83,7 +85,7 @@ extension X86Core {
         let new = state.pointee.cr3 & PTE.address
         guard old & PTE.address != new else { return isInPlace(user: true) ? () : dropCode(user: true) }
         saveUserCode(old & PTE.address)
-        dropCode(user: true)
+        leaveUserCode()
         savedContexts.turns = 0
         if let saved = savedContexts.take(new), saved.turns < SavedContexts.mostTurns, isInPlace(saved) { restoreUserCode(saved) }
     }
@@ -93,17 +95,21 @@ extension X86Core {
         let saved = savedContexts.make(cr3)
         userJumps.copy(to: saved.pointee.jumps)
         for n in 0..<pages { saved.pointee.pages[n] = SavedContexts.Page(page: userPlaces[n].page, linear: userPlaces[n].linear) }
+        saved.pointee.neighbours = translations?.newest ?? 0
         (saved.pointee.jumpCount, saved.pointee.pageCount, saved.pointee.turns) = (jumps, pages, savedContexts.turns)
     }
-    /// The user's code has just been dropped.
+    /// The user's code has just been left.
     private func restoreUserCode(_ saved: SavedContexts.Context) {
         for n in 0..<saved.pageCount {
             _ = userPlaces.note(saved.pages[n].page, at: saved.pages[n].linear)
             userPages.insert(saved.pages[n].linear)
         }
+        translations?.keep(since: saved.neighbours) { userPlaces.place(of: $0) }
         userJumps.fill(with: saved.jumps, saved.jumpCount)
         savedContexts.turns = saved.turns + 1
     }
+    /// Of a page that the user's code runs from at an address, now that this is known: edges to where other pages are stay linked.
+    func keepEdges(_ page: UInt, at linear: UInt64) { translations?.keep(page, at: linear) { userPlaces.place(of: $0) } }
     private func isInPlace(_ saved: SavedContexts.Context) -> Bool {
         for n in 0..<saved.pageCount where place(saved.pages[n].page, saved.pages[n].linear, user: true) == nil { return false }
         return true

@@ -43,19 +43,23 @@ struct TLBEntry {
 
 /// Which entries of a table (a TLB, a jump cache) were filled since it was emptied, so that emptying it costs what filling it did.
 struct FilledEntries {
-    private static let capacity = 32768
-    private let indices: UnsafeMutablePointer<UInt32> = .allocate(capacity: capacity)
+    private let capacity: Int
+    private let indices: UnsafeMutablePointer<UInt32>
     private(set) var count = 0
 
+    init(capacity: Int = 32768) {
+        self.capacity = capacity
+        indices = .allocate(capacity: capacity)
+    }
     func deallocate() { indices.deallocate() }
     /// False when there is no more room: then the whole table counts as filled.
     mutating func append(_ index: Int) -> Bool {
-        guard count < Self.capacity else { return false }
+        guard count < capacity else { return false }
         indices[count] = UInt32(truncatingIfNeeded: index)
         count += 1
         return true
     }
-    var isNearlyFull: Bool { count + 2 > Self.capacity }
+    var isNearlyFull: Bool { count + 2 > capacity }
     subscript(_ n: Int) -> Int { Int(indices[n]) }
     mutating func keep(_ index: Int, at n: Int) { indices[n] = UInt32(truncatingIfNeeded: index) }
     mutating func shrink(to n: Int) { count = n }
@@ -200,17 +204,21 @@ extension X86Core {
     }
     /// Forgets where all of a privilege's code is.
     func dropCode(user: Bool) {
-        if user {
-            userJumps.clear()
-            userPages.clear()
-            userPlaces.clear()
-        } else {
-            supervisorJumps.clear()
-            supervisorPages.clear()
-            supervisorPlaces.clear()
-        }
-        translations?.unlinkCrossing(user: user)
-        returns.forget(state, user: user)
+        if user { return dropUserCode { $0.unlinkCrossing(user: true) } }
+        supervisorJumps.clear()
+        supervisorPages.clear()
+        supervisorPlaces.clear()
+        translations?.unlinkCrossing(user: false)
+        returns.forget(state, user: false)
+    }
+    /// The same of the user's, for another address space's.
+    func leaveUserCode() { dropUserCode { $0.leaveAddressSpace() } }
+    private func dropUserCode(_ unlink: (TranslationCache) -> Void) {
+        userJumps.clear()
+        userPages.clear()
+        userPlaces.clear()
+        if let translations { unlink(translations) }
+        returns.forget(state, user: true)
     }
     func newContext() {
         for user in [false, true] { dropCode(user: user) }
@@ -237,14 +245,14 @@ extension X86Core {
 /// Where the jump caches keep an address: function entries have equal low bits, so those alone will not do.
 enum JumpHash {
     static let factor: UInt32 = 0x9E37_79B1
-    static let shift: UInt32 = 32 - 15
+    static let shift: UInt32 = 32 - UInt32(X86_JCACHE_BITS)
     @inline(__always) static func index(_ rip: UInt64) -> Int { Int((UInt32(truncatingIfNeeded: rip) &* factor) &>> shift) }
 }
 
 /// The jump cache of one privilege: which block begins at an address, in the current address space.
 struct JumpTable {
     var table: UnsafeMutablePointer<x86_jump> = UnsafeMutablePointer(bitPattern: 64).unsafelyUnwrapped
-    private var filled = FilledEntries()
+    private var filled = FilledEntries(capacity: Int(X86_JCACHE_SIZE))
     /// What the addresses mean: all entries are of one kind of code segment.
     private var mode: UInt8 = 0
     private var base: UInt64 = 0

@@ -425,7 +425,11 @@ package final class X86Core: @unchecked Sendable {  // see above
         if let page = memory.page(gpa) {
             let cell = memory.versionCell(page)
             news = user ? userPlaces.note(cell, at: linear & ~4095) : supervisorPlaces.note(cell, at: linear & ~4095)
-            if news == .second { translations?.unlinkCrossing(user: user) }
+            switch news {
+            case .none: break
+            case .first: if user { keepEdges(cell, at: linear & ~4095) }
+            case .second: translations?.unlinkCrossing(user: user)
+            }
         }
         if user {
             userPages.insert(linear)

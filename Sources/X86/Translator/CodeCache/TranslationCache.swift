@@ -67,6 +67,15 @@ final class TranslationCache {
         var crossing: Crossing?
         /// Whose list of linked edges it is in; 0: none.
         var page = 0
+        /// The same of edges to other pages.
+        var crossingPage = 0
+    }
+    /// What edges of a page that lead to one other page stand on.
+    private struct Neighbour {
+        /// The other page, and how far it lies from the first.
+        let page: Int
+        let distance: Int64
+        var edges: [Int]
     }
     /// A place in the buffer.
     typealias CodeOffset = Int32
@@ -124,8 +133,16 @@ final class TranslationCache {
     private var linked: [Int: [Int]] = [:]
     /// Translated blocks by their page. Their entries do not look at its version: blocks are taken out of use when it changes.
     private var blocks: [Int: [UnsafeMutablePointer<x86_op>]] = [:]
-    /// Linked edges to other pages, the supervisor's and the user's.
-    private var crossing: [[Int]] = [[], []]
+    /// The supervisor's linked edges to other pages.
+    private var supervisorCrossing: [Int] = []
+    /// The user's, by the page that they lie in; and those that lead to an instruction that goes on in the page behind their target's.
+    private var userCrossing: [UInt: [Neighbour]] = [:]
+    private var leadingOn: [Int] = []
+    /// Neighbours in the order in which they came, as what an address space has in place has to be asked of new ones only. All of those
+    /// there are have come since the first of these, which is the n-th of all.
+    private var news: [(source: UInt, page: Int, distance: Int64)] = []
+    private var firstNews = 0
+    private static let mostNews = 1 << 16
 
     // Executable addresses of shared code.
     private(set) var exitWithFlags = Exit()
@@ -202,7 +219,10 @@ final class TranslationCache {
         cx_discard(edges, Self.edgeBytes, 0)
         linked.removeAll()
         blocks.removeAll()
-        for bank in 0..<2 { crossing[bank].removeAll() }
+        supervisorCrossing.removeAll()
+        userCrossing.removeAll()
+        forgetNews()
+        leadingOn.removeAll()
     }
 
     // MARK: code
@@ -338,12 +358,30 @@ final class TranslationCache {
         return true
     }
     /// - Parameter asks: as in `lead`.
-    func link(_ edge: Int, to target: Int, asks: Bool, page: Int) {
+    /// - Parameter leadsOn: the target's instruction goes on in the page behind.
+    func link(_ edge: Int, to target: Int, asks: Bool, page: Int, leadsOn: Bool = false) {
         lead(edge, to: codeOffset(target), asks: asks)
+        if let crossing = edges[edge].crossing { list(edge, crossing, page: page, leadsOn: leadsOn) }
         // One to another page may be in the list from another address space.
         if edges[edge].page != page { linked[page, default: []].append(edge) }
         edges[edge].page = page
-        if let crossing = edges[edge].crossing { self.crossing[crossing.isUser ? 1 : 0].append(edge) }
+    }
+    private func list(_ edge: Int, _ crossing: Crossing, page: Int, leadsOn: Bool) {
+        if leadsOn, crossing.isUser { leadingOn.append(edge) }
+        let old = edges[edge].crossingPage
+        edges[edge].crossingPage = page
+        guard crossing.isUser else { return old == 0 ? supervisorCrossing.append(edge) : () }
+        if old == page { return }
+        if add(edge, to: &userCrossing[crossing.source, default: []], page, crossing.distance) { news.append((crossing.source, page, crossing.distance)) }
+    }
+    /// True for a new neighbour.
+    private func add(_ edge: Int, to neighbours: inout [Neighbour], _ page: Int, _ distance: Int64) -> Bool {
+        guard let known = neighbours.firstIndex(where: { $0.page == page && $0.distance == distance }) else {
+            neighbours.append(Neighbour(page: page, distance: distance, edges: [edge]))
+            return true
+        }
+        neighbours[known].edges.append(edge)
+        return false
     }
     /// A block of the page has other code: edges that led to the old lead to the new.
     func retarget(page: Int, _ changes: (old: Int, new: Int, asks: Bool)...) {
@@ -351,11 +389,54 @@ final class TranslationCache {
             if let change = changes.first(where: { codeOffset($0.old) == edges[edge].target }) { lead(edge, to: codeOffset(change.new), asks: change.asks) }
         }
     }
-    /// Another address space: edges to other pages may lead elsewhere.
+    /// Edges to other pages may lead elsewhere.
     func unlinkCrossing(user: Bool) {
-        let bank = user ? 1 : 0
-        for edge in crossing[bank] { unlink(edge) }
-        crossing[bank].removeAll(keepingCapacity: true)
+        guard user else {
+            for edge in supervisorCrossing { unlist(edge) }
+            return supervisorCrossing.removeAll(keepingCapacity: true)
+        }
+        for neighbour in userCrossing.values.joined() { for edge in neighbour.edges { unlist(edge) } }
+        userCrossing.removeAll(keepingCapacity: true)
+        forgetNews()
+        leadingOn.removeAll(keepingCapacity: true)
+    }
+    private func unlist(_ edge: Int) {
+        edges[edge].crossingPage = 0
+        unlink(edge)
+    }
+    /// Another address space of the user's: edges to other pages stay linked, as programs have most of their pages at the same distances.
+    /// Before code of a page runs there, `keep` is asked.
+    func leaveAddressSpace() {
+        if news.count > Self.mostNews { unlinkCrossing(user: true) }
+        for edge in leadingOn { unlink(edge) }
+        leadingOn.removeAll(keepingCapacity: true)
+    }
+    /// Code of a page is run at an address: edges from there stay linked whose targets' pages are where `place` says.
+    func keep(_ source: UInt, at linear: UInt64, _ place: (UInt) -> UInt64?) {
+        guard let neighbours = userCrossing[source] else { return }
+        for neighbour in neighbours where place(UInt(bitPattern: neighbour.page)) != linear &+ UInt64(bitPattern: neighbour.distance) {
+            remove(source, neighbour.page, neighbour.distance)
+        }
+    }
+    /// How many neighbours there have been so far.
+    var newest: Int { firstNews + news.count }
+    /// The same for all pages of an address space, of which it was true when there had been so many neighbours.
+    func keep(since: Int, _ place: (UInt) -> UInt64?) {
+        for (source, page, distance) in news.dropFirst(max(since - firstNews, 0)) {
+            guard let linear = place(source), place(UInt(bitPattern: page)) != linear &+ UInt64(bitPattern: distance) else { continue }
+            remove(source, page, distance)
+        }
+    }
+    private func remove(_ source: UInt, _ page: Int, _ distance: Int64) {
+        guard let number = userCrossing[source]?.firstIndex(where: { $0.page == page && $0.distance == distance }),
+            let neighbour = userCrossing[source]?.remove(at: number)
+        else { return }
+        // Others are in another list by now.
+        for edge in neighbour.edges where edges[edge].crossingPage == page { unlist(edge) }
+    }
+    private func forgetNews() {
+        firstNews += news.count
+        news.removeAll(keepingCapacity: true)
     }
     /// A block was translated that lies in one page.
     func note(_ first: UnsafeMutablePointer<x86_op>, page: Int) { blocks[page, default: []].append(first) }
@@ -384,7 +465,7 @@ final class TranslationCache {
             edges[edge].page = 0
         }
         linked.removeAll(keepingCapacity: true)
-        for bank in 0..<2 { crossing[bank].removeAll(keepingCapacity: true) }
+        for user in [false, true] { unlinkCrossing(user: user) }
         for page in Array(blocks.keys) { takeOut(page) }
     }
 

@@ -188,7 +188,7 @@ extension X86Core {
             // Nothing unlinks the edge when the second page changes: to the version check.
             guard crossing != nil, !translations.isFull else { return }
             let entry = kind == .memory || !ways.needFlags ? ways.asking : translations.makeWaySavingFlags(to: ways.asking)
-            translations.link(edge, to: entry, asks: false, page: page)
+            translations.link(edge, to: entry, asks: false, page: page, leadsOn: true)
         } else if translations.mayLeadToAsking(edge), kind == .memory || !ways.needFlags {
             translations.link(edge, to: ways.asking, asks: true, page: page)
         } else {
