@@ -368,7 +368,6 @@ package final class X86Core: @unchecked Sendable {  // see above
         _ linear: UInt64, _ gpa0: UInt64, _ bytes: UnsafeBufferPointer<UInt8>, one: (UInt, UInt32), user: Bool, stepping: Bool
     ) -> Op? {
         let s = state
-        var copy = Array(bytes.prefix(15))
         let second = linear &+ UInt64(bytes.count)
         let gpa: UInt64
         switch translate(second, .fetch, user: user) {
@@ -382,7 +381,14 @@ package final class X86Core: @unchecked Sendable {  // see above
             s.pointee.exit_reason = ExitReason.internalError
             return nil
         }
+        // Processes that run the same program have the same two pages there.
+        let key = stepping || s.pointee.mode != 2 ? nil : BlockCache.crossingKey(gpa0, user: user)
+        if let key, let known = blocks.find(key), (known - 1).pointee.disp == Int64(Int(bitPattern: memory.versionCell(page))) {
+            noteBlock(s.pointee.rip, known)
+            return known
+        }
         let two = (memory.versionCell(page), memory.markCode(page, gpa, 16, by: self))
+        var copy = Array(bytes.prefix(15))
         copy += UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 15)
         var builder = BlockBuilder(
             cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, features: features, threshold: translations == nil ? 0 : translationThreshold,
@@ -393,6 +399,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             return first
         }
         if let first, !stepping {
+            if let key { blocks.insert(key, first) }
             noteBlock(s.pointee.rip, first)
         }
         return first
