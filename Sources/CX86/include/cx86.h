@@ -17,7 +17,7 @@ int ftruncate(int fd, long length);
 #include <unistd.h>
 
 #define X86_TLB_SIZE (1 << 20) // as many pages as 32 bits of an address tell apart
-#define X86_JCACHE_BITS 17
+#define X86_JCACHE_BITS 16
 #define X86_JCACHE_SIZE (1 << X86_JCACHE_BITS)
 
 struct x86_cpu;
@@ -142,7 +142,7 @@ _Static_assert(offsetof(x86_cpu, bounce) % 64 == 0 && offsetof(x86_cpu, xmm) % 6
 /// the guest-physical address. `ea ^ tag` is at most 4096 - size exactly when the access may take the fast path. Neighbouring pages
 /// share the host's cache lines. Columns are not a multiple of its cache apart, or a page's four cells would fight for one place in it.
 enum { X86_TLB_COLUMN = X86_TLB_SIZE * 8 + 1344, X86_TLB_BYTES = (4 * X86_TLB_COLUMN + 4095) & ~4095, X86_JCACHE_BYTES = X86_JCACHE_SIZE * sizeof(x86_jump),
-  X86_TLB_TABLES = (sizeof(x86_cpu) + 4095) & ~4095, X86_JCACHE_TABLES = X86_TLB_TABLES + 2 * X86_TLB_BYTES,
+  X86_TLB_TABLES = (sizeof(x86_cpu) + 4095) & ~4095, X86_JCACHE_TABLES = (X86_TLB_TABLES + 2 * X86_TLB_BYTES + (2 << 20) - 1) & -(2 << 20),
   X86_STATE_BYTES = X86_JCACHE_TABLES + 2 * X86_JCACHE_BYTES };
 
 /// Offsets that Swift needs as constants.

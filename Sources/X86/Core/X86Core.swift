@@ -67,6 +67,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         self.memory = memory
         self.environment = environment
         let bytes = cx_map_zeroed(UInt(X86_STATE_BYTES))
+        // Wherever a jump may lead has an entry, and a small page of its own with that.
+        cx_prefer_large(bytes + Int(X86_JCACHE_TABLES), UInt(2 * X86_JCACHE_BYTES))
         state = bytes.assumingMemoryBound(to: x86_cpu.self)
         scratchPage = .allocate(byteCount: 8192, alignment: 4096)
         scratchPage.initializeMemory(as: UInt8.self, repeating: 0, count: 8192)
