@@ -181,7 +181,7 @@ extension X86Core {
         let s = state
         guard let host = memory.host(translation.gpa) else { return nil }
         let tag = linear & ~4095
-        let code = memory.page(translation.gpa).map { memory.holdsCode($0) } ?? true
+        let isWritable = translation.writable && translation.dirty && mayWrite(translation.gpa) && lockStep?.isRecording != true
         if translation.large, linear >> 47 == 0 { holdsLargeUserPages = true }
         // A TLB may forget: that only the kernel's half stays when CR3 changes lets INVLPG forget large user pages.
         let global = translation.global && linear >> 47 != 0
@@ -189,10 +189,15 @@ extension X86Core {
         // What is filled again is in its list.
         if entry.readTag != tag || entry.gpa & TLBBit.global != (global ? TLBBit.global : 0) || lockStep != nil { noteFill(linear, isGlobal: global) }
         entry.set(
-            tag, isWritable: translation.writable && translation.dirty && !code && lockStep?.isRecording != true,
-            delta: UInt64(UInt(bitPattern: host)) & ~4095 &- tag,
+            tag, isWritable: isWritable, delta: UInt64(UInt(bitPattern: host)) & ~4095 &- tag,
             gpa: translation.gpa & ~4095 | (global ? TLBBit.global : 0) | (translation.executable ? TLBBit.executable : 0))
         return host
+    }
+    /// Whether a page may have a write tag.
+    private func mayWrite(_ gpa: UInt64) -> Bool {
+        guard let page = memory.page(gpa) else { return false }
+        writtenPages.insert(page)
+        return !memory.holdsCode(page)
     }
     /// Whether an address is canonical; a fault was raised when not.
     func checkCanonical(_ op: Op, _ linear: UInt64) -> Bool {

@@ -32,7 +32,7 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
     let regions: [Region]
     private let versions: UnsafeMutablePointer<Atomic<UInt32>>
     private let granules: UnsafeMutablePointer<Atomic<UInt64>>
-    private let pageCount: Int
+    let pageCount: Int
     // SAFETY: a core takes itself off this list when it goes, and the machine that owns memory and cores lets go of them only
     // when no thread of it runs any more. No weak references: they would make each retain in the handlers a slow one.
     private let cores = Mutex<[Unmanaged<X86Core>]>([])
@@ -105,8 +105,8 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
         while true {
             let before = granules[page].bitwiseOr(mask, ordering: .sequentiallyConsistent).oldValue
             if before == 0 {
-                core.dropWriteTags(gpa & ~4095)
-                let others = allCores.filter { $0 !== core }
+                core.dropWriteTags(gpa & ~4095, page)
+                let others = allCores.filter { $0 !== core && $0.writtenPages.contains(page) }
                 for other in others { other.requestWriteTagFlush(from: core) }
             }
             let version = versions[page].load(ordering: .sequentiallyConsistent)

@@ -44,14 +44,21 @@ struct TLBEntry {
 /// Which entries of a table (a TLB, a jump cache) were filled since it was emptied, so that emptying it costs what filling it did.
 struct FilledEntries {
     private let capacity: Int
+    /// Taken as it is used.
     private let indices: UnsafeMutablePointer<UInt32>
     private(set) var count = 0
 
-    init(capacity: Int = 32768) {
+    /// - Parameter capacity: for a TLB, of which a gigabyte's pages have room there.
+    init(capacity: Int = 1 << 18) {
         self.capacity = capacity
-        indices = .allocate(capacity: capacity)
+        indices = cx_map_zeroed(UInt(capacity * MemoryLayout<UInt32>.stride)).bindMemory(to: UInt32.self, capacity: capacity)
     }
-    func deallocate() { indices.deallocate() }
+    func deallocate() { cx_unmap(indices, UInt(capacity * MemoryLayout<UInt32>.stride)) }
+    /// Gives the list's memory back, too.
+    mutating func release() {
+        count = 0
+        cx_discard(indices, UInt(capacity * MemoryLayout<UInt32>.stride), 0)
+    }
     /// False when there is no more room: then the whole table counts as filled.
     mutating func append(_ index: Int) -> Bool {
         guard count < capacity else { return false }
@@ -87,6 +94,11 @@ extension X86Core {
         for n in 0..<filled.count { TLBEntry(table, filled[n]).clear(filled[n]) }
         filled.shrink(to: 0)
     }
+    /// More than are emptied one by one: the table's memory is given back instead.
+    private static let many = 32768
+    private func clearUser() {
+        if filledUser.count > Self.many { releaseTLB(user: true) } else { Self.clear(state.pointee.tlb_user, &filledUser) }
+    }
     /// Empties a table by giving its memory back.
     private static func release(_ table: UnsafeMutablePointer<UInt64>) {
         cx_discard(table, UInt(X86_TLB_BYTES), 0)
@@ -105,7 +117,7 @@ extension X86Core {
         lockStep?.tablesAreStale = true
         Self.clear(state.pointee.tlb_supervisor, &filledSupervisor)
         Self.clear(state.pointee.tlb_supervisor, &filledGlobal)
-        Self.clear(state.pointee.tlb_user, &filledUser)
+        clearUser()
         holdsLargeUserPages = false
         dropBaseCaches()
         guard codeMayStay, state.pointee.mode == 2, isInPlace(user: false) else { return newContext() }
@@ -120,11 +132,11 @@ extension X86Core {
     }
     private func releaseTLB(user: Bool) {
         if user {
-            filledUser.shrink(to: 0)
+            filledUser.release()
             Self.release(state.pointee.tlb_user)
         } else {
-            filledSupervisor.shrink(to: 0)
-            filledGlobal.shrink(to: 0)
+            filledSupervisor.release()
+            filledGlobal.release()
             Self.release(state.pointee.tlb_supervisor)
         }
     }
@@ -147,7 +159,7 @@ extension X86Core {
             if TLBEntry(supervisor, index).gpa & TLBBit.global == 0 { TLBEntry(supervisor, index).clear(index) }
         }
         filledSupervisor.shrink(to: 0)
-        Self.clear(state.pointee.tlb_user, &filledUser)
+        clearUser()
         // Only the upper half keeps mappings, see `enter`.
         holdsLargeUserPages = false
     }
@@ -176,17 +188,26 @@ extension X86Core {
         if userPages.mayContain(linear) { forgetJumps(linear, user: true) }
         if supervisorPages.mayContain(linear) { forgetJumps(linear, user: false) }
     }
-    func dropWriteTags(_ gpa: UInt64?) {
-        dropBaseCaches()
-        Self.dropWriteTags(state.pointee.tlb_supervisor, filledSupervisor, gpa)
-        Self.dropWriteTags(state.pointee.tlb_supervisor, filledGlobal, gpa)
-        Self.dropWriteTags(state.pointee.tlb_user, filledUser, gpa)
+    func dropWriteTags(_ gpa: UInt64, _ page: Int) {
+        guard writtenPages.contains(page) else { return }
+        dropWriteTags { $0 == gpa }
+        writtenPages.remove(page)
     }
-    private static func dropWriteTags(_ table: UnsafeMutablePointer<UInt64>, _ filled: FilledEntries, _ gpa: UInt64?) {
+    func dropAllWriteTags() {
+        dropWriteTags { _ in true }
+        writtenPages.removeAll()
+    }
+    private func dropWriteTags(where isMeant: (UInt64) -> Bool) {
+        dropBaseCaches()
+        Self.dropWriteTags(state.pointee.tlb_supervisor, filledSupervisor, isMeant)
+        Self.dropWriteTags(state.pointee.tlb_supervisor, filledGlobal, isMeant)
+        Self.dropWriteTags(state.pointee.tlb_user, filledUser, isMeant)
+    }
+    private static func dropWriteTags(_ table: UnsafeMutablePointer<UInt64>, _ filled: FilledEntries, _ isMeant: (UInt64) -> Bool) {
         for n in 0..<filled.count {
             let index = filled[n]
             let entry = TLBEntry(table, index)
-            if gpa == nil || entry.gpa & ~4095 == gpa { entry.dropWriteTag(index) }
+            if isMeant(entry.gpa & ~4095) { entry.dropWriteTag(index) }
         }
     }
 

@@ -44,6 +44,7 @@ package final class X86Core: @unchecked Sendable {  // see above
     var filledSupervisor = FilledEntries()
     var filledGlobal = FilledEntries()
     var filledUser = FilledEntries()
+    let writtenPages: WrittenPages
     var supervisorPages = ExecutedPages()
     var userPages = ExecutedPages()
     var supervisorPlaces = CodePlaces()
@@ -66,6 +67,7 @@ package final class X86Core: @unchecked Sendable {  // see above
     package init(memory: PhysicalMemory, environment: any X86Environment) {
         self.memory = memory
         self.environment = environment
+        writtenPages = WrittenPages(pages: memory.pageCount)
         let bytes = cx_map_zeroed(UInt(X86_STATE_BYTES))
         // Wherever a jump may lead has an entry, and a small page of its own with that.
         cx_prefer_large(bytes + Int(X86_JCACHE_TABLES), UInt(2 * X86_JCACHE_BYTES))
@@ -95,6 +97,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         filledSupervisor.deallocate()
         filledGlobal.deallocate()
         filledUser.deallocate()
+        writtenPages.deallocate()
         supervisorPages.deallocate()
         userPages.deallocate()
         supervisorPlaces.deallocate()
@@ -172,7 +175,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         }
     }
     private func serveWriteTagFlush() {
-        dropWriteTags(nil)
+        dropAllWriteTags()
         cx_and32(pendingCell, ~Pending.flushWriteTags)
     }
     private var pendingCell: UnsafeMutablePointer<UInt32> {
