@@ -89,11 +89,12 @@ extension X86Core {
         savedContexts.turns = 0
         if let saved = savedContexts.take(new), saved.turns < SavedContexts.mostTurns, isInPlace(saved) { restoreUserCode(saved) }
     }
+    /// What is saved is taken out: the caller leaves the address space.
     private func saveUserCode(_ cr3: UInt64) {
         let (jumps, pages) = (userJumps.count, userPlaces.count)
         guard jumps > 0, jumps <= SavedContexts.mostJumps, pages <= SavedContexts.mostPages, !userPlaces.hasSeveral, userJumps.isFlat else { return }
         let saved = savedContexts.make(cr3)
-        userJumps.copy(to: saved.pointee.jumps)
+        userJumps.move(to: saved.pointee.jumps)
         for n in 0..<pages { saved.pointee.pages[n] = SavedContexts.Page(page: userPlaces[n].page, linear: userPlaces[n].linear) }
         saved.pointee.neighbours = translations?.newest ?? 0
         (saved.pointee.jumpCount, saved.pointee.pageCount, saved.pointee.turns) = (jumps, pages, savedContexts.turns)

@@ -297,9 +297,14 @@ struct JumpTable {
     var count: Int { filled.count }
     /// Whether addresses are those of 64-bit code.
     var isFlat: Bool { mode == 2 && base == 0 }
-    /// What it holds, with room for `count`.
-    func copy(to list: UnsafeMutablePointer<SavedContexts.Jump>) {
-        for n in 0..<filled.count { list[n] = SavedContexts.Jump(index: filled[n], entry: table[filled[n]]) }
+    /// What it holds, with room for `count`. It is empty then: entries are far apart, and looking at each twice takes twice as long.
+    mutating func move(to list: UnsafeMutablePointer<SavedContexts.Jump>) {
+        for n in 0..<filled.count {
+            let index = filled[n]
+            list[n] = SavedContexts.Jump(index: index, entry: table[index])
+            table[index] = Self.empty(index)
+        }
+        filled.shrink(to: 0)
     }
     /// With what another, of 64-bit code, held. This one is empty.
     mutating func fill(with list: UnsafeMutablePointer<SavedContexts.Jump>, _ count: Int) {
