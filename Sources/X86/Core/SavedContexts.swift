@@ -51,7 +51,11 @@ struct SavedContexts {
         contexts.deallocate()
         cx_unmap(memory, Self.bytes)
     }
-    func removeAll() { for n in 0..<Self.capacity { contexts[n].cr3 = .max } }
+    /// Their memory goes back to the host.
+    func removeAll() {
+        for n in 0..<Self.capacity { contexts[n].cr3 = .max }
+        cx_discard(memory, Self.bytes, 0)
+    }
 
     /// The context of an address space, no longer kept.
     mutating func take(_ cr3: UInt64) -> Context? {
@@ -83,7 +87,7 @@ extension X86Core {
     /// CR3 was changed and the TLB emptied: the user's code is another, or the same.
     func changeUserCode(from old: UInt64) {
         let new = state.pointee.cr3 & PTE.address
-        guard old & PTE.address != new else { return isInPlace(user: true) ? () : dropCode(user: true) }
+        guard old & PTE.address != new else { return isInPlace(user: true) ? () : leaveUserCode() }
         saveUserCode(old & PTE.address)
         leaveUserCode()
         savedContexts.turns = 0

@@ -121,7 +121,7 @@ extension X86Core {
         holdsLargeUserPages = false
         dropBaseCaches()
         guard codeMayStay, state.pointee.mode == 2, isInPlace(user: false) else { return newContext() }
-        if !isInPlace(user: true) { dropCode(user: true) }
+        if !isInPlace(user: true) { leaveUserCode() }
     }
     /// Forgets what the TLB knows and gives its memory back.
     func releaseTLB() {
@@ -232,7 +232,7 @@ extension X86Core {
         translations?.unlinkCrossing(user: false)
         returns.forget(state, user: false)
     }
-    /// The same of the user's, for another address space's.
+    /// The same of the user's, for another address space's: edges between pages stay linked where they may.
     func leaveUserCode() { dropUserCode { $0.leaveAddressSpace() } }
     private func dropUserCode(_ unlink: (TranslationCache) -> Void) {
         userJumps.clear()
