@@ -1,3 +1,5 @@
+import CX86
+
 /// Where the current address space has the pages that code runs from: pages by their version cells. An edge between two pages may be
 /// linked only where each is in one place, since translated code is the page's, wherever that is mapped; and what the jump cache
 /// holds stays right as long as all of them are where they were.
@@ -7,9 +9,12 @@ struct CodePlaces {
         var linear: UInt64
         var epoch: UInt64
     }
-    private static let capacity = 8192
+    private static let hashBits: UInt64 = 15
+    private static let capacity = 1 << Int(hashBits)
+    private static let bytes = UInt(capacity * (MemoryLayout<Entry>.stride + MemoryLayout<UInt16>.stride))
     /// No page's address.
     private static let several = UInt64.max
+    /// Zeroes: of no epoch, taken as they are used.
     private let entries: UnsafeMutablePointer<Entry>
     /// The entries in use, in the order in which they came.
     private let order: UnsafeMutablePointer<UInt16>
@@ -19,14 +24,11 @@ struct CodePlaces {
     private(set) var hasSeveral = false
 
     init() {
-        entries = .allocate(capacity: Self.capacity)
-        entries.initialize(repeating: Entry(page: 0, linear: 0, epoch: 0), count: Self.capacity)
-        order = .allocate(capacity: Self.capacity)
+        let memory = cx_map_zeroed(Self.bytes)
+        entries = memory.bindMemory(to: Entry.self, capacity: Self.capacity)
+        order = (memory + Self.capacity * MemoryLayout<Entry>.stride).bindMemory(to: UInt16.self, capacity: Self.capacity)
     }
-    func deallocate() {
-        entries.deallocate()
-        order.deallocate()
-    }
+    func deallocate() { cx_unmap(entries, Self.bytes) }
 
     mutating func clear() {
         epoch &+= 1
@@ -37,7 +39,7 @@ struct CodePlaces {
     var isFull: Bool { count + 2 > Self.capacity * 3 / 4 }
     /// The entry of a page, or the free one where it would be.
     private func find(_ page: UInt) -> Int {
-        var index = Int((UInt64(page) &* 0x9E37_79B9_7F4A_7C15) >> 51)
+        var index = Int((UInt64(page) &* 0x9E37_79B9_7F4A_7C15) >> (64 - Self.hashBits))
         while entries[index].epoch == epoch, entries[index].page != page { index = (index + 1) & (Self.capacity - 1) }
         return index
     }

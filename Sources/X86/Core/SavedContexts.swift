@@ -29,7 +29,7 @@ struct SavedContexts {
     }
     /// Programs that use more run for longer, too.
     static let mostJumps = 65536
-    static let mostPages = 4096
+    static let mostPages = 8192
     /// After so many it is begun anew: what the program no longer runs would be kept for ever, and looked after each time.
     static let mostTurns = 64
     private static let capacity = 16
