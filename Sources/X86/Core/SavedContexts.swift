@@ -32,7 +32,7 @@ struct SavedContexts {
     static let mostPages = 8192
     /// After so many it is begun anew: what the program no longer runs would be kept for ever, and looked after each time.
     static let mostTurns = 64
-    private static let capacity = 16
+    private static let capacity = 64
     private static let bytes = UInt(capacity * (mostJumps * MemoryLayout<Jump>.stride + mostPages * MemoryLayout<Page>.stride))
 
     /// Taken as it is used.
