@@ -83,11 +83,12 @@ typedef struct x86_cpu {
   uint32_t return_offset; // translated code: where in its page the RET is that is on its way, and what it adds to RSP, times 4096
   uint8_t cpl, mode, lma, inhibit;   // mode: 0 = 16-bit, 1 = 32-bit, 2 = 64-bit code
   uint8_t vector_off;    // why floating-point instructions are not just run: bits of VectorOff
-  uint8_t upper_in_use;  // the upper half of some vector register may not be zero
-  uint8_t pad8[2];
+  uint8_t pad8[3];
   uint32_t mxcsr;
   uint64_t cr0;
   uint64_t t1_target;    // an indirect call's target while its return address is pushed
+  uint8_t upper_in_use;  // the upper half of some vector register may not be zero; not in a word with what is read, see vector_off
+  uint8_t pad11[7];
   // Up to here translated code reaches everything but the first eight registers with a displacement of one byte, see Host.bias.
   uint64_t fres, faux;   // lazy arithmetic flags (see Flags.swift)
   uint64_t rip;
@@ -125,7 +126,7 @@ typedef struct x86_cpu {
   x86_base_cache base_cache[2 * X86_BASE_CACHES]; // see BaseCache in SegmentMemory.swift; the stack's are above
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint32_t interrupt_latch; // 1 from an interrupt controller's word on until the core asks for the vector
-  uint32_t pad10[1];     // up to the alignment of what follows
+  uint32_t pad10[15];    // up to the alignment of what follows
   uint8_t xmm[512];      // 16 registers of 32 bytes
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
   uint8_t fxarea[512];  // FXSAVE image

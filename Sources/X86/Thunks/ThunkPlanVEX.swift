@@ -236,6 +236,13 @@ extension ThunkPlan {
 }
 
 extension Instruction {
+    /// FMA, Intel SDM vol. 2, VFMADD132PD and those behind it.
+    var isFusedMultiplyAdd: Bool {
+        switch (map, opcode) {
+        case (.three38, 0x96...0x9F), (.three38, 0xA6...0xAF), (.three38, 0xB6...0xBF): isVEX
+        default: false
+        }
+    }
     /// W where it means something. Elsewhere processors differ in whether they let it be set: the copy has it clear.
     var significantW: Bool {
         switch (map, opcode) {

@@ -377,6 +377,9 @@ struct TranslationPlan {
         definesFlags = thunk.setsFlags
         isVEX = i.isVEX
         isExtended = true
+        // With VEX the target is written whole, and read only where something is added to a product. To load it all the same would wait
+        // for both halves of what VZEROUPPER has left.
+        if isVEX, reg == .vector, writesReg, !writesRM, !i.isFusedMultiplyAdd { readsReg = false }
         // A register-to-register move of a scalar keeps the target's upper part.
         if writesRM, !i.isMemory, rm == .vector, !isVEX { readsRM = true }
         // There are two registers for those that live in memory, and a memory operand needs one of them.

@@ -478,7 +478,7 @@ final class TranslationCache {
             tableLookup(&code)
         }
         exitWithMemory = makeExit(&code) { code in
-            code.load32(Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
+            code.op(0xB7, reg: Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false, map: 1)  // movzx eax, word
             code.bytes(0x3D)  // cmp eax, 0xFFFF
             code.int32(0xFFFF)
             let valid = code.jump(if: 4)

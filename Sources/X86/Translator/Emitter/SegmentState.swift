@@ -18,8 +18,9 @@ extension BlockTranslator {
     mutating func restoreFlags(mayBeLazy: Bool) {
         var lazy: UnsafeMutablePointer<UInt8>?
         if mayBeLazy {
-            code.op(0x81, reg: 7, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false)
-            code.int32(0xFFFF)
+            // As wide as they are saved: a wider load would wait until that is in the cache.
+            code.op(0x83, reg: 7, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false, operand16: true)  // cmp word …, -1
+            code.byte(0xFF)
             lazy = code.jump(if: 4)
         }
         code.store(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
