@@ -142,6 +142,7 @@ _Static_assert(offsetof(x86_cpu, bounce) % 64 == 0 && offsetof(x86_cpu, xmm) % 6
 /// A TLB is four columns of 8 bytes a page: the tag for reading, the tag for writing, the distance from linear to host addresses, and
 /// the guest-physical address. `ea ^ tag` is at most 4096 - size exactly when the access may take the fast path. Neighbouring pages
 /// share the host's cache lines. Columns are not a multiple of its cache apart, or a page's four cells would fight for one place in it.
+/// The jump caches begin where a large page may, and fill it.
 enum { X86_TLB_COLUMN = X86_TLB_SIZE * 8 + 1344, X86_TLB_BYTES = (4 * X86_TLB_COLUMN + 4095) & ~4095, X86_JCACHE_BYTES = X86_JCACHE_SIZE * sizeof(x86_jump),
   X86_TLB_TABLES = (sizeof(x86_cpu) + 4095) & ~4095, X86_JCACHE_TABLES = (X86_TLB_TABLES + 2 * X86_TLB_BYTES + (2 << 20) - 1) & -(2 << 20),
   X86_STATE_BYTES = X86_JCACHE_TABLES + 2 * X86_JCACHE_BYTES };

@@ -195,7 +195,7 @@ extension X86Core {
     }
     /// Whether a page may have a write tag.
     private func mayWrite(_ gpa: UInt64) -> Bool {
-        guard let page = memory.page(gpa) else { return false }
+        guard let page = memory.page(gpa), !memory.holdsCode(page) else { return false }
         writtenPages.insert(page)
         return !memory.holdsCode(page)
     }

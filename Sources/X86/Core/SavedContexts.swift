@@ -28,7 +28,7 @@ struct SavedContexts {
         let pages: UnsafeMutablePointer<Page>
     }
     /// Programs that use more run for longer, too.
-    static let mostJumps = 65536
+    static let mostJumps = Int(X86_JCACHE_SIZE)
     static let mostPages = 8192
     /// After so many it is begun anew: what the program no longer runs would be kept for ever, and looked after each time.
     static let mostTurns = 64
