@@ -1,6 +1,7 @@
-// usage: network ADDRESS|vsock PORT MEBIBYTES CONNECTS
+// usage: network ADDRESS|vsock[=BUFFER] PORT MEBIBYTES CONNECTS
 // Sends to a server on the host and receives from it, then connects, asks and hears an answer many times. Prints lines
-// "NAME COUNT NANOSECONDS": count is bytes, or connections.
+// "NAME COUNT NANOSECONDS": count is bytes, or connections. BUFFER: how many bytes may be on their way to the guest; Linux's own
+// choice is 256 KiB, and unlike TCP's it does not grow.
 // usage: network serve PORT PATH
 // That server, on 127.0.0.1 and at a Unix socket: takes (S), gives (R) or only answers (P).
 #include <arpa/inet.h>
@@ -21,6 +22,7 @@ static union {
   struct sockaddr_in network;
   struct sockaddr_vm vsock;
 } server;
+static uint64_t vsockBuffer;
 static char buffer[1 << 18];
 
 static long now(void) {
@@ -36,6 +38,10 @@ static int ask(char what, unsigned long count) {
   int fd = socket(server.network.sin_family, SOCK_STREAM, 0);
   int one = 1;
   setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
+  if (vsockBuffer != 0) {
+    setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_MAX_SIZE, &vsockBuffer, sizeof vsockBuffer);
+    if (setsockopt(fd, AF_VSOCK, SO_VM_SOCKETS_BUFFER_SIZE, &vsockBuffer, sizeof vsockBuffer) != 0) fail("buffer");
+  }
   if (connect(fd, (struct sockaddr *)&server, server.network.sin_family == AF_VSOCK ? sizeof server.vsock : sizeof server.network) != 0) fail("connect");
   char request[9] = {what};
   memcpy(request + 1, &count, 8);
@@ -93,7 +99,8 @@ static int serveBoth(int port, const char *path) {
 int main(int argc, char **argv) {
   if (argc == 4 && strcmp(argv[1], "serve") == 0) return serveBoth(atoi(argv[2]), argv[3]);
   if (argc < 5) return 2;
-  if (strcmp(argv[1], "vsock") == 0) {
+  if (strncmp(argv[1], "vsock", 5) == 0) {
+    if (argv[1][5] == '=') vsockBuffer = strtoul(argv[1] + 6, 0, 10);
     server.vsock = (struct sockaddr_vm){.svm_family = AF_VSOCK, .svm_cid = 2, .svm_port = atoi(argv[2])};
   } else {
     server.network.sin_family = AF_INET;
