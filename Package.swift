@@ -43,7 +43,7 @@ let package = Package(
                 "LinuxSystem",
             ]),
         room("Virtualization", ["Monitor", "VirtioDevices", "FileServer", "DiskStorage", "HostNetwork", "UserNetwork", "Hypervisor", "LinuxSystem"]),
-        room("MachineLibrary", ["Virtualization"]),
+        room("MachineLibrary", ["CCompression", "Virtualization"]),
         .executableTarget(
             name: "vz", dependencies: ["MachineLibrary", "Virtualization", .product(name: "ArgumentParser", package: "swift-argument-parser")],
             cSettings: linux, swiftSettings: settings),

@@ -1,13 +1,15 @@
 import Foundation
 
-/// Makes a Debian 12 image from Debian's packages.
+/// Makes an image from Debian's packages.
 public struct DebianImageBuilder: Sendable {
     public let store: ImageStore
+    public let release: DebianRelease
     /// Called with a sentence at each step.
     public let progress: @Sendable (String) -> Void
 
-    public init(store: ImageStore, progress: @escaping @Sendable (String) -> Void) {
+    public init(store: ImageStore, release: DebianRelease = .bookworm, progress: @escaping @Sendable (String) -> Void) {
         self.store = store
+        self.release = release
         self.progress = progress
     }
 
@@ -31,14 +33,14 @@ public struct DebianImageBuilder: Sendable {
         try manager.createDirectory(at: work, withIntermediateDirectories: true)
         defer { try? manager.removeItem(at: work) }
 
-        progress("Downloading and unpacking Debian 12 packages (mmdebstrap)")
+        progress("Downloading and unpacking packages of Debian \(release.number) (mmdebstrap)")
         let root = work.appendingPathComponent("root")
         let hook = try writeHook(in: work, depmod: depmod)
         try Tool.run(
             mmdebstrap,
             [
                 "--variant=minbase", "--mode=root", "--format=directory", "--include=\((Self.packages + extra).joined(separator: ","))",
-                "--customize-hook=\(hook.path) \"$1\"", "bookworm", root.path,
+                "--customize-hook=\(hook.path) \"$1\"", release.rawValue, root.path,
             ], log: work.appendingPathComponent("mmdebstrap.log"))
 
         progress("Making the initial RAM disk")
@@ -62,7 +64,7 @@ public struct DebianImageBuilder: Sendable {
 
     private func finish(name: String, image: URL, version: String) throws {
         let description = Image(
-            name: name, system: "Debian 12 (bookworm)", kernelVersion: version, created: Date(), commandLine: "console=hvc0 root=/dev/vda rw quiet")
+            name: name, system: release.title, kernelVersion: version, created: Date(), commandLine: "console=hvc0 root=/dev/vda rw quiet")
         let encoder = JSONEncoder()
         encoder.outputFormatting = [.prettyPrinted, .sortedKeys]
         encoder.dateEncodingStrategy = .iso8601
@@ -87,7 +89,10 @@ public struct DebianImageBuilder: Sendable {
         progress("Building in a user namespace")
         try Tool.run(
             unshare,
-            ["--map-root-user", "--map-auto", "--mount", "--pid", "--fork", "--mount-proc", program, "image", "build", "debian", "--name", name, "--size", "\(diskSize >> 10)KiB"]
+            [
+                "--map-root-user", "--map-auto", "--mount", "--pid", "--fork", "--mount-proc", program, "image", "build", "debian", "--release", release.rawValue,
+                "--name", name, "--size", "\(diskSize >> 10)KiB",
+            ]
                 + extra.flatMap { ["--include", $0] },
             environment: ["VZ_HOME": store.home.url.path], log: log)
     }
@@ -103,7 +108,8 @@ public struct DebianImageBuilder: Sendable {
             mkdir -p "$root/tmp/kernel"
             (cd "$root/tmp/kernel" && apt-get download -q "$package")
             for deb in "$root"/tmp/kernel/*.deb; do
-                dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$root" --wildcards './lib/modules/*' './boot/vmlinuz-*'
+                # Modules are in /lib, or since Debian 13 in /usr/lib.
+                dpkg-deb --fsys-tarfile "$deb" | tar -x --keep-directory-symlink -C "$root" --wildcards './*lib/modules/*' './boot/vmlinuz-*'
             done
             rm -rf "$root/tmp/kernel"
             version=$(ls "$root/lib/modules" | sort | tail -n 1)
@@ -222,6 +228,14 @@ public struct DebianImageBuilder: Sendable {
             [ "$(systemctl is-system-running)" != stopping ] || force=--force
             exec systemctl poweroff --no-block ${force-}
         fi
+        # udev makes them one after the other.
+        tries=0
+        for port in control stdin stdout stderr; do
+            until [ -e $ports/vz.$port ] || [ $tries -ge 300 ]; do
+                sleep 0.1
+                tries=$((tries + 1))
+            done
+        done
         exec 3<>$ports/vz.control
         echo ready >&3
         read -r encoded <&3

@@ -12,11 +12,12 @@ struct InitialRamdisk {
         archive.device("dev/console", major: 5, minor: 1)
         archive.file("bin/busybox", Array(try Data(contentsOf: busybox)), executable: true)
         for name in ["sh", "mount", "insmod", "switch_root", "sleep", "echo", "mkdir", "poweroff", "cat", "setsid"] { archive.symbolicLink("bin/\(name)", to: "busybox") }
-        let files = try loadOrder(modules)
-        for (index, file) in files.enumerated() {
-            archive.file("modules/\(index)-\(file.lastPathComponent)", Array(try Data(contentsOf: file)))
+        var names: [String] = []
+        for (index, file) in try loadOrder(modules).enumerated() {
+            let module = try KernelModule.read(file)
+            names.append("\(index)-\(module.name)")
+            archive.file("modules/\(index)-\(module.name)", module.bytes)
         }
-        let names = files.enumerated().map { "\($0)-\($1.lastPathComponent)" }
         archive.file("init", Array(script(names).utf8), executable: true)
         archive.finish()
         return archive.bytes
@@ -43,7 +44,7 @@ struct InitialRamdisk {
     }
     private static func name(_ path: String) -> String {
         let file = path.split(separator: "/").last.map(String.init) ?? path
-        return file.replacingOccurrences(of: ".ko", with: "").replacingOccurrences(of: "-", with: "_")
+        return file.prefix { $0 != "." }.replacingOccurrences(of: "-", with: "_")
     }
 
     private static func script(_ modules: [String]) -> String {

@@ -11,8 +11,9 @@ struct ImageCommand: ParsableCommand {
 struct ImageBuild: ParsableCommand {
     static let configuration = CommandConfiguration(
         commandName: "build", abstract: "Build a guest image from Debian packages.",
-        discussion: "EXAMPLES\n  vz image build debian\n  vz image build debian --name work --size 20GiB --include gcc,python3")
+        discussion: "EXAMPLES\n  vz image build debian\n  vz image build debian --name work --size 20GiB --include gcc,python3\n  vz image build debian --release 13 --name trixie")
     @Argument(help: "What to build; there is one kind: debian.") var kind: String
+    @Option(help: "Debian's release: 12 (bookworm) or 13 (trixie).") var release: String = "bookworm"
     @Option(help: "The image's name.") var name: String = "debian"
     @Option(help: "Size of the root disk; it takes only what is used.") var size: MemorySize = MemorySize(bytes: 4 << 30)
     @Option(help: ArgumentHelp("Further Debian packages, separated by commas. May be repeated.", valueName: "packages")) var include: [String] = []
@@ -22,6 +23,9 @@ struct ImageBuild: ParsableCommand {
         for package in packages where package.wholeMatch(of: /[a-z0-9][a-z0-9+.\-]+(:[a-z0-9]+)?/) == nil {
             throw ValidationError("\"\(package)\" cannot be a package's name")
         }
+        if DebianRelease(release) == nil {
+            throw ValidationError("there is no release \"\(release)\"; there are \(DebianRelease.allCases.map { "\($0.number) (\($0.rawValue))" }.joined(separator: " and "))")
+        }
         if kind != "debian" { throw ValidationError("only the image debian can be built") }
         if name.isEmpty || name.contains("/") || name.hasPrefix(".") { throw ValidationError("\"\(name)\" cannot be an image's name") }
     }
@@ -29,7 +33,7 @@ struct ImageBuild: ParsableCommand {
         let store = ImageStore(home: Home())
         let begin = Date()
         do {
-            try DebianImageBuilder(store: store) { Terminal.say($0 + "…") }.build(name: name, diskSize: size.bytes, extra: packages)
+            try DebianImageBuilder(store: store, release: DebianRelease(release) ?? .bookworm) { Terminal.say($0 + "…") }.build(name: name, diskSize: size.bytes, extra: packages)
         } catch {
             Terminal.say("\(error)")
             throw ExitCode(1)

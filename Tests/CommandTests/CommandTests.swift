@@ -460,5 +460,15 @@ import Testing
         #expect(console.output.contains("running\r\n"), "\(console.output.suffix(2000))")
         #expect(try FileManager.default.contentsOfDirectory(atPath: Self.home.appendingPathComponent("scratch").path).isEmpty)
         #expect(try vz(["image", "remove", "debian"]).status == 0)
+
+        // Its kernel's modules are compressed, and lie in /usr.
+        let newer = try vz(["image", "build", "debian", "--release", "13", "--name", "newer"])
+        try #require(newer.status == 0, "\(newer.errors)")
+        #expect(try vz(["image", "list"]).output.contains("Debian 13 (trixie)"))
+        let version = try vz(["run", "newer", "--", ". /etc/os-release; echo $VERSION_ID; uname -r; systemctl list-units --failed --no-legend --plain"])
+        #expect(version.output.wholeMatch(of: /13\n6\.12\.\S+-cloud-amd64\n/) != nil, "\(version.output)")
+        #expect(version.status == 0)
+        let older = try vz(["image", "build", "debian", "--release", "sid"])
+        #expect(older.status == 64 && older.errors.contains("12 (bookworm) and 13 (trixie)"), "\(older.errors)")
     }
 }
