@@ -86,7 +86,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         state.pointee.tsc_scale = 1 << 32
         reset()
         translations = TranslationCache(state: state, empty: (nowhere, UInt64(UInt(bitPattern: scratchPage)) &- nowhere))
-        returns.prepare(state, empty: translations?.returnWithoutCall ?? 0, unknown: translations?.returnToUnknown ?? 0)
+        returns.prepare(state, empty: translations?.shared.returnWithoutCall ?? 0, unknown: translations?.shared.returnToUnknown ?? 0)
         memory.register(self)
     }
     deinit {
@@ -353,7 +353,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         let version = memory.markCode(page, gpa, min(inPage, BlockCache.maximumBytes), by: self)
         var builder = BlockBuilder(
             cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, features: features, threshold: translations == nil ? 0 : translationThreshold,
-            untranslated: translations?.untranslated ?? 0)
+            untranslated: translations?.shared.untranslated ?? 0)
         let one = (memory.versionCell(page), version)
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: inPage)
         let limit = lockStep == nil || s.pointee.mode != 2 ? BlockCache.maximumOperations : max(translatedExtent(bytes, gpa)?.count ?? BlockCache.maximumOperations, 1)
@@ -397,7 +397,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         copy += UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 15)
         var builder = BlockBuilder(
             cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, features: features, threshold: translations == nil ? 0 : translationThreshold,
-            untranslated: translations?.untranslated ?? 0)
+            untranslated: translations?.shared.untranslated ?? 0)
         let first = copy.withUnsafeBufferPointer { bytes in
             let first = builder.build(bytes, gpa: gpa0, one: one, two: two, limit: 1)
             if let first, !stepping, s.pointee.mode == 2 { translateCrossing(first, gpa0, bytes, one, two) }

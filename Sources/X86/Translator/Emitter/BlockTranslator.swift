@@ -276,7 +276,7 @@ struct BlockTranslator {
         fallbackEntries.removeAll(keepingCapacity: true)
         let entry = code.here
         code.leaRIP(Host.scratch, afterCheck)
-        code.jump(to: cache.enter)
+        code.jump(to: cache.shared.enter)
         swap(&code, &cold)
         if start {
             first.pointee.imm = UInt64(checkedEntry)
@@ -374,7 +374,7 @@ struct BlockTranslator {
         leave(op, Self.handler(op), flags)
     }
     mutating func leave(_ op: Op, _ handler: UInt, _ flags: Flags) {
-        let exit = flags == .host ? cache.exitWithFlags : (flags == .memory ? cache.exitWithMemory : cache.exitWithout)
+        let exit = flags == .host ? cache.shared.exitWithFlags : (flags == .memory ? cache.shared.exitWithMemory : cache.shared.exitWithout)
         code.moveImmediate(Host.address, UInt64(UInt(bitPattern: op)))
         // Only a segment's first operation has another handler than the interpreter's.
         if op != first, op != segmentHead, handler == Self.handler(op) {
@@ -438,7 +438,7 @@ struct BlockTranslator {
         for landing in landings {
             code.patch(landing)
             code.op(0x01, reg: Host.scratch, .register(Host.address))  // add r11, r9
-            code.jump(to: cache.returnElsewhere)
+            code.jump(to: cache.shared.returnElsewhere)
         }
         landings.removeAll(keepingCapacity: true)
         for path in slow {
@@ -461,7 +461,7 @@ struct BlockTranslator {
         for conversion in conversions {
             code.patch(conversion.jump)
             code.leaRIP(Host.address, conversion.back)
-            code.jump(to: cache.convertFlags)
+            code.jump(to: cache.shared.convertFlags)
         }
         conversions.removeAll(keepingCapacity: true)
         linkTails = (0, 0)
@@ -480,7 +480,7 @@ struct BlockTranslator {
             for jump in loopExits { code.patch(jump) }
             code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
             code.lea(Host.address, .memory(base: Host.address, displacement: Int32(gpa & 4095)))
-            code.jump(to: cache.exitToLoop)
+            code.jump(to: cache.shared.exitToLoop)
             staleJumps.removeAll(keepingCapacity: true)
             loopExits.removeAll(keepingCapacity: true)
         }

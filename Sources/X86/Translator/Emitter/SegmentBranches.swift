@@ -120,7 +120,7 @@ extension BlockTranslator {
         let enough = code.jump(if: 8)
         code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.lea(Host.address, .memory(base: Host.address, displacement: Int32(offset)))
-        code.jump(to: cache.lookUpTarget)
+        code.jump(to: cache.shared.lookUpTarget)
         cache.setPoll(edge, code.here)
         if kind == .flags { saveFlags() }
         code.patch(enough)
@@ -142,7 +142,7 @@ extension BlockTranslator {
         let offset = following(line)
         flags = .memory
         code.pop(Host.scratch)
-        guard Self.inPage.contains(offset) else { return code.jump(to: cache.returnElsewhere) }
+        guard Self.inPage.contains(offset) else { return code.jump(to: cache.shared.returnElsewhere) }
         code.op(0x2B, reg: Host.address, .register(Host.scratch))
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(offset))
@@ -234,9 +234,9 @@ extension BlockTranslator {
         let wrong = code.jump(if: 5)
         code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
         pushReturn()
-        code.leaRIP(Host.scratch, cache.returnToUnknown)
+        code.leaRIP(Host.scratch, cache.shared.returnToUnknown)
         code.push(Host.scratch)
-        code.jump(to: cache.exitToLoop)
+        code.jump(to: cache.shared.exitToLoop)
         code.patch(wrong)
         leave(op, handler, .memory)
     }

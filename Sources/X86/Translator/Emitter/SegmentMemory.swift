@@ -162,7 +162,7 @@ extension BlockTranslator {
             let offset = Self.cell(bank + number, write: write)
             named.forget(number)
             cell = Cell(tag: Host.cell(offset), way: Host.cell(offset + 8), isPage: number >= BaseCache.firstNamed)
-            (lookUp, own) = (cache.lookUp[bank + number], nil)
+            (lookUp, own) = (cache.shared.lookUp[bank + number], nil)
         case .own(let site):
             let place = ownCache(site, write: write)
             cell = Cell(tag: .near(place), way: .near(place + 8), isPage: false)
@@ -297,7 +297,7 @@ extension BlockTranslator {
                 code.op(0x81, reg: 7, Host.cell(cell))
                 code.int32(Int32(page))
             }
-            let lookUp = cache.lookUp[bank + number]
+            let lookUp = cache.shared.lookUp[bank + number]
             misses.append(
                 Miss(
                     jump: code.jump(if: 5), again: again, address: i.isRIPRelative ? .relative(Int32(address)) : .absolute(Int32(address)), size: size,

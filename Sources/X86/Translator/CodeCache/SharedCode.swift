@@ -1,0 +1,220 @@
+import CX86
+
+/// Code that all blocks of a core share: ways in and out, returns that go elsewhere, questions to the TLB. Executable addresses.
+struct SharedCode {
+    /// Ways into the interpreter, the operation in r11: with its handler in r9, or taken from the operation.
+    struct Exit {
+        var withHandler = 0
+        var loadingHandler = 0
+    }
+    private(set) var exitWithFlags = Exit()
+    private(set) var exitWithMemory = Exit()
+    private(set) var exitWithout = Exit()
+    private(set) var exitToLoop = 0
+    /// From the interpreter to the code at r9: the host's registers to its stack, the guest's from the state.
+    private(set) var enter = 0
+    private(set) var untranslated = 0
+    private(set) var convertFlags = 0
+    /// Called: clears the upper halves of all vector registers in the state. XMM0 is lost.
+    private(set) var zeroUpper = 0
+    /// Where returns go that do not find their call, see ReturnStack: the target in r11, flags in memory.
+    private(set) var returnElsewhere = 0
+    private(set) var returnWithoutCall = 0
+    private(set) var returnToUnknown = 0
+    /// To the target in r11, flags in memory, through the jump cache.
+    private(set) var lookUpTarget = 0
+    /// By base cache, for reading and for writing.
+    private(set) var lookUp: [(read: Int, write: Int)] = []
+
+    mutating func make(_ code: inout Assembler) {
+        exitWithFlags = makeExit(&code) { code in
+            code.bytes(0x9F, 0x0F, 0x90, 0xC0)  // lahf; seto al
+            tableLookup(&code)
+        }
+        exitWithMemory = makeExit(&code) { code in
+            code.op(0xB7, reg: Host.rax, Host.cell(Int(X86_T1_FLAGS_OFFSET)), wide: false, map: 1)  // movzx eax, word
+            code.bytes(0x3D)  // cmp eax, 0xFFFF
+            code.int32(0xFFFF)
+            let valid = code.jump(if: 4)
+            tableLookup(&code)
+            code.patch(valid)
+        }
+        exitWithout = makeExit(&code) { _ in }
+
+        makeEntry(&code)
+
+        // RIP in r11, flags in memory: back to the run loop.
+        exitToLoop = code.here
+        code.store(Host.address, Host.cell(Int(X86_RIP_OFFSET)))
+        code.leaRIP(Host.scratch, code.here + 7 + 5)
+        code.jump(to: exitWithMemory.withHandler)
+        code.bytes(0x31, 0xC0, 0xC3)  // xor eax, eax; ret
+
+        // A block that has no translation yet, its first operation in r9.
+        // What the interpreter asks at a block's start: its version, and whether somebody wants something.
+        untranslated = code.here
+        code.store(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        code.load(Host.address, .memory(base: Host.scratch, displacement: -32))
+        code.load32(Host.rax, .memory(base: Host.address))
+        code.load(Host.address, .memory(base: Host.scratch, displacement: -24))
+        code.op(0x03, reg: Host.rax, .memory(base: Host.address), wide: false)
+        code.op(0x3B, reg: Host.rax, .memory(base: Host.scratch, displacement: -4), wide: false)
+        code.load(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        let stale = code.jump(if: 5)
+        code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
+        code.byte(0)
+        let wanted = code.jump(if: 5)
+        code.move(Host.address, Host.scratch)
+        code.load(Host.scratch, .memory(base: Host.scratch))
+        code.jump(to: exitWithMemory.withHandler)
+        code.patch(stale)
+        code.patch(wanted)
+        code.op(0xB7, reg: Host.address, .memory(base: Host.scratch, displacement: 32), wide: false, map: 1)  // movzx r11d, its offset
+        code.op(0x03, reg: Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.jump(to: exitToLoop)
+        makeConversion(&code)
+        makeReturns(&code)
+        zeroUpper = code.here
+        code.bytes(0x0F, 0x57, 0xC0)  // xorps xmm0, xmm0
+        for n in 0..<16 { code.op(0x11, reg: 0, Host.cell(vectorOffset(n) + 16), wide: false, map: 1) }
+        code.op(0xC6, reg: 0, Host.cell(Int(X86_UPPER_IN_USE_OFFSET)), wide: false)
+        code.bytes(0, 0xC3)  // ret
+        lookUp = (0..<2 * Int(X86_BASE_CACHES)).map { cache in
+            let read = code.here
+            makeLookUp(&code, cache, write: false)
+            let write = code.here
+            makeLookUp(&code, cache, write: true)
+            return (read, write)
+        }
+    }
+    private mutating func makeEntry(_ code: inout Assembler) {
+        enter = code.here
+        for register in Host.calleeSaved { code.push(register) }
+        code.lea(Host.state, .memory(base: Host.rsi, displacement: Host.bias))
+        code.op(0xC7, reg: 0, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
+        code.int32(0xFFFF)
+        for n in Host.mapped { if let host = Host.register(n) { code.load(host, Host.home(n)) } }
+        code.store(4, Host.cell(Int(X86_HOST_STACK_OFFSET)))
+        code.load(4, Host.cell(Int(X86_RETURN_STACK_OFFSET)))
+        code.bytes(0x41, 0xFF, 0xE1)  // jmp r9
+    }
+    private func makeExit(_ code: inout Assembler, flags: (inout Assembler) -> Void) -> Exit {
+        var exit = Exit(withHandler: code.here)
+        spill(&code)
+        flags(&code)
+        finishLeaving(&code)
+        exit.loadingHandler = code.here
+        code.load(Host.scratch, .memory(base: Host.address))
+        code.jump(to: exit.withHandler)
+        return exit
+    }
+    /// Guest registers to the state, the host's back from the stack. Changes no flags.
+    private func spill(_ code: inout Assembler) {
+        for n in Host.mapped { if let host = Host.register(n) { code.store(host, Host.home(n)) } }
+        code.store(4, Host.cell(Int(X86_RETURN_STACK_OFFSET)))
+        code.load(4, Host.cell(Int(X86_HOST_STACK_OFFSET)))
+        for register in Host.calleeSaved.reversed() { code.pop(register) }
+    }
+    /// The jump cache's entry for r11 in r9. EFLAGS are lost.
+    private func findTarget(_ code: inout Assembler) {
+        code.hashTarget()
+        code.bytes(0x41, 0xC1, 0xE1, 0x03)  // shl r9d, 3
+        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
+    }
+    private mutating func makeReturns(_ code: inout Assembler) {
+        returnToUnknown = code.here
+        code.lea(4, .memory(base: 4, displacement: 8))
+        returnElsewhere = code.here
+        findTarget(&code)
+        code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
+        let first = code.jump(if: 4)
+        code.bytes(0x49, 0x83, 0xF1, 0x10)  // xor r9, 16
+        code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
+        let second = code.jump(if: 4)
+        code.move(Host.scratch, Host.address)
+        code.bytes(0x49, 0xC1, 0xE1, 0x10, 0x49, 0xC1, 0xF9, 0x10)  // shl r9, 16; sar r9, 16
+        code.op(0x39, reg: Host.address, .register(Host.scratch))
+        code.jump(if: 4, to: exitToLoop)
+        code.moveImmediate(Host.scratch, UInt64(unsafeBitCast(TranslatorHandlers.returnFault, to: UInt.self)))
+        code.jump(to: exitWithMemory.withHandler)
+        code.patch(first)
+        code.patch(second)
+        let hit = code.here
+        code.load(Host.scratch, .memory(base: Host.scratch, displacement: 8))
+        code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
+        code.int32(-4096)
+        code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.op(0xFF, reg: 4, .memory(base: Host.scratch, displacement: 8), wide: false)
+        lookUpTarget = code.here
+        findTarget(&code)
+        code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
+        code.jump(if: 4, to: hit)
+        code.bytes(0x49, 0x83, 0xF1, 0x10)  // xor r9, 16
+        code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
+        code.jump(if: 4, to: hit)
+        code.jump(to: exitToLoop)
+        returnWithoutCall = code.here
+        code.lea(4, .memory(base: 4, displacement: -8))
+        code.jump(to: returnElsewhere)
+    }
+    /// AX = LAHF's AH over SETO's AL, to fres and faux.
+    private func tableLookup(_ code: inout Assembler) {
+        code.bytes(0x66, 0xC1, 0xC8, 0x08)  // ror ax, 8
+        code.bytes(0x0F, 0xB7, 0xC0)  // movzx eax, ax
+        code.bytes(0xC1, 0xE0, 0x04)  // shl eax, 4
+        code.op(0x03, reg: Host.rax, Host.cell(Int(X86_FLAG_TABLE_OFFSET)))
+        code.load(Host.rcx, .memory(base: Host.rax))
+        code.store(Host.rcx, Host.cell(Int(X86_FRES_OFFSET)))
+        code.load(Host.rcx, .memory(base: Host.rax, displacement: 8))
+        code.store(Host.rcx, Host.cell(Int(X86_FAUX_OFFSET)))
+    }
+    /// To the handler in r9 with the operation in r11.
+    private func finishLeaving(_ code: inout Assembler) {
+        code.move(Host.rdi, Host.address)
+        code.lea(Host.rsi, .memory(base: Host.state, displacement: -Host.bias))
+        code.bytes(0x41, 0xFF, 0xE1)  // jmp r9
+    }
+
+    /// fres and faux to EFLAGS; goes on at r11. Uses r9 and, through the stack, RAX, RCX and RDX.
+    private mutating func makeConversion(_ code: inout Assembler) {
+        convertFlags = code.here
+        for register in [0, 1, 2] as [UInt8] { code.push(register) }
+        code.load(0, Host.cell(Int(X86_FRES_OFFSET)))
+        code.load(1, Host.cell(Int(X86_FAUX_OFFSET)))
+        code.bytes(0x31, 0xD2)  // xor edx, edx
+        code.bytes(0x48, 0x85, 0xC0, 0x0F, 0x94, 0xC2, 0xC1, 0xE2, 0x06)  // test rax, rax; setz dl; shl edx, 6
+        code.bytes(0x49, 0x89, 0xC1, 0x49, 0xC1, 0xE9, 0x3F)  // mov r9, rax; shr r9, 63
+        code.bytes(0x41, 0x31, 0xC9, 0x41, 0x83, 0xE1, 0x01, 0x41, 0xC1, 0xE1, 0x07, 0x44, 0x09, 0xCA)  // xor r9d, ecx; and r9d, 1; shl r9d, 7; or edx, r9d
+        code.bytes(0x49, 0x89, 0xC9, 0x49, 0xC1, 0xE9, 0x08, 0x41, 0x31, 0xC1)  // mov r9, rcx; shr r9, 8; xor r9d, eax
+        code.bytes(0x45, 0x84, 0xC9, 0x41, 0x0F, 0x9A, 0xC1, 0x45, 0x0F, 0xB6, 0xC9)  // test r9b, r9b; setp r9b; movzx r9d, r9b
+        code.bytes(0x41, 0xC1, 0xE1, 0x02, 0x44, 0x09, 0xCA)  // shl r9d, 2; or edx, r9d
+        code.bytes(0x41, 0x89, 0xC9, 0x41, 0x83, 0xE1, 0x08, 0x45, 0x01, 0xC9, 0x44, 0x09, 0xCA)  // mov r9d, ecx; and r9d, 8; add r9d, r9d; or edx, r9d
+        code.bytes(0x49, 0x89, 0xC9, 0x49, 0xC1, 0xE9, 0x3F, 0x44, 0x09, 0xCA)  // mov r9, rcx; shr r9, 63; or edx, r9d
+        code.bytes(0x48, 0x8D, 0x04, 0x09, 0x48, 0x31, 0xC8, 0x48, 0xC1, 0xE8, 0x3F)  // lea rax, [rcx + rcx]; xor rax, rcx; shr rax, 63
+        code.bytes(0x88, 0xD4, 0x04, 0x7F, 0x9E)  // mov ah, dl; add al, 127; sahf
+        for register in [2, 1, 0] as [UInt8] { code.pop(register) }
+        code.bytes(0x41, 0xFF, 0xE3)  // jmp r11
+    }
+
+    /// Called with a linear address in r11 and 4096 less the operand's size in r9: finds its page in the TLB and puts it into
+    /// a base cache. "Above" when the interpreter has to see to it.
+    private func makeLookUp(_ code: inout Assembler, _ cache: Int, write: Bool) {
+        let cell = BlockTranslator.cell(cache, write: false)
+        code.push(0)
+        code.push(1)
+        let (tag, fails) = code.findPage(entry: 0, scratch: 1, user: cache >= Int(X86_BASE_CACHES), write: write)
+        // A page that may be written may be read.
+        code.load(1, tag)
+        code.store(1, Host.cell(cell))
+        if write { code.store(1, Host.cell(cell + 16)) }
+        code.load(0, .memory(base: 0, displacement: 2 * Int32(X86_TLB_COLUMN)))
+        if cache % Int(X86_BASE_CACHES) >= Int(X86_WINDOW_CACHES) { code.op(0x03, reg: 0, .register(1)) }  // add rax, rcx
+        code.store(0, Host.cell(cell + 8))
+        if write { code.store(0, Host.cell(cell + 24)) }
+        code.bytes(0x31, 0xC0)  // xor eax, eax: not above
+        code.patch(fails)
+        code.pop(1)
+        code.pop(0)
+        code.byte(0xC3)
+    }
+}
