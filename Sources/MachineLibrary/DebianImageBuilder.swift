@@ -122,8 +122,9 @@ public struct DebianImageBuilder: Sendable {
             chroot "$root" passwd -q -d root
             : >"$root/etc/machine-id"
 
-            # The network: whatever card there is, by DHCP; name servers as the network says.
-            printf '[Match]\nType=ether\n[Network]\nDHCP=yes\nIPv6AcceptRA=yes\nLinkLocalAddressing=ipv6\n[DHCPv4]\nUseDomains=yes\n' \
+            # The network: whatever card there is, by DHCP; name servers as the network says. What has a kind is somebody's own, such as
+            # containers' ends of cables, which would be taken from their bridges.
+            printf '[Match]\nType=ether\nKind=!*\n[Network]\nDHCP=yes\nIPv6AcceptRA=yes\nLinkLocalAddressing=ipv6\n[DHCPv4]\nUseDomains=yes\n' \
                 >"$root/etc/systemd/network/80-vz.network"
             mkdir -p "$root/etc/systemd/system/multi-user.target.wants"
             ln -sf /lib/systemd/system/systemd-networkd.service "$root/etc/systemd/system/multi-user.target.wants/systemd-networkd.service"
