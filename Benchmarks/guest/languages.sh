@@ -1,8 +1,8 @@
 # What Benchmarks/run languages runs in the guest and natively: what other languages' compilers and runtimes do, half of which
-# write their code as they run. One line a task and round: LANGUAGE name microseconds result.
+# write their code as they run. One line a task and round: TASK name microseconds result.
 mkdir -p /tmp/languages && cd /tmp/languages || exit 1
 cat >a.js <<'X'
-function task(name, f) { const begin = process.hrtime.bigint(); const r = f(); console.log(`LANGUAGE js-${name} ${(process.hrtime.bigint() - begin) / 1000n} ${r}`) }
+function task(name, f) { const begin = process.hrtime.bigint(); const r = f(); console.log(`TASK js-${name} ${(process.hrtime.bigint() - begin) / 1000n} ${r}`) }
 function fib(n) { return n < 2 ? n : fib(n - 1) + fib(n - 2) }
 task("fib", () => fib(30))
 task("json", () => { let s = 0; const o = []; for (let i = 0; i < 20000; i++) o.push({ id: i, name: "n" + i, v: [i, i * 2, i * 3.5] }); for (let k = 0; k < 5; k++) s += JSON.parse(JSON.stringify(o)).length; return s })
@@ -17,7 +17,7 @@ import java.util.*;
 import java.util.function.Supplier;
 public class Main {
     static int fib(int n) { return n < 2 ? n : fib(n - 1) + fib(n - 2); }
-    static void task(String name, Supplier<Object> f) { long begin = System.nanoTime(); Object r = f.get(); System.out.println("LANGUAGE java-" + name + " " + (System.nanoTime() - begin) / 1000 + " " + r); }
+    static void task(String name, Supplier<Object> f) { long begin = System.nanoTime(); Object r = f.get(); System.out.println("TASK java-" + name + " " + (System.nanoTime() - begin) / 1000 + " " + r); }
     public static void main(String[] a) {
         task("fib", () -> fib(32));
         task("map", () -> { HashMap<String, Integer> m = new HashMap<>(); for (int i = 0; i < 300000; i++) m.merge("k" + i % 50000, 1, Integer::sum); return m.size(); });
@@ -30,7 +30,7 @@ cat >a.go <<'X'
 package main
 import ("fmt"; "sort"; "time")
 func fib(n int) int { if n < 2 { return n }; return fib(n-1) + fib(n-2) }
-func task(name string, f func() int) { begin := time.Now(); r := f(); fmt.Println("LANGUAGE go-"+name, time.Since(begin).Microseconds(), r) }
+func task(name string, f func() int) { begin := time.Now(); r := f(); fmt.Println("TASK go-"+name, time.Since(begin).Microseconds(), r) }
 func main() {
 	task("fib", func() int { return fib(33) })
 	task("channels", func() int { c := make(chan int); d := make(chan int); go func() { for x := range c { d <- x + 1 }; close(d) }(); s := 0; for i := 0; i < 200000; i++ { c <- i; s += <-d }; close(c); return s })
@@ -39,14 +39,14 @@ func main() {
 }
 X
 cat >a.rb <<'X'
-def task(name); begun = Process.clock_gettime(Process::CLOCK_MONOTONIC); r = yield; puts "LANGUAGE ruby-#{name} #{((Process.clock_gettime(Process::CLOCK_MONOTONIC) - begun) * 1e6).to_i} #{r}"; end
+def task(name); begun = Process.clock_gettime(Process::CLOCK_MONOTONIC); r = yield; puts "TASK ruby-#{name} #{((Process.clock_gettime(Process::CLOCK_MONOTONIC) - begun) * 1e6).to_i} #{r}"; end
 def fib(n) = n < 2 ? n : fib(n - 1) + fib(n - 2)
 task("fib") { fib(25) }
 task("hash") { h = Hash.new(0); 200000.times { |i| h["k#{i % 5000}"] += 1 }; h.size }
 task("scan") { s = +""; 100000.times { |i| s << i.to_s }; s.scan(/12\d/).size }
 X
 cat >a.lua <<'X'
-local function task(name, f) local begun = os.clock(); local r = f(); print("LANGUAGE luajit-" .. name .. " " .. math.floor((os.clock() - begun) * 1e6) .. " " .. tostring(r)) end
+local function task(name, f) local begun = os.clock(); local r = f(); print("TASK luajit-" .. name .. " " .. math.floor((os.clock() - begun) * 1e6) .. " " .. tostring(r)) end
 local function fib(n) if n < 2 then return n end return fib(n - 1) + fib(n - 2) end
 task("fib", function() return fib(34) end)
 task("floats", function() local s = 0.0 for i = 1, 50000000 do s = s + i * 0.5 end return s end)
@@ -54,7 +54,7 @@ task("strings", function() local t = {} for i = 1, 200000 do t[#t + 1] = tostrin
 X
 cat >a.php <<'X'
 <?php
-function task($name, $f) { $begin = hrtime(true); $r = $f(); echo "LANGUAGE php-$name " . intdiv(hrtime(true) - $begin, 1000) . " $r\n"; }
+function task($name, $f) { $begin = hrtime(true); $r = $f(); echo "TASK php-$name " . intdiv(hrtime(true) - $begin, 1000) . " $r\n"; }
 function fib($n) { return $n < 2 ? $n : fib($n - 1) + fib($n - 2); }
 task("fib", fn() => fib(27));
 task("array", function () { $a = []; for ($i = 0; $i < 1000000; $i++) $a["k" . ($i % 5000)] = $i; return count($a); });
@@ -65,14 +65,14 @@ main = print (M.size (foldr (\i m -> M.insertWith (+) (i * 7919 `mod` 100003) 1 
 X
 cat >a.py <<'X'
 import time
-def task(name, f): begin = time.perf_counter(); r = f(); print("LANGUAGE", name, int((time.perf_counter() - begin) * 1e6), r)
+def task(name, f): begin = time.perf_counter(); r = f(); print("TASK", name, int((time.perf_counter() - begin) * 1e6), r)
 begin = time.perf_counter()
 import numpy
-print("LANGUAGE numpy-start", int((time.perf_counter() - begin) * 1e6), 0)
+print("TASK numpy-start", int((time.perf_counter() - begin) * 1e6), 0)
 task("numpy-product", lambda: int(numpy.dot(numpy.ones((500, 500)), numpy.ones((500, 500))).sum()))
 task("numpy-sort", lambda: numpy.sort(numpy.random.RandomState(1).rand(1000000))[1000])
 X
-task() { name=$1; shift; begin=$(date +%s%N); "$@" >/dev/null 2>&1 || echo "LANGUAGE $name failed"; end=$(date +%s%N); echo "LANGUAGE $name $(((end - begin) / 1000)) 0"; }
+task() { name=$1; shift; begin=$(date +%s%N); "$@" >/dev/null 2>&1 || echo "TASK $name failed"; end=$(date +%s%N); echo "TASK $name $(((end - begin) / 1000)) 0"; }
 export HOME=/tmp/languages GOCACHE=/tmp/languages/cache GO111MODULE=off
 for round in $(seq "${1:-1}"); do
     task js-start node -e 0

@@ -1,4 +1,4 @@
-# What Benchmarks/run work runs in the guest: what CI machines do. One line a task and round: WORK name milliseconds.
+# What Benchmarks/run work runs in the guest: what CI machines do. One line a task and round: TASK name microseconds result.
 cd /tmp
 {
     printf '#include <stdio.h>\n#include <string.h>\n'
@@ -9,7 +9,7 @@ cd /tmp
     done
     printf 'int main(void) { return 0; }\n'
 } >x.c
-task() { name=$1; shift; begin=$(date +%s%N); "$@" >/dev/null 2>&1 || echo "WORK $name failed"; end=$(date +%s%N); echo "WORK $name $(((end - begin) / 1000000))"; }
+task() { name=$1; shift; begin=$(date +%s%N); "$@" >/dev/null 2>&1 || echo "TASK $name failed"; end=$(date +%s%N); echo "TASK $name $(((end - begin) / 1000)) 0"; }
 children() { for i in $(seq 200); do /bin/true; done; }
 pipes() { for i in $(seq 60); do echo "a b c $i" | sed 's/b/x/' | grep -q x && expr $i + 1; done; }
 perls() { for i in $(seq 20); do perl -e 'my %h; for my $i (1..500) { $h{"k$i"} = $i } print join(",", sort keys %h)'; done; }

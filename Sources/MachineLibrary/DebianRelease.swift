@@ -10,10 +10,4 @@ public enum DebianRelease: String, CaseIterable, Sendable {
     }
     /// For people: "Debian 12 (bookworm)".
     public var title: String { "Debian \(number) (\(rawValue))" }
-
-    /// - Parameter text: its name or its number.
-    public init?(_ text: String) {
-        guard let release = Self.allCases.first(where: { $0.rawValue == text || String($0.number) == text }) else { return nil }
-        self = release
-    }
 }

@@ -13,7 +13,7 @@ struct ImageBuild: ParsableCommand {
         commandName: "build", abstract: "Build a guest image from Debian packages.",
         discussion: "EXAMPLES\n  vz image build debian\n  vz image build debian --name work --size 20GiB --include gcc,python3\n  vz image build debian --release 13 --name trixie")
     @Argument(help: "What to build; there is one kind: debian.") var kind: String
-    @Option(help: "Debian's release: 12 (bookworm) or 13 (trixie).") var release: String = "bookworm"
+    @Option(help: "Debian's release: 12 (bookworm) or 13 (trixie).") var release: DebianRelease = .bookworm
     @Option(help: "The image's name.") var name: String = "debian"
     @Option(help: "Size of the root disk; it takes only what is used.") var size: MemorySize = MemorySize(bytes: 4 << 30)
     @Option(help: ArgumentHelp("Further Debian packages, separated by commas. May be repeated.", valueName: "packages")) var include: [String] = []
@@ -23,9 +23,6 @@ struct ImageBuild: ParsableCommand {
         for package in packages where package.wholeMatch(of: /[a-z0-9][a-z0-9+.\-]+(:[a-z0-9]+)?/) == nil {
             throw ValidationError("\"\(package)\" cannot be a package's name")
         }
-        if DebianRelease(release) == nil {
-            throw ValidationError("there is no release \"\(release)\"; there are \(DebianRelease.allCases.map { "\($0.number) (\($0.rawValue))" }.joined(separator: " and "))")
-        }
         if kind != "debian" { throw ValidationError("only the image debian can be built") }
         if name.isEmpty || name.contains("/") || name.hasPrefix(".") { throw ValidationError("\"\(name)\" cannot be an image's name") }
     }
@@ -33,7 +30,7 @@ struct ImageBuild: ParsableCommand {
         let store = ImageStore(home: Home())
         let begin = Date()
         do {
-            try DebianImageBuilder(store: store, release: DebianRelease(release) ?? .bookworm) { Terminal.say($0 + "…") }.build(name: name, diskSize: size.bytes, extra: packages)
+            try DebianImageBuilder(store: store, release: release) { Terminal.say($0 + "…") }.build(name: name, diskSize: size.bytes, extra: packages)
         } catch {
             Terminal.say("\(error)")
             throw ExitCode(1)
@@ -71,5 +68,13 @@ struct ImageRemove: ParsableCommand {
             Terminal.say("\(error)")
             throw ExitCode(1)
         }
+    }
+}
+
+extension DebianRelease: ExpressibleByArgument {
+    /// Its name or its number.
+    public init?(argument: String) {
+        guard let release = Self.allCases.first(where: { $0.rawValue == argument || String($0.number) == argument }) else { return nil }
+        self = release
     }
 }

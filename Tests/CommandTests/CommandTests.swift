@@ -473,6 +473,6 @@ import Testing
         #expect(version.output.wholeMatch(of: /13\n6\.12\.\S+-cloud-amd64\ncable0@cable1 +UP .*\n/) != nil, "\(version.output)")
         #expect(version.status == 0)
         let older = try vz(["image", "build", "debian", "--release", "sid"])
-        #expect(older.status == 64 && older.errors.contains("12 (bookworm) and 13 (trixie)"), "\(older.errors)")
+        #expect(older.status == 64 && older.errors.contains("bookworm") && older.errors.contains("trixie"), "\(older.errors)")
     }
 }

@@ -155,7 +155,7 @@ final class TranslationCache {
         linked.removeAll()
         blocks.removeAll()
         supervisorCrossing.removeAll()
-        _ = userCrossing.takeAll()
+        userCrossing.removeAll()
     }
 
     // MARK: code

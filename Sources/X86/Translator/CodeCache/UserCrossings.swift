@@ -37,12 +37,14 @@ struct UserCrossings {
         return false
     }
     mutating func takeAll() -> [Neighbour] {
-        let all = Array(neighbours.values.joined())
+        defer { removeAll() }
+        return Array(neighbours.values.joined())
+    }
+    mutating func removeAll() {
         neighbours.removeAll(keepingCapacity: true)
         firstNews += news.count
         news.removeAll(keepingCapacity: true)
         leadingOn.removeAll(keepingCapacity: true)
-        return all
     }
     mutating func takeLeadingOn() -> [Int] {
         guard !leadingOn.isEmpty else { return [] }
