@@ -39,6 +39,10 @@ final class VsockConnection {
     var hostEnded = false
     var guestReceivesNoMore = false
     private var hasAskedForCredit = false
+    /// What was read from the socket while the guest had no room: the host's program goes on writing meanwhile. Its socket holds less
+    /// than the guest takes at once.
+    private var stock = ByteRing()
+    private static let stockStep = 64 << 10
     /// Whether it is among those that wait for room, and how much was sent when they were looked at last.
     var isStarved = false
     var sentBefore: UInt32 = 0
@@ -84,7 +88,7 @@ final class VsockConnection {
         return inFlight <= guestRoom ? Int(guestRoom - inFlight) : 0
     }
     /// Whether the host's side may have something for the guest.
-    var mayHaveData: Bool { isReadable && !hostEnded && !guestReceivesNoMore }
+    var mayHaveData: Bool { (isReadable || stock.count > 0) && !hostEnded && !guestReceivesNoMore }
     func note(_ packet: VsockPacket) {
         guestRoom = packet.room
         guestForwarded = packet.forwarded
@@ -96,6 +100,39 @@ final class VsockConnection {
     func takeCreditQuestion() -> Bool {
         defer { hasAskedForCredit = true }
         return !hasAskedForCredit
+    }
+
+    /// The next data for the guest, as recvmsg(2) returns.
+    func read(_ pieces: GuestPieces, _ parts: UnsafeMutablePointer<iovec>) -> Int {
+        guard stock.count > 0 else { return receive(pieces.base, pieces.count) }
+        let (target, count) = (MemoryPieces(pieces: pieces.base, count: pieces.count), min(stock.count, pieces.total))
+        var done = 0
+        for index in 0..<stock.pieces(from: 0, size: count, parts) {
+            if let base = parts[index].iov_base { done += target.write(base, parts[index].iov_len, at: done) }
+        }
+        stock.drop(done)
+        return done
+    }
+    /// Reads ahead for a guest without room. False when there is nothing to read, or no room here either.
+    func fillStock(_ parts: UnsafeMutablePointer<iovec>) -> Bool {
+        guard isReadable else { return false }
+        stock.allocate(Int(room))
+        guard stock.free > 0 else { return false }
+        _ = stock.freePieces(parts)
+        parts[0].iov_len = min(parts[0].iov_len, Self.stockStep)
+        let count = receive(parts, 1)
+        // The end, and errors, are met again behind what is there.
+        if count < 0, errno == EAGAIN { isReadable = false }
+        stock.appended(max(count, 0))
+        return count > 0
+    }
+    /// There is nothing on its way: no memory either.
+    func releaseStock() { if stock.count == 0 { stock.release() } }
+    private func receive(_ pieces: UnsafeMutablePointer<iovec>, _ count: Int) -> Int {
+        var message = msghdr()
+        message.msg_iov = pieces
+        message.msg_iovlen = count
+        return recvmsg(fd, &message, Int32(MSG_DONTWAIT))
     }
 
     enum Delivery { case done, gone, tooMuch }

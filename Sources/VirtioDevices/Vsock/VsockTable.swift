@@ -310,26 +310,25 @@ final class VsockTable {
         let credit = connection.credit
         guard credit > 0 else {
             starve(connection)
+            if connection.fillStock(parts) { makeReady(connection) }
             return true
         }
         guard let pieces = try receiver.room(for: credit) else { return false }
-        var message = msghdr()
-        message.msg_iov = pieces.base
-        message.msg_iovlen = pieces.count
-        let count = recvmsg(connection.fd, &message, Int32(MSG_DONTWAIT))
+        let count = connection.read(pieces, parts)
         if count > 0 {
             receiver.send(count) { connection.packet(Operation.data) }
             connection.sent &+= UInt32(truncatingIfNeeded: count)
             // A guest that has slept wakes while the next packets are read.
             receiver.queue.notify()
-            if connection.credit > 0 { makeReady(connection) } else { starve(connection) }
+            if connection.credit == 0 { starve(connection) }
+            makeReady(connection)
         } else if count == 0 {
             end(connection)
         } else if errno == EINTR {
             makeReady(connection)
         } else {
             connection.isReadable = false
-            if errno != EAGAIN { reset(connection) }
+            if errno == EAGAIN { connection.releaseStock() } else { reset(connection) }
         }
         return true
     }
