@@ -15,6 +15,7 @@ struct AddressSpaceTests {
 
     private static let (large, directory) = (UInt64(1 << 30), base + 0xC000)
 
+    private static func little(_ value: UInt64) -> [UInt8] { (0..<4).map { UInt8(truncatingIfNeeded: value >> (8 * $0)) } }
     private static func machine(_ code: [UInt8]) -> TestMachine {
         let machine = TestMachine(base: base)
         func put(_ address: UInt64, _ value: UInt64) { (machine.bytes + Int(address - base)).storeBytes(of: value, as: UInt64.self) }
@@ -45,6 +46,8 @@ struct AddressSpaceTests {
             [0xB9, 0x58, 2, 0, 0, 0x90, 0x90, 0xE8, 4, 0x10, 0, 0, 0xE8, 0x2F, 0x10, 0, 0, 0xE8, 0xE7, 0xF, 0, 0, 0xFF, 0xC9, 0x75, 0xED, 0x0F, 0x05])
         // At 0xFFD: add rax, 2 or 0x102, which lies in both pages; ret
         put(programPage + 0xFFD, [0x48, 0x05, 2])
+        // At 0x200: writes BL into what the function at 0x40 of the page with the thousands adds; syscall
+        put(programPage + 0x200, [0x88, 0x1C, 0x25] + little(thousandPage + 0x42) + [0x0F, 0x05])
         put(onePage, [0, 0, 0, 0xC3])
         put(thousandPage, [1, 0, 0, 0xC3])
         for place in [0x10, 0x40] as [UInt64] {
@@ -65,6 +68,10 @@ struct AddressSpaceTests {
         /// Whether it lies behind the program in the first space, and behind the kernel.
         var programHasThousands = false
         var kernelHasThousands = false
+        /// Whether the spaces have process-context identifiers, 1 and 2.
+        var isIdentified = false
+        /// What is known of the first space is not so any more, and the processor has not been told.
+        private var firstIsStale = false
 
         mutating func runProgram() {
             // lea rdx, [rip + 12]; mov rcx, r8; mov r11d, 2; sysretq
@@ -80,6 +87,20 @@ struct AddressSpaceTests {
         mutating func use(second: Bool) {
             code += [0x41, 0x0F, 0x22, second ? 0xDD : 0xD9]  // mov cr3, r13 or r9
             isSecond = second
+            if !second { firstIsStale = false }
+        }
+        /// What is known of the other space stays.
+        mutating func come(second: Bool) {
+            guard isIdentified, second || !firstIsStale else { return use(second: second) }
+            code += [0x4C, 0x89, second ? 0xEB : 0xCB, 0x48, 0x0F, 0xBA, 0xEB, 63, 0x0F, 0x22, 0xDB]  // mov rbx, r13 or r9; bts rbx, 63; mov cr3, rbx
+            isSecond = second
+        }
+        /// INVPCID of one of four kinds, for the first space, and the page behind the program.
+        private mutating func invalidate(_ kind: UInt8) {
+            let descriptor = AddressSpaceTests.base + 0x4_0100
+            code += [0x48, 0xC7, 0x04, 0x25] + AddressSpaceTests.little(descriptor) + [1, 0, 0, 0]  // mov qword [descriptor], 1
+            code += [0x4C, 0x89, 0x14, 0x25] + AddressSpaceTests.little(descriptor + 8)  // mov [descriptor + 8], r10
+            code += [0xBB, kind, 0, 0, 0, 0x66, 0x0F, 0x38, 0x82, 0x1C, 0x25] + AddressSpaceTests.little(descriptor)  // mov ebx, kind; invpcid rbx, [descriptor]
         }
         mutating func togglePGE() {
             // mov rbx, cr4; and bl, 0x7F; mov cr4, rbx; or bl, 0x80; mov cr4, rbx
@@ -89,7 +110,10 @@ struct AddressSpaceTests {
         mutating func remapProgram(_ generator: inout Generator) {
             programHasThousands.toggle()
             code += [0x4C, 0x89, programHasThousands ? 0x27 : 0x3F]  // mov [rdi], r15 or r12
-            if isSecond { return }  // told by the way back
+            if isSecond, !isIdentified { return }  // told by the way back
+            let way = generator.next() % 8
+            if isIdentified, way < 4 { return invalidate(UInt8(way)) }
+            if isSecond { return firstIsStale = true }
             switch generator.next() % 3 {
             case 0: code += [0x41, 0x0F, 0x01, 0x3A]  // invlpg [r10]
             case 1: use(second: false)
@@ -105,13 +129,23 @@ struct AddressSpaceTests {
         mutating func rewrite(_ generator: inout Generator) {
             let (isFirst, value) = (generator.next() % 2 == 0, UInt8(truncatingIfNeeded: generator.next()))
             if isFirst { thousands.0 = 3 << 8 | UInt64(value) } else { thousands.1 = 3 << 8 | UInt64(value) }
-            let address = UInt32(thousandPage) + (isFirst ? 0x12 : 0x42)
-            code += [0xC6, 0x04, 0x25] + (0..<4).map { UInt8(truncatingIfNeeded: address >> (8 * $0)) } + [value]  // mov byte [address], value
+            code += [0xC6, 0x04, 0x25] + AddressSpaceTests.little(AddressSpaceTests.thousandPage + (isFirst ? 0x12 : 0x42)) + [value]  // mov byte […], value
+        }
+        /// A program writes the one at 0x40.
+        mutating func rewriteAsProgram(_ generator: inout Generator) {
+            let value = UInt8(truncatingIfNeeded: generator.next())
+            thousands.1 = 3 << 8 | UInt64(value)
+            // mov bl, value; lea rdx, [rip + 16]; lea rcx, [r8 + 0x200]; mov r11d, 2; sysretq
+            code += [0xB3, value, 0x48, 0x8D, 0x15, 16, 0, 0, 0, 0x49, 0x8D, 0x88, 0, 2, 0, 0, 0x41, 0xBB, 2, 0, 0, 0, 0x48, 0x0F, 0x07]
         }
     }
     private static func run(_ script: Script, inLargePage: Bool = false) -> UInt64? {
         let machine = machine(script.code + [0xF4])
         var state = state(kernel)
+        if script.isIdentified {
+            state.cr4 |= 0x2_0000
+            (state.gpr[9], state.gpr[13], state.cr3) = (roots.0 | 1, roots.1 | 2, roots.0 | 1)
+        }
         if inLargePage {
             (state.gpr[8], state.gpr[10]) = (large + programPage - base, large)
             (state.gpr[7], state.gpr[12]) = (directory, directory + 0x1000 | 7)
@@ -191,18 +225,41 @@ struct AddressSpaceTests {
         script.runProgram()
         #expect(Self.run(script, inLargePage: true) == script.sum)
     }
-    @Test func anythingInAnyOrder() {
+    /// More address spaces than the jump cache has salts for, one after the other.
+    @Test func addressSpacesComeAndGo() {
+        // mov ebp, 21000; 1: mov [rdi], r12; xchg r12, r15; xchg rbx, r15; mov cr3, r9; run the program; dec ebp; jnz 1b; hlt
+        var code: [UInt8] = [0xBD, 0x08, 0x52, 0, 0, 0x4C, 0x89, 0x27, 0x4D, 0x87, 0xFC, 0x4C, 0x87, 0xFB, 0x41, 0x0F, 0x22, 0xD9]
+        var script = Script()
+        let start = script.code.count
+        script.runProgram()
+        code += script.code[start...]
+        code += [0xFF, 0xCD, 0x75, UInt8(truncatingIfNeeded: 5 - (code.count + 4)), 0xF4]
+        let machine = Self.machine(script.code[..<start] + code)
+        // A third page, which adds 2000 to what the thousands do.
+        let thousands = machine.bytes + Int(Self.thousandPage - Self.base)
+        (thousands + 4096).copyMemory(from: thousands, byteCount: 4096)
+        for place in [0x12, 0x42] { thousands.storeBytes(of: 2000, toByteOffset: 4096 + place, as: UInt32.self) }
+        var state = Self.state(Self.kernel)
+        state.gpr[3] = Self.thousandPage + 4096 | 7
+        machine.core.architecturalState = state
+        #expect(machine.core.run() == .halt)
+        #expect(machine.core.architecturalState.gpr[0] == 7000 * 600 * (4 + 2 * 1000 + 2 * 2000 + 2 * 0x102))
+    }
+    @Test(arguments: [false, true]) func anythingInAnyOrder(isIdentified: Bool) {
         for seed in 0..<400 as Range<UInt64> {
             var generator = Generator(state: seed)
             var script = Script()
+            script.isIdentified = isIdentified
             for _ in 0..<40 {
-                switch generator.next() % 9 {
+                switch generator.next() % 12 {
                 case 0, 1: script.runProgram()
                 case 2: script.runKernel()
-                case 3, 4: script.use(second: !script.isSecond)
-                case 5: script.use(second: script.isSecond)
-                case 6: script.remapProgram(&generator)
-                case 7: script.rewrite(&generator)
+                case 3: script.use(second: !script.isSecond)
+                case 4, 5: script.come(second: !script.isSecond)
+                case 6: script.use(second: script.isSecond)
+                case 7, 8: script.remapProgram(&generator)
+                case 9: script.rewrite(&generator)
+                case 10: script.rewriteAsProgram(&generator)
                 default: script.remapKernel(&generator)
                 }
             }
@@ -210,5 +267,33 @@ struct AddressSpaceTests {
             script.runKernel()
             #expect(Self.run(script) == script.sum, "seed \(seed)")
         }
+    }
+    /// What SDM vol. 2 and 3 (§ 2.5) say of CR4.PCIDE, bit 63 of CR3 and INVPCID: a general protection fault, of which there is no return here.
+    @Test func wrongIdentifiersAreRefused() {
+        let descriptor = Self.base + 0x4_0100
+        let invalidate: [UInt8] = [0x66, 0x0F, 0x38, 0x82, 0x1C, 0x25] + Self.little(descriptor)  // invpcid rbx, [descriptor]
+        let setKeeping: [UInt8] = [0x48, 0x0F, 0xBA, 0xEB, 63, 0x0F, 0x22, 0xDB]  // bts rbx, 63; mov cr3, rbx
+        func isRefused(_ code: [UInt8], rbx: UInt64 = 0, hasIdentifiers: Bool = true, root: UInt64 = Self.roots.0, _ words: (UInt64, UInt64) = (0, 0)) -> Bool {
+            let machine = Self.machine(code + [0xF4])
+            machine.bytes.storeBytes(of: words.0, toByteOffset: 0x4_0100, as: UInt64.self)
+            machine.bytes.storeBytes(of: words.1, toByteOffset: 0x4_0108, as: UInt64.self)
+            var state = Self.state(Self.kernel)
+            (state.gpr[3], state.cr3) = (rbx, root)
+            if hasIdentifiers { state.cr4 |= 0x2_0000 }
+            machine.core.architecturalState = state
+            return machine.core.run() != .halt
+        }
+        #expect(!isRefused(setKeeping, rbx: Self.roots.1 | 5))
+        #expect(isRefused(setKeeping, rbx: Self.roots.1, hasIdentifiers: false))
+        let enable: [UInt8] = [0x0F, 0x20, 0xE3, 0x0F, 0xBA, 0xEB, 17, 0x0F, 0x22, 0xE3]  // mov rbx, cr4; bts ebx, 17; mov cr4, rbx
+        #expect(!isRefused(enable, hasIdentifiers: false))
+        #expect(isRefused(enable, hasIdentifiers: false, root: Self.roots.0 | 1))
+        for kind in 0..<4 as Range<UInt64> { #expect(!isRefused(invalidate, rbx: kind, (7, Self.program))) }
+        #expect(isRefused(invalidate, rbx: 4))
+        #expect(isRefused(invalidate, rbx: 1, (4096, 0)))
+        #expect(isRefused(invalidate, rbx: 0, (1, 1 << 60)))
+        #expect(!isRefused(invalidate, rbx: 1, (1, 1 << 60)))
+        #expect(isRefused(invalidate, rbx: 1, hasIdentifiers: false, (1, 0)))
+        #expect(!isRefused(invalidate, rbx: 2, hasIdentifiers: false, (1, 0)))
     }
 }

@@ -44,8 +44,8 @@ typedef struct x86_op {
   uint32_t extra;    // handler specific
 } x86_op;
 
-/// One entry of a jump cache: the block at an address, found by the address's hash or in the entry beside that one. An empty
-/// entry's address is one that belongs elsewhere.
+/// One entry of a jump cache: the block at an address, found by the address's hash, which each address space changes by a number of its own, or
+/// in the entry beside that one. An empty entry's address is one that belongs elsewhere.
 typedef struct x86_jump {
   uint64_t rip;
   x86_op *_Nullable op;
@@ -89,6 +89,8 @@ typedef struct x86_cpu {
   uint64_t t1_target;    // an indirect call's target while its return address is pushed
   uint8_t upper_in_use;  // the upper half of some vector register may not be zero; not in a word with what is read, see vector_off
   uint8_t pad11[7];
+  uint32_t jump_salt;    // of the running privilege's address space, twice: see JumpTable
+  uint32_t pad12;
   // Up to here translated code reaches everything but the first eight registers with a displacement of one byte, see Host.bias.
   uint64_t fres, faux;   // lazy arithmetic flags (see Flags.swift)
   uint64_t rip;
@@ -126,7 +128,7 @@ typedef struct x86_cpu {
   x86_base_cache base_cache[2 * X86_BASE_CACHES]; // see BaseCache in SegmentMemory.swift; the stack's are above
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint32_t interrupt_latch; // 1 from an interrupt controller's word on until the core asks for the vector
-  uint32_t pad10[15];    // up to the alignment of what follows
+  uint32_t pad10[13];    // up to the alignment of what follows
   uint8_t xmm[512];      // 16 registers of 32 bytes
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
   uint8_t fxarea[512];  // FXSAVE image
@@ -151,7 +153,7 @@ enum { X86_TLB_COLUMN = X86_TLB_SIZE * 8 + 1344, X86_TLB_BYTES = (4 * X86_TLB_CO
 enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offsetof(x86_cpu, fxarea), X86_SEGBASE_OFFSET = offsetof(x86_cpu, segbase), X86_XMM_OFFSET = offsetof(x86_cpu, xmm), X86_PENDING_OFFSET = offsetof(x86_cpu, pending), X86_SEGMENTS_OFFSET = offsetof(x86_cpu, seg), X86_RAW_FLAGS_OFFSET = offsetof(x86_cpu, raw_flags),
   X86_BLOCK_BASE_OFFSET = offsetof(x86_cpu, block_base), X86_T1_FLAGS_OFFSET = offsetof(x86_cpu, t1_flags), X86_T1_SAVE_OFFSET = offsetof(x86_cpu, t1_save),
   X86_FRES_OFFSET = offsetof(x86_cpu, fres), X86_FAUX_OFFSET = offsetof(x86_cpu, faux), X86_RIP_OFFSET = offsetof(x86_cpu, rip),
-  X86_HOST_STACK_OFFSET = offsetof(x86_cpu, host_stack), X86_RETURN_STACK_OFFSET = offsetof(x86_cpu, return_stack), X86_RETURN_OFFSET_OFFSET = offsetof(x86_cpu, return_offset), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache),
+  X86_HOST_STACK_OFFSET = offsetof(x86_cpu, host_stack), X86_RETURN_STACK_OFFSET = offsetof(x86_cpu, return_stack), X86_RETURN_OFFSET_OFFSET = offsetof(x86_cpu, return_offset), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache), X86_JUMP_SALT_OFFSET = offsetof(x86_cpu, jump_salt),
   X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge), X86_INTERRUPT_LATCH_OFFSET = offsetof(x86_cpu, interrupt_latch),
   X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_STACK_CACHE_OFFSET = offsetof(x86_cpu, stack_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
   X86_OWN_END_OFFSET = offsetof(x86_cpu, own_end), X86_OWN_EMPTY_OFFSET = offsetof(x86_cpu, own_empty),

@@ -56,6 +56,7 @@ struct HandlerSelector {
         switch i.map {
         case .one: return one(&op)
         case .two: return two(&op)
+        case .three38 where i.opcode == 0x82: return invalidateContext(&op)
         case .three38, .three3A: return simd(&op)
         }
     }

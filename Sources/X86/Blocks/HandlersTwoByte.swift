@@ -241,6 +241,12 @@ extension HandlerSelector {
         }
         return .next
     }
+    func invalidateContext(_ op: inout x86_op) -> Flow {
+        guard i.isMemory, i.has66, i.rep == 0 else { return .undefined }
+        operands(&op)
+        op.fn = SystemHandlers.invalidateContext
+        return .ends
+    }
     func groupFifteen(_ op: inout x86_op) -> Flow {
         operands(&op)
         guard i.isMemory else {

@@ -186,7 +186,7 @@ enum GPR {
 
 /// The entry of the jump cache that may hold the block at `rip`.
 @inline(__always) func jumpSlot(_ s: CPU, _ rip: UInt64) -> UnsafeMutablePointer<x86_jump> {
-    let index = JumpHash.index(rip)
+    let index = JumpHash.index(rip) ^ Int(s.pointee.jump_salt &>> 1)
     let slot = s.pointee.jcache + index
     return slot.pointee.rip == rip ? slot : s.pointee.jcache + (index ^ 1)
 }

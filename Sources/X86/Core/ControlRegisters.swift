@@ -79,7 +79,7 @@ extension X86Core {
             s.pointee.efer |= ControlRegister.lma
             s.pointee.lma = 1
         } else if value & ControlRegister.pg == 0, old & ControlRegister.pg != 0 {
-            guard s.pointee.mode != 2 else { return false }
+            guard s.pointee.mode != 2, s.pointee.cr4 & ControlRegister.pcide == 0 else { return false }
             s.pointee.efer &= ~ControlRegister.lma
             s.pointee.lma = 0
         }
@@ -94,10 +94,11 @@ extension X86Core {
 
     func writeCR4(_ value: UInt64) -> Bool {
         let s = state
-        // VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, OSXSAVE
-        guard value & ~(0x7FF | (features.contains(.avx) ? ControlRegister.osxsave : 0)) == 0 else { return false }
+        // VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, PCIDE, OSXSAVE
+        guard value & ~(0x7FF | ControlRegister.pcide | (features.contains(.avx) ? ControlRegister.osxsave : 0)) == 0 else { return false }
         if s.pointee.lma != 0, value & ControlRegister.pae == 0 { return false }
         let changed = s.pointee.cr4 ^ value
+        if changed & value & ControlRegister.pcide != 0, s.pointee.lma == 0 || s.pointee.cr3 & 0xFFF != 0 { return false }
         s.pointee.cr4 = value
         updateVectorAccess(s)
         // Kernels switch PGE off and on to have the TLB emptied.

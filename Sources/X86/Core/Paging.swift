@@ -31,6 +31,7 @@ enum ControlRegister {
     static let pae: UInt64 = 1 << 5
     static let pge: UInt64 = 1 << 7
     static let osfxsr: UInt64 = 1 << 9
+    static let pcide: UInt64 = 1 << 17
     static let osxsave: UInt64 = 1 << 18
     static let lme: UInt64 = 1 << 8
     static let lma: UInt64 = 1 << 10
@@ -182,16 +183,21 @@ extension X86Core {
         guard let host = memory.host(translation.gpa) else { return nil }
         let tag = linear & ~4095
         let isWritable = translation.writable && translation.dirty && mayWrite(translation.gpa) && lockStep?.isRecording != true
-        if translation.large, linear >> 47 == 0 { holdsLargeUserPages = true }
+        if linear >> 47 == 0 { noteUserPage(translation) }
         // A TLB may forget: that only the kernel's half stays when CR3 changes lets INVLPG forget large user pages.
         let global = translation.global && linear >> 47 != 0
         let entry = tlbEntry(s, linear)
         // What is filled again is in its list.
         if entry.readTag != tag || entry.gpa & TLBBit.global != (global ? TLBBit.global : 0) || lockStep != nil { noteFill(linear, isGlobal: global) }
         entry.set(
-            tag, isWritable: isWritable, delta: UInt64(UInt(bitPattern: host)) & ~4095 &- tag,
+            tag, writeTag: isWritable ? tag : tag ^ 4096, delta: UInt64(UInt(bitPattern: host)) & ~4095 &- tag,
             gpa: translation.gpa & ~4095 | (global ? TLBBit.global : 0) | (translation.executable ? TLBBit.executable : 0))
         return host
+    }
+    /// What INVLPG has to know of pages in the lower half.
+    @inline(__always) func noteUserPage(_ translation: Translation) {
+        if translation.large { holdsLargeUserPages = true }
+        if translation.global { holdsGlobalUserPages = true }
     }
     /// Whether a page may have a write tag.
     private func mayWrite(_ gpa: UInt64) -> Bool {

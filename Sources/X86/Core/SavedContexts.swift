@@ -1,14 +1,10 @@
 import CX86
 
-/// What the user's jump cache held in address spaces that the guest has left, for when it comes back to them. Processes take turns
-/// thousands of times a second, and looking for all their blocks anew costs more than the rest of a change of CR3.
+/// Where the user's code was in address spaces that the guest has left, for when it comes back to them, and by what salt the jump cache has
+/// that. Processes take turns thousands of times a second, and looking for all their blocks anew costs more than the rest of a change of CR3.
 ///
 /// It is no TLB: before something is used again, the page tables are asked whether all pages that it runs from are where they were.
 struct SavedContexts {
-    struct Jump {
-        var index: Int
-        var entry: x86_jump
-    }
     struct Page {
         var page: UInt
         var linear: UInt64
@@ -16,7 +12,9 @@ struct SavedContexts {
     struct Context {
         /// All ones: none.
         var cr3 = UInt64.max
-        var jumpCount = 0
+        var salt = 0
+        /// What CR3 was; 0 if the pages may not be where they were even so.
+        var identified: UInt64 = 0
         var pageCount = 0
         /// When it was saved.
         var age: UInt64 = 0
@@ -24,16 +22,14 @@ struct SavedContexts {
         var neighbours = 0
         /// How often it has been used since it was begun.
         var turns = 0
-        let jumps: UnsafeMutablePointer<Jump>
         let pages: UnsafeMutablePointer<Page>
     }
     /// Programs that use more run for longer, too.
-    static let mostJumps = Int(X86_JCACHE_SIZE)
     static let mostPages = 8192
     /// After so many it is begun anew: what the program no longer runs would be kept for ever, and looked after each time.
-    static let mostTurns = 64
+    static let mostTurns = 512
     private static let capacity = 64
-    private static let bytes = UInt(capacity * (mostJumps * MemoryLayout<Jump>.stride + mostPages * MemoryLayout<Page>.stride))
+    private static let bytes = UInt(capacity * mostPages * MemoryLayout<Page>.stride)
 
     /// Taken as it is used.
     private let memory = cx_map_zeroed(bytes)
@@ -43,9 +39,8 @@ struct SavedContexts {
     var turns = 0
 
     init() {
-        let pages = (memory + Self.capacity * Self.mostJumps * MemoryLayout<Jump>.stride).bindMemory(to: Page.self, capacity: Self.capacity * Self.mostPages)
-        let jumps = memory.bindMemory(to: Jump.self, capacity: Self.capacity * Self.mostJumps)
-        for n in 0..<Self.capacity { (contexts + n).initialize(to: Context(jumps: jumps + n * Self.mostJumps, pages: pages + n * Self.mostPages)) }
+        let pages = memory.bindMemory(to: Page.self, capacity: Self.capacity * Self.mostPages)
+        for n in 0..<Self.capacity { (contexts + n).initialize(to: Context(pages: pages + n * Self.mostPages)) }
     }
     func deallocate() {
         contexts.deallocate()
@@ -85,32 +80,35 @@ struct SavedContexts {
 // What stays of the jump caches when the TLB does not.
 extension X86Core {
     /// CR3 was changed and the TLB emptied: the user's code is another, or the same.
-    func changeUserCode(from old: UInt64) {
+    ///
+    /// - Parameter isKnown: the guest says that the new address space is as it was when it left it.
+    func changeUserCode(from old: UInt64, isKnown: Bool) {
         let new = state.pointee.cr3 & PTE.address
         guard old & PTE.address != new else { return isInPlace(user: true) ? () : leaveUserCode() }
-        saveUserCode(old & PTE.address)
-        leaveUserCode()
+        saveUserCode(old)
         savedContexts.turns = 0
-        if let saved = savedContexts.take(new), saved.turns < SavedContexts.mostTurns, isInPlace(saved) { restoreUserCode(saved) }
+        if let saved = savedContexts.take(new), saved.turns < SavedContexts.mostTurns, isKnown && saved.identified == state.pointee.cr3 || isInPlace(saved) {
+            restoreUserCode(saved)
+        } else {
+            leaveUserCode()
+        }
     }
-    /// What is saved is taken out: the caller leaves the address space.
     private func saveUserCode(_ cr3: UInt64) {
-        let (jumps, pages) = (userJumps.count, userPlaces.count)
-        guard jumps > 0, jumps <= SavedContexts.mostJumps, pages <= SavedContexts.mostPages, !userPlaces.hasSeveral, userJumps.isFlat else { return }
-        let saved = savedContexts.make(cr3)
-        userJumps.move(to: saved.pointee.jumps)
+        let pages = userPlaces.count
+        guard pages > 0, pages <= SavedContexts.mostPages, !userPlaces.hasSeveral, userJumps.isFlat else { return }
+        let saved = savedContexts.make(cr3 & PTE.address)
+        saved.pointee.identified = userPlacesAreSure ? cr3 : 0
         for n in 0..<pages { saved.pointee.pages[n] = SavedContexts.Page(page: userPlaces[n].page, linear: userPlaces[n].linear) }
         saved.pointee.neighbours = translations?.newest ?? 0
-        (saved.pointee.jumpCount, saved.pointee.pageCount, saved.pointee.turns) = (jumps, pages, savedContexts.turns)
+        (saved.pointee.salt, saved.pointee.pageCount, saved.pointee.turns) = (userJumps.salt, pages, savedContexts.turns)
     }
-    /// The user's code has just been left.
     private func restoreUserCode(_ saved: SavedContexts.Context) {
+        takeUserCode(salt: saved.salt)
         for n in 0..<saved.pageCount {
             _ = userPlaces.note(saved.pages[n].page, at: saved.pages[n].linear)
             userPages.insert(saved.pages[n].linear)
         }
         translations?.keep(since: saved.neighbours) { userPlaces.place(of: $0) }
-        userJumps.fill(with: saved.jumps, saved.jumpCount)
         savedContexts.turns = saved.turns + 1
     }
     /// Of a page that the user's code runs from at an address, now that this is known: edges to where other pages are stay linked.
@@ -137,7 +135,7 @@ extension X86Core {
         guard case .ok(let translation) = translate(linear, .fetch, user: user), let number = memory.page(translation.gpa), memory.versionCell(number) == page
         else { return nil }
         // INVLPG has to drop all of it, though the TLB knows none of it any more.
-        if translation.large, linear >> 47 == 0 { holdsLargeUserPages = true }
+        if linear >> 47 == 0 { noteUserPage(translation) }
         return translation
     }
 }

@@ -22,9 +22,9 @@ struct TLBEntry {
     @inline(__always) var delta: UInt64 { cells[2 * Self.column] }
     @inline(__always) var gpa: UInt64 { cells[3 * Self.column] }
 
-    func set(_ tag: UInt64, isWritable: Bool, delta: UInt64, gpa: UInt64) {
+    func set(_ tag: UInt64, writeTag: UInt64, delta: UInt64, gpa: UInt64) {
         cells[0] = tag
-        cells[Self.column] = isWritable ? tag : tag ^ 4096
+        cells[Self.column] = writeTag
         cells[2 * Self.column] = delta
         cells[3 * Self.column] = gpa
     }
@@ -41,16 +41,15 @@ struct TLBEntry {
     private static func never(_ index: Int) -> UInt64 { UInt64((index ^ 1) << 12) }
 }
 
-/// Which entries of a table (a TLB, a jump cache) were filled since it was emptied, so that emptying it costs what filling it did.
+/// Which entries of a TLB were filled since it was emptied, so that emptying it costs what filling it did.
 struct FilledEntries {
-    private let capacity: Int
+    /// A gigabyte's pages.
+    private let capacity = 1 << 18
     /// Taken as it is used.
     private let indices: UnsafeMutablePointer<UInt32>
     private(set) var count = 0
 
-    /// - Parameter capacity: for a TLB, of which a gigabyte's pages have room there.
-    init(capacity: Int = 1 << 18) {
-        self.capacity = capacity
+    init() {
         indices = cx_map_zeroed(UInt(capacity * MemoryLayout<UInt32>.stride)).bindMemory(to: UInt32.self, capacity: capacity)
     }
     func deallocate() { cx_unmap(indices, UInt(capacity * MemoryLayout<UInt32>.stride)) }
@@ -66,9 +65,7 @@ struct FilledEntries {
         count += 1
         return true
     }
-    var isNearlyFull: Bool { count + 2 > capacity }
     subscript(_ n: Int) -> Int { Int(indices[n]) }
-    mutating func keep(_ index: Int, at n: Int) { indices[n] = UInt32(truncatingIfNeeded: index) }
     mutating func shrink(to n: Int) { count = n }
 }
 
@@ -118,7 +115,8 @@ extension X86Core {
         Self.clear(state.pointee.tlb_supervisor, &filledSupervisor)
         Self.clear(state.pointee.tlb_supervisor, &filledGlobal)
         clearUser()
-        holdsLargeUserPages = false
+        savedTLBs.removeAll()
+        (holdsLargeUserPages, holdsGlobalUserPages) = (false, false)
         dropBaseCaches()
         guard codeMayStay, state.pointee.mode == 2, isInPlace(user: false) else { return newContext() }
         if !isInPlace(user: true) { leaveUserCode() }
@@ -128,7 +126,8 @@ extension X86Core {
         lockStep?.tablesAreStale = true
         dropBaseCaches()
         for user in [false, true] { releaseTLB(user: user) }
-        holdsLargeUserPages = false
+        savedTLBs.release()
+        (holdsLargeUserPages, holdsGlobalUserPages) = (false, false)
     }
     private func releaseTLB(user: Bool) {
         if user {
@@ -141,14 +140,50 @@ extension X86Core {
         }
     }
     /// SDM vol. 3 § 4.10.4.1.
-    func writeCR3(_ value: UInt64) {
+    ///
+    /// - Parameter keeps: what is known of the new process-context identifier stays.
+    func writeCR3(_ value: UInt64, keeps: Bool = false) {
         let old = state.pointee.cr3
         state.pointee.cr3 = value
+        let isKnown = changeUserTLB(from: old, keeps: keeps)
         flushTLBButGlobal()
         // Code that the kernel runs from global pages stays where it is.
         if supervisorRunsPrivatePages { return newContext() }
-        if state.pointee.mode == 2 { changeUserCode(from: old) } else { dropCode(user: true) }
+        if state.pointee.mode == 2 { changeUserCode(from: old, isKnown: isKnown) } else { dropCode(user: true) }
     }
+    /// INVPCID. SDM vol. 2; vol. 3 § 4.10.4.1.
+    func invalidateContext(_ type: UInt64, identifier: UInt64, linear: UInt64) {
+        let isCurrent = identifier == currentIdentifier
+        switch type {
+        case 0 where isCurrent: invalidatePage(linear)
+        case 0: savedTLBs.remove(identifier)
+        case 1 where !isCurrent: savedTLBs.remove(identifier)
+        case 1: writeCR3(state.pointee.cr3)
+        case 2: flushTLB(codeMayStay: true)
+        default:
+            savedTLBs.removeAll()
+            writeCR3(state.pointee.cr3)
+        }
+    }
+    private var currentIdentifier: UInt64 { state.pointee.cr4 & ControlRegister.pcide == 0 ? 0 : state.pointee.cr3 & 0xFFF }
+    /// The user's TLB holds what is known of the new address space. True when that is all it was when the guest left it.
+    private func changeUserTLB(from old: UInt64, keeps: Bool) -> Bool {
+        let (new, table) = (state.pointee.cr3, state.pointee.tlb_user)
+        let hasIdentifiers = state.pointee.cr4 & ControlRegister.pcide != 0 && lockStep == nil
+        if hasIdentifiers, (old ^ new) & 0xFFF != 0, !holdsGlobalUserPages, filledUser.count <= Self.many {
+            savedTLBs.save(old, table, &filledUser, holdsLargePages: holdsLargeUserPages)
+        } else {
+            clearUser()
+        }
+        (holdsLargeUserPages, holdsGlobalUserPages) = (false, false)
+        guard hasIdentifiers, keeps, let hasLargePages = savedTLBs.restore(new, table, &filledUser) else {
+            savedTLBs.remove(new & 0xFFF)
+            return false
+        }
+        holdsLargeUserPages = hasLargePages
+        return true
+    }
+    /// Of the supervisor's: only the upper half keeps mappings, see `enter`.
     private func flushTLBButGlobal() {
         lockStep?.tablesAreStale = true
         dropBaseCaches()
@@ -159,9 +194,6 @@ extension X86Core {
             if TLBEntry(supervisor, index).gpa & TLBBit.global == 0 { TLBEntry(supervisor, index).clear(index) }
         }
         filledSupervisor.shrink(to: 0)
-        clearUser()
-        // Only the upper half keeps mappings, see `enter`.
-        holdsLargeUserPages = false
     }
     func noteFill(_ linear: UInt64, isGlobal: Bool) {
         let index = TLBEntry.index(linear)
@@ -199,6 +231,7 @@ extension X86Core {
     }
     private func dropWriteTags(where isMeant: (UInt64) -> Bool) {
         dropBaseCaches()
+        savedTLBs.dropWriteTags()
         Self.dropWriteTags(state.pointee.tlb_supervisor, filledSupervisor, isMeant)
         Self.dropWriteTags(state.pointee.tlb_supervisor, filledGlobal, isMeant)
         Self.dropWriteTags(state.pointee.tlb_user, filledUser, isMeant)
@@ -219,25 +252,50 @@ extension X86Core {
     /// Forgets where a privilege's code goes on in a page.
     private func forgetJumps(_ linear: UInt64, user: Bool) {
         if state.pointee.mode != 2 { return newContext() }
-        if user { userJumps.forget(linear) } else { supervisorJumps.forget(linear) }
+        switch (user, userJumps.isFlat) {
+        case (false, _): supervisorJumps.forget(linear)
+        case (true, true):
+            userJumps.forget(linear)
+            userPlacesAreSure = false
+        case (true, false): clearUserJumps()
+        }
         translations?.unlinkCrossing(user: user)
         returns.forget(state, user: user)
     }
     /// Forgets where all of a privilege's code is.
     func dropCode(user: Bool) {
-        if user { return dropUserCode { $0.unlinkCrossing(user: true) } }
+        if user {
+            clearUserJumps()
+            return forgetUserPlaces { $0.unlinkCrossing(user: true) }
+        }
         supervisorJumps.clear()
         supervisorPages.clear()
         supervisorPlaces.clear()
         translations?.unlinkCrossing(user: false)
         returns.forget(state, user: false)
+        updateSalt()
     }
     /// The same of the user's, for another address space's: edges between pages stay linked where they may.
-    func leaveUserCode() { dropUserCode { $0.leaveAddressSpace() } }
-    private func dropUserCode(_ unlink: (TranslationCache) -> Void) {
+    func leaveUserCode() {
+        clearUserJumps()
+        forgetUserPlaces { $0.leaveAddressSpace() }
+    }
+    /// The user's code is that of an address space which was left.
+    func takeUserCode(salt: Int) {
+        userJumps.use(salt)
+        forgetUserPlaces { $0.leaveAddressSpace() }
+    }
+    /// Without a new salt, what other address spaces hold goes, too.
+    private func clearUserJumps() {
+        if !userJumps.hasNewSalt { savedContexts.removeAll() }
         userJumps.clear()
+        updateSalt()
+    }
+    private func updateSalt() { state.pointee.jump_salt = UInt32(2 * (state.pointee.cpl == 3 ? userJumps.salt : supervisorJumps.salt)) }
+    private func forgetUserPlaces(_ unlink: (TranslationCache) -> Void) {
         userPages.clear()
         userPlaces.clear()
+        userPlacesAreSure = true
         if let translations { unlink(translations) }
         returns.forget(state, user: true)
     }
@@ -252,14 +310,15 @@ extension X86Core {
         let base = s.pointee.mode == 2 ? 0 : segment(SegmentRegister.cs).pointee.base
         returns.select(s, user: s.pointee.cpl == 3)
         if s.pointee.cpl == 3 {
-            userJumps.setCode(mode: s.pointee.mode, base: base)
+            if userJumps.setCode(mode: s.pointee.mode, base: base) { clearUserJumps() }
             s.pointee.jcache = userJumps.table
             s.pointee.tlb = s.pointee.tlb_user
         } else {
-            supervisorJumps.setCode(mode: s.pointee.mode, base: base)
+            if supervisorJumps.setCode(mode: s.pointee.mode, base: base) { supervisorJumps.clear() }
             s.pointee.jcache = supervisorJumps.table
             s.pointee.tlb = s.pointee.tlb_supervisor
         }
+        updateSalt()
     }
 }
 
@@ -270,76 +329,62 @@ enum JumpHash {
     @inline(__always) static func index(_ rip: UInt64) -> Int { Int((UInt32(truncatingIfNeeded: rip) &* factor) &>> shift) }
 }
 
-/// The jump cache of one privilege: which block begins at an address, in the current address space.
+/// The jump cache of one privilege: which block begins at an address.
+///
+/// It holds what is known of many address spaces at once. Each has a number of its own, its *salt*, that changes where its addresses
+/// belong: what another has at the same address is never found there, and forgetting all of an address space takes a new salt.
 struct JumpTable {
+    private static let size = Int(X86_JCACHE_SIZE)
     var table: UnsafeMutablePointer<x86_jump> = UnsafeMutablePointer(bitPattern: 64).unsafelyUnwrapped
-    private var filled = FilledEntries(capacity: Int(X86_JCACHE_SIZE))
-    /// What the addresses mean: all entries are of one kind of code segment.
+    /// Even, so that an entry and the one beside it are one address space's place for an address; below half the size, see `empty`.
+    private(set) var salt = 0
+    private var newest = 0
+    /// What the addresses mean: all entries of this salt are of one kind of code segment.
     private var mode: UInt8 = 0
     private var base: UInt64 = 0
 
-    func deallocate() { filled.deallocate() }
-    func makeTable() { for index in 0..<2 { table[index] = Self.empty(index) } }
+    func makeTable() { for index in 0..<Self.size / 2 { table[index] = Self.empty(index) } }
     /// Puts the block where its address belongs, and what was there into the entry beside it.
-    mutating func insert(_ rip: UInt64, _ first: Op) {
-        if filled.isNearlyFull { clear() }
-        let index = JumpHash.index(rip)
+    func insert(_ rip: UInt64, _ first: Op) {
+        let index = JumpHash.index(rip) ^ salt
         let old = table[index]
         if old.op != nil, old.rip != rip {
-            if table[index ^ 1].op == nil { _ = filled.append(index ^ 1) }
             table[index ^ 1] = old
-        } else {
-            if old.op == nil { _ = filled.append(index) }
-            if table[index ^ 1].rip == rip { table[index ^ 1].op = first }
+        } else if table[index ^ 1].rip == rip {
+            table[index ^ 1].op = first
         }
         table[index] = x86_jump(rip: rip, op: first)
     }
-    var count: Int { filled.count }
     /// Whether addresses are those of 64-bit code.
     var isFlat: Bool { mode == 2 && base == 0 }
-    /// What it holds, with room for `count`. It is empty then: entries are far apart, and looking at each twice takes twice as long.
-    mutating func move(to list: UnsafeMutablePointer<SavedContexts.Jump>) {
-        for n in 0..<filled.count {
-            let index = filled[n]
-            list[n] = SavedContexts.Jump(index: index, entry: table[index])
-            table[index] = Self.empty(index)
-        }
-        filled.shrink(to: 0)
-    }
-    /// With what another, of 64-bit code, held. This one is empty.
-    mutating func fill(with list: UnsafeMutablePointer<SavedContexts.Jump>, _ count: Int) {
-        (mode, base) = (2, 0)
-        for n in 0..<count {
-            table[list[n].index] = list[n].entry
-            _ = filled.append(list[n].index)
-        }
-    }
+    var hasNewSalt: Bool { newest + 2 < Self.size / 2 }
+    /// An address space of 64-bit code that was left.
+    mutating func use(_ salt: Int) { (self.salt, mode, base) = (salt, 2, 0) }
+    /// Nothing is known of this address space. Without a new salt, of none.
     mutating func clear() {
-        for n in 0..<filled.count { table[filled[n]] = Self.empty(filled[n]) }
-        filled.shrink(to: 0)
-    }
-    /// Address 0 belongs to the first two entries, address 1 does not.
-    private static func empty(_ index: Int) -> x86_jump { x86_jump(rip: index < 2 ? 1 : 0, op: nil) }
-    /// Empties the entries of the page of `linear`, and of instructions that may go on there.
-    mutating func forget(_ linear: UInt64) {
-        if mode != 2 { return clear() }
-        var kept = 0
-        for n in 0..<filled.count {
-            let index = filled[n]
-            let rip = table[index].rip
-            if (rip ^ linear) >> 12 == 0 || ((rip &+ 14) ^ linear) >> 12 == 0 {
-                table[index] = Self.empty(index)
-            } else {
-                filled.keep(index, at: kept)
-                kept += 1
-            }
+        if hasNewSalt {
+            newest += 2
+        } else {
+            for index in 0..<Self.size { table[index] = Self.empty(index) }
+            newest = 0
         }
-        filled.shrink(to: kept)
+        salt = newest
     }
-    mutating func setCode(mode: UInt8, base: UInt64) {
-        if mode == self.mode, base == self.base { return }
-        (self.mode, self.base) = (mode, base)
-        clear()
+    /// Whatever the salt, address 0 belongs to the first half of the table, address 1 to the second.
+    private static func empty(_ index: Int) -> x86_jump { x86_jump(rip: index < size / 2 ? 1 : 0, op: nil) }
+    /// Empties the entries of the page of `linear`, and of instructions that may go on there.
+    func forget(_ linear: UInt64) {
+        for offset in 0..<UInt64(4096 + 14) {
+            let rip = linear & ~4095 &- 14 &+ offset
+            let index = JumpHash.index(rip) ^ salt
+            if table[index].rip == rip { table[index] = Self.empty(index) }
+            if table[index ^ 1].rip == rip { table[index ^ 1] = Self.empty(index ^ 1) }
+        }
+    }
+    /// True when addresses meant something else until now: then it must be cleared.
+    mutating func setCode(mode: UInt8, base: UInt64) -> Bool {
+        defer { (self.mode, self.base) = (mode, base) }
+        return mode != self.mode || base != self.base
     }
 }
 

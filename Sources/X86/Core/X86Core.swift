@@ -34,6 +34,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     package var trials = Trials.usual
     /// Since the TLB was emptied it was given entries of large pages in the lower half.
     var holdsLargeUserPages = false
+    /// The same of pages that the tables call global there, which INVLPG drops for all process-context identifiers.
+    var holdsGlobalUserPages = false
     /// The instructions that the guest has. Before the first run.
     package var features = X86Features.host
     var lockStep: LockStep?
@@ -49,7 +51,10 @@ package final class X86Core: @unchecked Sendable {  // see above
     var userPages = ExecutedPages()
     var supervisorPlaces = CodePlaces()
     var userPlaces = CodePlaces()
+    /// No INVLPG has changed what code the user runs since the guest came to this address space.
+    var userPlacesAreSure = true
     var savedContexts = SavedContexts()
+    var savedTLBs = SavedTLBs()
     private let entryPoints = EntryPoints()
     var returns = ReturnStack()
     var supervisorJumps = JumpTable()
@@ -103,10 +108,9 @@ package final class X86Core: @unchecked Sendable {  // see above
         supervisorPlaces.deallocate()
         userPlaces.deallocate()
         savedContexts.deallocate()
+        savedTLBs.deallocate()
         entryPoints.deallocate()
         returns.deallocate()
-        supervisorJumps.deallocate()
-        userJumps.deallocate()
     }
 
     /// Whether SYSCALL enters the kernel from compatibility mode (AMD APM vol. 3), too.

@@ -62,8 +62,10 @@ extension SystemHandlers {
         case 0: guard core(s).writeCR0(value) else { return generalProtection(op, s) }
         case 2: s.pointee.cr2 = value
         case 3:
-            guard value & 0xFFF0_0000_0000_0000 == 0 else { return generalProtection(op, s) }
-            core(s).writeCR3(value)
+            // Without process-context identifiers bit 63 is reserved.
+            let keeps = s.pointee.cr4 & ControlRegister.pcide == 0 ? 0 : value & 1 << 63
+            guard (value ^ keeps) & 0xFFF0_0000_0000_0000 == 0 else { return generalProtection(op, s) }
+            core(s).writeCR3(value ^ keeps, keeps: keeps != 0)
         case 4: guard core(s).writeCR4(value) else { return generalProtection(op, s) }
         case 8:
             guard value < 16 else { return generalProtection(op, s) }
@@ -100,6 +102,18 @@ extension SystemHandlers {
     static let invalidatePage: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
         core(s).invalidatePage(address(op, s))
+        return finish(op, s)
+    }
+    /// INVPCID: the kind in a register, identifier and linear address in memory.
+    static let invalidateContext: Handler = { op, s in
+        guard isPrivileged(s) else { return generalProtection(op, s) }
+        let raw: UInt64 = reg(s, op.pointee.reg)
+        let kind = s.pointee.mode == 2 ? raw : raw & 0xFFFF_FFFF
+        let operand = address(op, s)
+        guard let identifier: UInt64 = load(op, s, operand), let linear: UInt64 = load(op, s, operand &+ 8) else { return 0 }
+        let hasIdentifiers = s.pointee.cr4 & ControlRegister.pcide != 0
+        guard kind < 4, identifier < 4096, kind > 1 || hasIdentifiers || identifier == 0, kind > 0 || isCanonical(linear) else { return generalProtection(op, s) }
+        core(s).invalidateContext(kind, identifier: identifier, linear: linear)
         return finish(op, s)
     }
     static let privilegedNop: Handler = { op, s in

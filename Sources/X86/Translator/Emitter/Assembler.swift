@@ -168,6 +168,7 @@ struct Assembler {
         int32(Int32(bitPattern: JumpHash.factor))
         bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 1))  // shr r9d, …
         bytes(0x41, 0x83, 0xE1, 0xFE)  // and r9d, -2
+        op(0x33, reg: Host.scratch, Host.cell(Int(X86_JUMP_SALT_OFFSET)), wide: false)
     }
     /// The address of the TLB's entry for the linear address in r11 in `entry`; jumps if that does not have it, with 4096 less the
     /// operand's size in r9. Both are registers of the first eight. Returns the tag, too.
