@@ -225,6 +225,20 @@ struct AddressSpaceTests {
         script.runProgram()
         #expect(Self.run(script, inLargePage: true) == script.sum)
     }
+    /// The same where no code runs: data of a page that INVLPG does not name.
+    @Test func aLargePageOfDataIsTakenApart() {
+        // mov rcx, [rbx]; mov [rdi], r12; invlpg [r10]; mov rdx, [rbx]; hlt
+        let machine = Self.machine([0x48, 0x8B, 0x0B, 0x4C, 0x89, 0x27, 0x41, 0x0F, 0x01, 0x3A, 0x48, 0x8B, 0x13, 0xF4])
+        for (page, value) in [(Self.onePage, 3), (Self.thousandPage, 5)] as [(UInt64, UInt64)] {
+            machine.bytes.storeBytes(of: value, toByteOffset: Int(page + 0x800 - Self.base), as: UInt64.self)
+        }
+        var state = Self.state(Self.kernel)
+        (state.gpr[3], state.gpr[10]) = (Self.large + Self.onePage - Self.base + 0x800, Self.large + 0x1F_0000)
+        (state.gpr[7], state.gpr[12]) = (Self.directory, Self.directory + 0x1000 | 7)
+        machine.core.architecturalState = state
+        #expect(machine.core.run() == .halt)
+        #expect((machine.core.architecturalState.gpr[1], machine.core.architecturalState.gpr[2]) == (3, 5))
+    }
     /// More address spaces than the jump cache has salts for, one after the other.
     @Test func addressSpacesComeAndGo() {
         // mov ebp, 21000; 1: mov [rdi], r12; xchg r12, r15; xchg rbx, r15; mov cr3, r9; run the program; dec ebp; jnz 1b; hlt

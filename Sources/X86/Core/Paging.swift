@@ -48,8 +48,8 @@ struct Translation {
     /// The mapping outlives a change of CR3.
     var global = false
     var executable = false
-    /// Of a page larger than 4 KiB.
-    var large = false
+    /// log2 of the page's size.
+    var shift: UInt64 = 12
 }
 enum TranslationResult {
     case ok(Translation)
@@ -102,7 +102,7 @@ extension X86Core {
             let offsetMask = (UInt64(1) << shift) - 1
             let gpa = (entry & PTE.address & ~offsetMask) | (linear & offsetMask)
             let global = entry & PTE.global != 0 && s.pointee.cr4 & ControlRegister.pge != 0
-            return .ok(Translation(gpa: gpa, writable: mayWrite, dirty: (entry | wanted) & PTE.dirty != 0, global: global, executable: !noExecute, large: shift > 12))
+            return .ok(Translation(gpa: gpa, writable: mayWrite, dirty: (entry | wanted) & PTE.dirty != 0, global: global, executable: !noExecute, shift: shift))
         }
     }
 
@@ -151,7 +151,7 @@ extension X86Core {
             return .ok(
                 Translation(
                     gpa: (entry & PTE.address & ~offsetMask) | (linear & offsetMask), writable: mayWrite,
-                    dirty: wanted & PTE.dirty != 0))
+                    dirty: wanted & PTE.dirty != 0, shift: shift))
         }
         return .fault(base)
     }
@@ -183,7 +183,7 @@ extension X86Core {
         guard let host = memory.host(translation.gpa) else { return nil }
         let tag = linear & ~4095
         let isWritable = translation.writable && translation.dirty && mayWrite(translation.gpa) && lockStep?.isRecording != true
-        if linear >> 47 == 0 { noteUserPage(translation) }
+        if linear >> 47 == 0 { noteLowerHalf(translation, linear) }
         // A TLB may forget: that only the kernel's half stays when CR3 changes lets INVLPG forget large user pages.
         let global = translation.global && linear >> 47 != 0
         let entry = tlbEntry(s, linear)
@@ -195,8 +195,8 @@ extension X86Core {
         return host
     }
     /// What INVLPG has to know of pages in the lower half.
-    @inline(__always) func noteUserPage(_ translation: Translation) {
-        if translation.large { holdsLargeUserPages = true }
+    @inline(__always) func noteLowerHalf(_ translation: Translation, _ linear: UInt64) {
+        if translation.shift > 12 { largeRegions.insert(linear, isLarger: translation.shift > 21) }
         if translation.global { holdsGlobalUserPages = true }
     }
     /// Whether a page may have a write tag.

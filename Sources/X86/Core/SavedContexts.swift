@@ -135,7 +135,7 @@ extension X86Core {
         guard case .ok(let translation) = translate(linear, .fetch, user: user), let number = memory.page(translation.gpa), memory.versionCell(number) == page
         else { return nil }
         // INVLPG has to drop all of it, though the TLB knows none of it any more.
-        if linear >> 47 == 0 { noteUserPage(translation) }
+        if linear >> 47 == 0 { noteLowerHalf(translation, linear) }
         return translation
     }
 }

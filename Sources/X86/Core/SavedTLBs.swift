@@ -14,7 +14,6 @@ struct SavedTLBs {
         var age: UInt64 = 0
         /// Of `writeTags`, when it was saved.
         var writeTags: UInt64 = 0
-        var holdsLargePages = false
     }
     /// A process that uses more pages runs for longer, too.
     private static let mostEntries = 1024
@@ -51,11 +50,11 @@ struct SavedTLBs {
     }
 
     /// Empties a table, which goes with a value of CR3.
-    mutating func save(_ cr3: UInt64, _ table: UnsafeMutablePointer<UInt64>, _ filled: inout FilledEntries, holdsLargePages: Bool) {
+    mutating func save(_ cr3: UInt64, _ table: UnsafeMutablePointer<UInt64>, _ filled: inout FilledEntries) {
         remove(cr3 & 0xFFF)
         let slot = room()
         clock += 1
-        contexts[slot] = Context(cr3: cr3, age: clock, writeTags: writeTags, holdsLargePages: holdsLargePages)
+        contexts[slot] = Context(cr3: cr3, age: clock, writeTags: writeTags)
         isEmpty = false
         let list = entries + slot * Self.mostEntries
         var count = 0
@@ -73,9 +72,9 @@ struct SavedTLBs {
         filled.shrink(to: 0)
         contexts[slot].count = count
     }
-    /// Fills an empty table with what it held with this value of CR3; nil when that is not known any more, else whether there are large pages.
-    mutating func restore(_ cr3: UInt64, _ table: UnsafeMutablePointer<UInt64>, _ filled: inout FilledEntries) -> Bool? {
-        guard let slot = (0..<Self.capacity).first(where: { contexts[$0].cr3 == cr3 }) else { return nil }
+    /// Fills an empty table with what it held with this value of CR3; false when that is not known any more.
+    mutating func restore(_ cr3: UInt64, _ table: UnsafeMutablePointer<UInt64>, _ filled: inout FilledEntries) -> Bool {
+        guard let slot = (0..<Self.capacity).first(where: { contexts[$0].cr3 == cr3 }) else { return false }
         defer { contexts[slot].cr3 = .max }
         let list = entries + slot * Self.mostEntries
         let writes = contexts[slot].writeTags == writeTags
@@ -83,7 +82,7 @@ struct SavedTLBs {
             guard filled.append(list[n].index) else { break }
             TLBEntry(table, list[n].index).set(list[n].readTag, writeTag: writes ? list[n].writeTag : list[n].readTag ^ 4096, delta: list[n].delta, gpa: list[n].gpa)
         }
-        return contexts[slot].holdsLargePages
+        return true
     }
     private func room() -> Int {
         var oldest = 0

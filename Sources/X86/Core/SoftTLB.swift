@@ -116,7 +116,8 @@ extension X86Core {
         Self.clear(state.pointee.tlb_supervisor, &filledGlobal)
         clearUser()
         savedTLBs.removeAll()
-        (holdsLargeUserPages, holdsGlobalUserPages) = (false, false)
+        largeRegions.clear()
+        holdsGlobalUserPages = false
         dropBaseCaches()
         guard codeMayStay, state.pointee.mode == 2, isInPlace(user: false) else { return newContext() }
         if !isInPlace(user: true) { leaveUserCode() }
@@ -127,7 +128,8 @@ extension X86Core {
         dropBaseCaches()
         for user in [false, true] { releaseTLB(user: user) }
         savedTLBs.release()
-        (holdsLargeUserPages, holdsGlobalUserPages) = (false, false)
+        // Not the large regions: code is still known there.
+        holdsGlobalUserPages = false
     }
     private func releaseTLB(user: Bool) {
         if user {
@@ -171,16 +173,15 @@ extension X86Core {
         let (new, table) = (state.pointee.cr3, state.pointee.tlb_user)
         let hasIdentifiers = state.pointee.cr4 & ControlRegister.pcide != 0 && lockStep == nil
         if hasIdentifiers, (old ^ new) & 0xFFF != 0, !holdsGlobalUserPages, filledUser.count <= Self.many {
-            savedTLBs.save(old, table, &filledUser, holdsLargePages: holdsLargeUserPages)
+            savedTLBs.save(old, table, &filledUser)
         } else {
             clearUser()
         }
-        (holdsLargeUserPages, holdsGlobalUserPages) = (false, false)
-        guard hasIdentifiers, keeps, let hasLargePages = savedTLBs.restore(new, table, &filledUser) else {
+        holdsGlobalUserPages = false
+        guard hasIdentifiers, keeps, savedTLBs.restore(new, table, &filledUser) else {
             savedTLBs.remove(new & 0xFFF)
             return false
         }
-        holdsLargeUserPages = hasLargePages
         return true
     }
     /// Of the supervisor's: only the upper half keeps mappings, see `enter`.
@@ -212,13 +213,22 @@ extension X86Core {
         lockStep?.tablesAreStale = true
         // One INVLPG drops a large page whole, which may be many entries here. Kernels flush everything when they change
         // large pages of their own half.
-        if linear >> 47 == 0, holdsLargeUserPages { return flushTLB(codeMayStay: true) }
+        if linear >> 47 == 0, largeRegions.mayContain(linear) || largeRegions.areExceeded { return invalidateLargePage(linear) }
         let index = TLBEntry.index(linear)
         TLBEntry(state.pointee.tlb_supervisor, index).clear(index)
         TLBEntry(state.pointee.tlb_user, index).clear(index)
         dropBaseCaches()
         if userPages.mayContain(linear) { forgetJumps(linear, user: true) }
         if supervisorPages.mayContain(linear) { forgetJumps(linear, user: false) }
+    }
+    private func invalidateLargePage(_ linear: UInt64) {
+        let runsCode = userPages.mayContainRegion(linear) || supervisorPages.mayContainRegion(linear)
+        if runsCode || largeRegions.areExceeded || largeRegions.isCrowded { return flushTLB(codeMayStay: true) }
+        dropBaseCaches()
+        let first = TLBEntry.index(linear & ~(LargeRegions.size - 1))
+        for index in first..<first + Int(LargeRegions.size >> 12) {
+            for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] where !TLBEntry(table, index).isEmpty(index) { TLBEntry(table, index).clear(index) }
+        }
     }
     func dropWriteTags(_ gpa: UInt64, _ page: Int) {
         guard writtenPages.contains(page) else { return }
@@ -394,27 +404,39 @@ struct ExecutedPages {
     private static let hashBits: UInt64 = 14
     private static let words = 1 << (Int(hashBits) - 6)
     private let bits: UnsafeMutablePointer<UInt64> = .allocate(capacity: words)
+    /// The same by 2 MiB.
+    private let regions: UnsafeMutablePointer<UInt64> = .allocate(capacity: words)
     private var isEmpty = false
     /// All pages lie from one to the other: most that programs change are far from where the kernel runs.
     private var (lowest, highest) = (UInt64.max, UInt64.min)
 
     init() { clear() }
-    func deallocate() { bits.deallocate() }
-    private func bit(_ linear: UInt64) -> Int { Int(truncatingIfNeeded: ((linear >> 12) &* 0x9E37_79B9_7F4A_7C15) >> (64 - Self.hashBits)) }
+    func deallocate() {
+        bits.deallocate()
+        regions.deallocate()
+    }
+    private static func bit(_ number: UInt64) -> Int { Int(truncatingIfNeeded: (number &* 0x9E37_79B9_7F4A_7C15) >> (64 - hashBits)) }
     mutating func insert(_ linear: UInt64) {
-        let bit = bit(linear)
+        let (bit, region) = (Self.bit(linear >> 12), Self.bit(linear >> 21))
         bits[bit >> 6] |= 1 << UInt64(bit & 63)
+        regions[region >> 6] |= 1 << UInt64(region & 63)
         (lowest, highest) = (min(lowest, linear & ~4095), max(highest, linear | 4095))
         isEmpty = false
     }
     func mayContain(_ linear: UInt64) -> Bool {
         if linear < lowest || linear > highest { return false }
-        let bit = bit(linear)
+        let bit = Self.bit(linear >> 12)
         return bits[bit >> 6] >> UInt64(bit & 63) & 1 != 0
+    }
+    func mayContainRegion(_ linear: UInt64) -> Bool {
+        if linear | (LargeRegions.size - 1) < lowest || linear & ~(LargeRegions.size - 1) > highest { return false }
+        let region = Self.bit(linear >> 21)
+        return regions[region >> 6] >> UInt64(region & 63) & 1 != 0
     }
     mutating func clear() {
         if isEmpty { return }
         bits.update(repeating: 0, count: Self.words)
+        regions.update(repeating: 0, count: Self.words)
         (lowest, highest) = (.max, .min)
         isEmpty = true
     }

@@ -32,9 +32,10 @@ package final class X86Core: @unchecked Sendable {  // see above
     /// When blocks are watched and judged: usually after thousands of executions, in tests also with the first one, or without.
     package enum Trials { case usual, immediate, skipped }
     package var trials = Trials.usual
-    /// Since the TLB was emptied it was given entries of large pages in the lower half.
-    var holdsLargeUserPages = false
-    /// The same of pages that the tables call global there, which INVLPG drops for all process-context identifiers.
+    /// Where the TLB and what is saved of others may have entries of large pages in the lower half.
+    var largeRegions = LargeRegions()
+    /// Since the TLB was emptied it was given entries of pages in the lower half that the tables call global, which INVLPG drops for all
+    /// process-context identifiers.
     var holdsGlobalUserPages = false
     /// The instructions that the guest has. Before the first run.
     package var features = X86Features.host
@@ -109,6 +110,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         userPlaces.deallocate()
         savedContexts.deallocate()
         savedTLBs.deallocate()
+        largeRegions.deallocate()
         entryPoints.deallocate()
         returns.deallocate()
     }
