@@ -15,10 +15,9 @@ final class Stack {
 
     let epoll: Int32
     private let wake: EventFD
-    private let timer: Int32
+    private let timer: TimerFD
     private var armed: UInt64 = 0
     /// TFD_TIMER_ABSTIME.
-    private static let absoluteTime: Int32 = 1
     private var isSleeping = false
 
     private var endpoints: [UInt64: Endpoint] = [:]
@@ -54,16 +53,14 @@ final class Stack {
         self.guest = guest
         self.wake = wake
         resolver = Resolver(options.resolverPath)
+        timer = try TimerFD()
         epoll = Int32(try SystemError.check("epoll_create1") { Int(epoll_create1(Int32(EPOLL_CLOEXEC))) })
-        timer = timerfd_create(CLOCK_MONOTONIC, Int32(TFD_CLOEXEC) | Int32(TFD_NONBLOCK))
         writer = PacketWriter()
-        guard timer >= 0 else { throw SystemError("timerfd_create") }
         watch(wake.fileDescriptor, 0)
-        watch(timer, 1)
+        watch(timer.fileDescriptor, 1)
     }
     deinit {
         for endpoint in endpoints.values { endpoint.end() }
-        if timer >= 0 { close(timer) }
         close(epoll)
         headers.deallocate()
         parts.deallocate()
@@ -137,14 +134,10 @@ final class Stack {
     }
     private func arm(_ time: UInt64) {
         armed = time
-        var value = itimerspec()
-        value.it_value.tv_sec = Int(time / 1_000_000_000)
-        value.it_value.tv_nsec = Int(time % 1_000_000_000)
-        timerfd_settime(timer, Self.absoluteTime, &value, nil)
+        timer.set(time)
     }
     private func timePassed() {
-        var count: UInt64 = 0
-        _ = read(timer, &count, 8)
+        timer.drain()
         armed = 0
         let time = now()
         let due = endpoints.values.filter { $0.deadline != 0 && $0.deadline <= time }

@@ -13,17 +13,20 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
         var io = IOAPICState()
         var notify: [(@Sendable (InterruptEvent) -> Void)?]
         var stopped = false
-        var earliest: UInt64 = .max
+        /// When the timer thread wakes: not behind the first deadline.
+        var alarm: UInt64 = .max
     }
     let state: Mutex<State>
     private static let shortestPeriod: UInt64 = 50_000
     private let clock: GuestClock
+    private let timer: TimerFD
     private let timerWake: EventFD
     private var timerThread: HostThread?
 
     package init(cpuCount: Int, clock: GuestClock) throws(SystemError) {
         self.clock = clock
         state = Mutex(State(local: (0..<cpuCount).map { LocalAPICState(id: UInt32($0)) }, notify: Array(repeating: nil, count: cpuCount)))
+        timer = try TimerFD()
         timerWake = try EventFD()
         timerThread = try HostThread(name: "vz-timer") { [unowned self] in runTimers() }
     }
@@ -44,19 +47,25 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
 
     /// Runs `body` under the lock, then makes the calls it collected outside of it.
     private func update<R: Sendable>(_ body: (inout State, inout Calls) -> R) -> R {
-        var wakeTimer = false
         var calls = Calls()
         let result = state.withLock { state -> R in
             let result = body(&state, &calls)
-            var earliest = UInt64.max
-            for cpu in state.local.indices { earliest = min(earliest, state.local[cpu].deadline ?? .max) }
-            wakeTimer = earliest < state.earliest
-            state.earliest = earliest
+            // One that comes later than it did costs nothing now: the thread looks when it wakes.
+            let first = Self.firstDeadline(state)
+            if first < state.alarm { setAlarm(&state, first) }
             return result
         }
-        if wakeTimer { timerWake.signal() }
         if !calls.isEmpty { make(calls) }
         return result
+    }
+    private static func firstDeadline(_ state: State) -> UInt64 {
+        var first = UInt64.max
+        for cpu in state.local.indices { first = min(first, state.local[cpu].deadline ?? .max) }
+        return first
+    }
+    private func setAlarm(_ state: inout State, _ time: UInt64) {
+        state.alarm = time
+        timer.set(time)
     }
     private func make(_ calls: Calls) {
         forEach(calls.initialize) { $0(.initialize) }
@@ -370,26 +379,23 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
                 Self.poke(&state, cpu, &calls)
             }
             state.io = IOAPICState(io)
-            state.earliest = .max
         }
-        timerWake.signal()
     }
 
     // MARK: timers
 
     private func runTimers() {
-        var entry = pollfd(fd: timerWake.fileDescriptor, events: Int16(POLLIN), revents: 0)
-        while true {
-            let (deadline, stopped) = state.withLock { ($0.earliest, $0.stopped) }
-            if stopped { return }
+        var entries = (pollfd(fd: timer.fileDescriptor, events: Int16(POLLIN), revents: 0), pollfd(fd: timerWake.fileDescriptor, events: Int16(POLLIN), revents: 0))
+        while !state.withLock({ $0.stopped }) {
             let time = now
-            if deadline > time {
-                let wait = min(deadline - time, 3_600_000_000_000)
-                var timeout = timespec(tv_sec: Int(wait / 1_000_000_000), tv_nsec: Int(wait % 1_000_000_000))
-                if ppoll(&entry, 1, &timeout, nil) > 0 { timerWake.drain() }
-                continue
+            let isDue = state.withLock { state in
+                let first = Self.firstDeadline(state)
+                if first > time { setAlarm(&state, first) }
+                return first <= time
             }
-            fire(time)
+            if isDue { fire(time) }
+            withUnsafeMutableBytes(of: &entries) { _ = $0.bindMemory(to: pollfd.self).baseAddress.map { poll($0, 2, isDue ? 0 : -1) } }
+            if entries.0.revents != 0 { timer.drain() }
         }
     }
     private func fire(_ time: UInt64) {
