@@ -226,9 +226,12 @@ extension X86Core {
         if runsCode || largeRegions.areExceeded || largeRegions.isCrowded { return flushTLB(codeMayStay: true) }
         dropBaseCaches()
         let first = TLBEntry.index(linear & ~(LargeRegions.size - 1))
-        for index in first..<first + Int(LargeRegions.size >> 12) {
-            for table in [state.pointee.tlb_supervisor, state.pointee.tlb_user] where !TLBEntry(table, index).isEmpty(index) { TLBEntry(table, index).clear(index) }
-        }
+        let region = first..<first + Int(LargeRegions.size >> 12)
+        Self.clear(state.pointee.tlb_supervisor, region)
+        Self.clear(state.pointee.tlb_user, region)
+    }
+    private static func clear(_ table: UnsafeMutablePointer<UInt64>, _ region: Range<Int>) {
+        for index in region where !TLBEntry(table, index).isEmpty(index) { TLBEntry(table, index).clear(index) }
     }
     func dropWriteTags(_ gpa: UInt64, _ page: Int) {
         guard writtenPages.contains(page) else { return }
