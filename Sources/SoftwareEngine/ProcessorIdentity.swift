@@ -24,18 +24,19 @@ struct ProcessorIdentity: Sendable {
         case 1:
             // Family 6 model 28 (Bonnell) stepping 10. CLFLUSH line 64 bytes.
             let features: [UInt32] = [0, 3, 4, 5, 6, 8, 9, 11, 13, 15, 16, 17, 19, 23, 24, 25, 26]
-            // SSE3 CX16 PCID x2APIC TSC-deadline hypervisor; the core adds OSXSAVE
+            // SSE3 CX16 x2APIC TSC-deadline hypervisor; the core adds OSXSAVE
             let more: [UInt32] =
-                [0, 13, 17, 21, 24, 31]
-                + bits(of: [(.pclmul, 1), (.ssse3, 9), (.fma, 12), (.sse41, 19), (.sse42, 20), (.movbe, 22), (.popcnt, 23), (.aes, 25), (.avx, 26), (.avx, 28), (.f16c, 29)])
+                [0, 13, 21, 24, 31]
+                + bits(of: [(.pclmul, 1), (.ssse3, 9), (.fma, 12), (.pcid, 17), (.sse41, 19), (.sse42, 20), (.movbe, 22), (.popcnt, 23)])
+                + bits(of: [(.aes, 25), (.avx, 26), (.avx, 28), (.f16c, 29)])
             let threading: UInt32 = count > 1 ? 1 << 28 : 0
             return (0x000106CA, index << 24 | count << 16 | 8 << 8, bits(more), bits(features) | threading)
         case 2: return (0x01, 0, 0, 0)
         case 4: return cache(subleaf)
         case 6: return (4, 0, 0, 0)  // ARAT
         case 7 where subleaf == 0:
-            // ERMS and FSRM: REP strings are copied by page. INVPCID.
-            return (0, bits([9, 10] + bits(of: [(.bmi1, 3), (.avx2, 5), (.bmi2, 8), (.sha, 29)])), 0, bits([4]))
+            // ERMS and FSRM: REP strings are copied by page.
+            return (0, bits([9] + bits(of: [(.bmi1, 3), (.avx2, 5), (.bmi2, 8), (.pcid, 10), (.sha, 29)])), 0, bits([4]))
         case 0xB:
             switch subleaf {
             case 0: return (0, 1, 0x100, index)

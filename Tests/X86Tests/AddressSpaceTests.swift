@@ -287,8 +287,12 @@ struct AddressSpaceTests {
         let descriptor = Self.base + 0x4_0100
         let invalidate: [UInt8] = [0x66, 0x0F, 0x38, 0x82, 0x1C, 0x25] + Self.little(descriptor)  // invpcid rbx, [descriptor]
         let setKeeping: [UInt8] = [0x48, 0x0F, 0xBA, 0xEB, 63, 0x0F, 0x22, 0xDB]  // bts rbx, 63; mov cr3, rbx
-        func isRefused(_ code: [UInt8], rbx: UInt64 = 0, hasIdentifiers: Bool = true, root: UInt64 = Self.roots.0, _ words: (UInt64, UInt64) = (0, 0)) -> Bool {
+        func isRefused(
+            _ code: [UInt8], rbx: UInt64 = 0, hasIdentifiers: Bool = true, root: UInt64 = Self.roots.0, _ words: (UInt64, UInt64) = (0, 0),
+            features: X86Features = .host
+        ) -> Bool {
             let machine = Self.machine(code + [0xF4])
+            machine.core.features = features
             machine.bytes.storeBytes(of: words.0, toByteOffset: 0x4_0100, as: UInt64.self)
             machine.bytes.storeBytes(of: words.1, toByteOffset: 0x4_0108, as: UInt64.self)
             var state = Self.state(Self.kernel)
@@ -302,6 +306,8 @@ struct AddressSpaceTests {
         let enable: [UInt8] = [0x0F, 0x20, 0xE3, 0x0F, 0xBA, 0xEB, 17, 0x0F, 0x22, 0xE3]  // mov rbx, cr4; bts ebx, 17; mov cr4, rbx
         #expect(!isRefused(enable, hasIdentifiers: false))
         #expect(isRefused(enable, hasIdentifiers: false, root: Self.roots.0 | 1))
+        #expect(isRefused(enable, hasIdentifiers: false, features: .v1))
+        #expect(isRefused(invalidate, hasIdentifiers: false, features: .v1))
         for kind in 0..<4 as Range<UInt64> { #expect(!isRefused(invalidate, rbx: kind, (7, Self.program))) }
         #expect(isRefused(invalidate, rbx: 4))
         #expect(isRefused(invalidate, rbx: 1, (4096, 0)))

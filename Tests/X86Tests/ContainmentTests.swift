@@ -76,7 +76,8 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
         for page in 16..<64 where random.next() & 1 == 0 {
             var at = page * 4096
             while at < (page + 1) * 4096 - 600 {
-                let code = generator.sequence(count: 6)
+                var code = generator.sequence(count: 6)
+                if random.next() & 3 == 0 { code += changeOfSpace() }
                 code.prefix(512).withUnsafeBytes { (ram + at).copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
                 at += min(code.count, 512)
             }
@@ -92,6 +93,17 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
         }
     }
 
+    /// What kernels with process-context identifiers do.
+    private func changeOfSpace() -> [UInt8] {
+        func little(_ value: UInt64) -> [UInt8] { withUnsafeBytes(of: value.littleEndian, Array.init) }
+        let value = random.next()
+        if value >> 8 & 3 == 0 {
+            // mov eax, kind; invpcid rax, […]
+            return [0xB8, UInt8(value & 3), 0, 0, 0, 0x66, 0x0F, 0x38, 0x82, 0x04, 0x25] + little(value >> 16 & 0x3FFF0).prefix(4)
+        }
+        let root = (1 + (value >> 16) % 8) << 12
+        return [0x48, 0xB8] + little(root | value & 3 | value & 1 << 63) + [0x0F, 0x22, 0xD8]  // mov rax, …; mov cr3, rax
+    }
     private func wild() -> UInt64 {
         let value = random.next()
         switch value % 6 {
@@ -110,7 +122,7 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
         let user = random.next() & 1 == 0
         state.cr0 = mode < 6 ? 0x8005_0033 : (mode == 6 ? 0x11 : 0x10)
         state.cr3 = UInt64(1 + random.next() % 8) << 12
-        state.cr4 = 0x620 | random.next() & 0x90
+        state.cr4 = 0x620 | random.next() & (mode < 6 ? 0x2_0090 : 0x90)
         state.efer = mode < 6 ? 0xD01 : 0
         state.cpl = mode < 6 && user ? 3 : 0
         let dpl: UInt16 = state.cpl == 3 ? 0x60 : 0

@@ -242,7 +242,7 @@ extension HandlerSelector {
         return .next
     }
     func invalidateContext(_ op: inout x86_op) -> Flow {
-        guard i.isMemory, i.has66, i.rep == 0 else { return .undefined }
+        guard i.isMemory, i.has66, i.rep == 0, features.contains(.pcid) else { return .undefined }
         operands(&op)
         op.fn = SystemHandlers.invalidateContext
         return .ends

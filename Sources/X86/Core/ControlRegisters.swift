@@ -95,7 +95,8 @@ extension X86Core {
     func writeCR4(_ value: UInt64) -> Bool {
         let s = state
         // VME PVI TSD DE PSE PAE MCE PGE PCE OSFXSR OSXMMEXCPT, PCIDE, OSXSAVE
-        guard value & ~(0x7FF | ControlRegister.pcide | (features.contains(.avx) ? ControlRegister.osxsave : 0)) == 0 else { return false }
+        let known = 0x7FF | (features.contains(.pcid) ? ControlRegister.pcide : 0) | (features.contains(.avx) ? ControlRegister.osxsave : 0)
+        guard value & ~known == 0 else { return false }
         if s.pointee.lma != 0, value & ControlRegister.pae == 0 { return false }
         let changed = s.pointee.cr4 ^ value
         if changed & value & ControlRegister.pcide != 0, s.pointee.lma == 0 || s.pointee.cr3 & 0xFFF != 0 { return false }

@@ -13,8 +13,8 @@ struct SavedContexts {
         /// All ones: none.
         var cr3 = UInt64.max
         var salt = 0
-        /// What CR3 was; 0 if the pages may not be where they were even so.
-        var identified: UInt64 = 0
+        /// What CR3 was; all ones if the pages may not be where they were even so.
+        var identified = UInt64.max
         var pageCount = 0
         /// When it was saved.
         var age: UInt64 = 0
@@ -97,7 +97,7 @@ extension X86Core {
         let pages = userPlaces.count
         guard pages > 0, pages <= SavedContexts.mostPages, !userPlaces.hasSeveral, userJumps.isFlat else { return }
         let saved = savedContexts.make(cr3 & PTE.address)
-        saved.pointee.identified = userPlacesAreSure ? cr3 : 0
+        saved.pointee.identified = userPlacesAreSure ? cr3 : .max
         for n in 0..<pages { saved.pointee.pages[n] = SavedContexts.Page(page: userPlaces[n].page, linear: userPlaces[n].linear) }
         saved.pointee.neighbours = translations?.newest ?? 0
         (saved.pointee.salt, saved.pointee.pageCount, saved.pointee.turns) = (userJumps.salt, pages, savedContexts.turns)

@@ -21,6 +21,9 @@ package struct X86Features: OptionSet, Sendable, Hashable {
     package static let bmi1 = X86Features(rawValue: 1 << 12)
     package static let bmi2 = X86Features(rawValue: 1 << 13)
     package static let lzcnt = X86Features(rawValue: 1 << 14)
+    /// Process-context identifiers and INVPCID: done here, whatever the host has. In no level, as many processors that a machine may move to
+    /// have none (AMD's until Zen 3).
+    package static let pcid = X86Features(rawValue: 1 << 15)
 
     /// The levels of the psABI.
     package static let v1: X86Features = []
@@ -29,7 +32,7 @@ package struct X86Features: OptionSet, Sendable, Hashable {
 
     /// By name, in the order of their bits.
     package static let names = [
-        "ssse3", "sse4.1", "sse4.2", "popcnt", "movbe", "aes", "pclmulqdq", "sha", "avx", "avx2", "f16c", "fma", "bmi1", "bmi2", "lzcnt",
+        "ssse3", "sse4.1", "sse4.2", "popcnt", "movbe", "aes", "pclmulqdq", "sha", "avx", "avx2", "f16c", "fma", "bmi1", "bmi2", "lzcnt", "pcid",
     ]
     package init(names: Set<String>) {
         self.init(rawValue: Self.names.indices.reduce(0) { names.contains(Self.names[$1]) ? $0 | 1 << UInt32($1) : $0 })
@@ -47,7 +50,7 @@ package struct X86Features: OptionSet, Sendable, Hashable {
         let seven = cpuid(0)[0] >= 7 ? cpuid(7)[1] : 0
         let extended = cpuid(0x8000_0000)[0] >= 0x8000_0001 ? cpuid(0x8000_0001)[2] : 0
         let savesVectors = one >> 27 & 1 != 0 && cx_xgetbv() & 6 == 6
-        var features: X86Features = []
+        var features: X86Features = [.pcid]
         func has(_ word: UInt32, _ bit: UInt32, _ feature: X86Features, if condition: Bool = true) {
             if condition, word >> bit & 1 != 0 { features.insert(feature) }
         }
