@@ -63,6 +63,7 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
         for cpu in state.local.indices { first = min(first, state.local[cpu].deadline ?? .max) }
         return first
     }
+    /// Under the lock, so that the alarm is what was set last.
     private func setAlarm(_ state: inout State, _ time: UInt64) {
         state.alarm = time
         timer.set(time)
@@ -393,9 +394,12 @@ package final class SoftwareInterruptController: InterruptController, @unchecked
                 if first > time { setAlarm(&state, first) }
                 return first <= time
             }
-            if isDue { fire(time) }
-            withUnsafeMutableBytes(of: &entries) { _ = $0.bindMemory(to: pollfd.self).baseAddress.map { poll($0, 2, isDue ? 0 : -1) } }
-            if entries.0.revents != 0 { timer.drain() }
+            if isDue {
+                fire(time)
+                continue
+            }
+            withUnsafeMutableBytes(of: &entries) { _ = $0.bindMemory(to: pollfd.self).baseAddress.map { poll($0, 2, -1) } }
+            timer.drain()
         }
     }
     private func fire(_ time: UInt64) {

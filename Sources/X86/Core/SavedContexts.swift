@@ -3,7 +3,8 @@ import CX86
 /// Where the user's code was in address spaces that the guest has left, for when it comes back to them, and by what salt the jump cache has
 /// that. Processes take turns thousands of times a second, and looking for all their blocks anew costs more than the rest of a change of CR3.
 ///
-/// It is no TLB: before something is used again, the page tables are asked whether all pages that it runs from are where they were.
+/// It is no TLB: before something is used again, the page tables are asked whether all pages that it runs from are where they were, unless
+/// the guest says so (`changeUserCode`).
 struct SavedContexts {
     struct Page {
         var page: UInt

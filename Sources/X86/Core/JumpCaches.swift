@@ -1,0 +1,145 @@
+import CX86
+
+/// Where the jump caches keep an address: function entries have equal low bits, so those alone will not do.
+enum JumpHash {
+    static let factor: UInt32 = 0x9E37_79B1
+    static let shift: UInt32 = 32 - UInt32(X86_JCACHE_BITS)
+    @inline(__always) static func index(_ rip: UInt64) -> Int { Int((UInt32(truncatingIfNeeded: rip) &* factor) &>> shift) }
+}
+
+/// The jump cache of one privilege: which block begins at an address.
+///
+/// It holds what is known of many address spaces at once. Each has a number of its own, its *salt*, that changes where its addresses
+/// belong: what another has at the same address is never found there, and forgetting all of an address space takes a new salt.
+struct JumpTable {
+    private static let size = Int(X86_JCACHE_SIZE)
+    var table: UnsafeMutablePointer<x86_jump> = UnsafeMutablePointer(bitPattern: 64).unsafelyUnwrapped
+    /// Even, so that an entry and the one beside it are one address space's place for an address; below half the size, see `empty`.
+    private(set) var salt = 0
+    private var newest = 0
+    /// What the addresses mean: all entries of this salt are of one kind of code segment.
+    private var mode: UInt8 = 0
+    private var base: UInt64 = 0
+
+    func makeTable() { for index in 0..<Self.size / 2 { table[index] = Self.empty(index) } }
+    /// Puts the block where its address belongs, and what was there into the entry beside it.
+    func insert(_ rip: UInt64, _ first: Op) {
+        let index = JumpHash.index(rip) ^ salt
+        let old = table[index]
+        if old.op != nil, old.rip != rip {
+            table[index ^ 1] = old
+        } else if table[index ^ 1].rip == rip {
+            table[index ^ 1].op = first
+        }
+        table[index] = x86_jump(rip: rip, op: first)
+    }
+    /// Whether addresses are those of 64-bit code.
+    var isFlat: Bool { mode == 2 && base == 0 }
+    var hasNewSalt: Bool { newest + 2 < Self.size / 2 }
+    /// An address space of 64-bit code that was left.
+    mutating func use(_ salt: Int) { (self.salt, mode, base) = (salt, 2, 0) }
+    /// Nothing is known of this address space. Without a new salt, of none.
+    mutating func clear() {
+        if hasNewSalt {
+            newest += 2
+        } else {
+            for index in 0..<Self.size { table[index] = Self.empty(index) }
+            newest = 0
+        }
+        salt = newest
+    }
+    /// Whatever the salt, address 0 belongs to the first half of the table, address 1 to the second.
+    private static func empty(_ index: Int) -> x86_jump { x86_jump(rip: index < size / 2 ? 1 : 0, op: nil) }
+    /// Empties the entries of the page of `linear`, and of instructions that may go on there.
+    func forget(_ linear: UInt64) {
+        for offset in 0..<UInt64(4096 + 14) {
+            let rip = linear & ~4095 &- 14 &+ offset
+            let index = JumpHash.index(rip) ^ salt
+            if table[index].rip == rip { table[index] = Self.empty(index) }
+            if table[index ^ 1].rip == rip { table[index ^ 1] = Self.empty(index ^ 1) }
+        }
+    }
+    /// True when addresses meant something else until now: then it must be cleared.
+    mutating func setCode(mode: UInt8, base: UInt64) -> Bool {
+        defer { (self.mode, self.base) = (mode, base) }
+        return mode != self.mode || base != self.base
+    }
+}
+
+// What the core knows of where code is, and how it forgets that.
+extension X86Core {
+    func noteBlock(_ rip: UInt64, _ first: Op) {
+        if state.pointee.cpl == 3 { userJumps.insert(rip, first) } else { supervisorJumps.insert(rip, first) }
+    }
+    /// Forgets where a privilege's code goes on in a page.
+    func forgetJumps(_ linear: UInt64, user: Bool) {
+        if state.pointee.mode != 2 { return newContext() }
+        switch (user, userJumps.isFlat) {
+        case (false, _): supervisorJumps.forget(linear)
+        case (true, true):
+            userJumps.forget(linear)
+            userPlacesAreSure = false
+        case (true, false): clearUserJumps()
+        }
+        translations?.unlinkCrossing(user: user)
+        returns.forget(state, user: user)
+    }
+    /// Forgets where all of a privilege's code is.
+    func dropCode(user: Bool) {
+        if user {
+            clearUserJumps()
+            return forgetUserPlaces { $0.unlinkCrossing(user: true) }
+        }
+        supervisorJumps.clear()
+        supervisorPages.clear()
+        supervisorPlaces.clear()
+        translations?.unlinkCrossing(user: false)
+        returns.forget(state, user: false)
+        updateSalt()
+    }
+    /// The same of the user's, for another address space's: edges between pages stay linked where they may.
+    func leaveUserCode() {
+        clearUserJumps()
+        forgetUserPlaces { $0.leaveAddressSpace() }
+    }
+    /// The user's code is that of an address space which was left.
+    func takeUserCode(salt: Int) {
+        userJumps.use(salt)
+        forgetUserPlaces { $0.leaveAddressSpace() }
+    }
+    /// Without a new salt, what other address spaces hold goes, too.
+    private func clearUserJumps() {
+        if !userJumps.hasNewSalt { savedContexts.removeAll() }
+        userJumps.clear()
+        updateSalt()
+    }
+    private func updateSalt() { state.pointee.jump_salt = UInt32(2 * (state.pointee.cpl == 3 ? userJumps.salt : supervisorJumps.salt)) }
+    private func forgetUserPlaces(_ unlink: (TranslationCache) -> Void) {
+        userPages.clear()
+        userPlaces.clear()
+        userPlacesAreSure = true
+        if let translations { unlink(translations) }
+        returns.forget(state, user: true)
+    }
+    func newContext() {
+        for user in [false, true] { dropCode(user: user) }
+        supervisorRunsPrivatePages = false
+        updateContext()
+    }
+    /// After a change of privilege or code segment: the tables that go with it.
+    func updateContext() {
+        let s = state
+        let base = s.pointee.mode == 2 ? 0 : segment(SegmentRegister.cs).pointee.base
+        returns.select(s, user: s.pointee.cpl == 3)
+        if s.pointee.cpl == 3 {
+            if userJumps.setCode(mode: s.pointee.mode, base: base) { clearUserJumps() }
+            s.pointee.jcache = userJumps.table
+            s.pointee.tlb = s.pointee.tlb_user
+        } else {
+            if supervisorJumps.setCode(mode: s.pointee.mode, base: base) { supervisorJumps.clear() }
+            s.pointee.jcache = supervisorJumps.table
+            s.pointee.tlb = s.pointee.tlb_supervisor
+        }
+        updateSalt()
+    }
+}
