@@ -67,7 +67,7 @@ typedef struct x86_base_cache {
 } x86_base_cache;
 #define X86_WINDOW_CACHES 17
 #define X86_NAMED_CACHES 64
-#define X86_BASE_CACHES (X86_WINDOW_CACHES + X86_NAMED_CACHES) // of each privilege: the supervisor's, then the user's
+#define X86_BASE_CACHES (X86_WINDOW_CACHES + X86_NAMED_CACHES) // of each kind of code: the supervisor's, the user's, and the user's of 32 bits
 
 typedef struct x86_cpu {
   uint64_t gpr[16];
@@ -83,7 +83,8 @@ typedef struct x86_cpu {
   uint32_t return_offset; // translated code: where in its page the RET is that is on its way, and what it adds to RSP, times 4096
   uint8_t cpl, mode, lma, inhibit;   // mode: 0 = 16-bit, 1 = 32-bit, 2 = 64-bit code
   uint8_t vector_off;    // why floating-point instructions are not just run: bits of VectorOff
-  uint8_t pad8[3];
+  uint8_t narrow;        // 32-bit code of a program whose segments all begin at address 0: it is translated
+  uint8_t pad8[2];
   uint32_t mxcsr;
   uint64_t cr0;
   uint64_t t1_target;    // an indirect call's target while its return address is pushed
@@ -125,10 +126,10 @@ typedef struct x86_cpu {
   uint64_t tsc_origin;   // the time stamp counter was tsc_start when CLOCK_MONOTONIC was this many nanoseconds,
   uint64_t tsc_start;
   uint64_t tsc_scale;    // and has this many ticks a nanosecond, times 2^32
-  x86_base_cache base_cache[2 * X86_BASE_CACHES]; // see BaseCache in SegmentMemory.swift; the stack's are above
+  x86_base_cache base_cache[3 * X86_BASE_CACHES]; // see BaseCache in SegmentMemory.swift; two of the stack's are above
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint32_t interrupt_latch; // 1 from an interrupt controller's word on until the core asks for the vector
-  uint32_t pad10[13];    // up to the alignment of what follows
+  uint32_t pad10[5];     // up to the alignment of what follows
   uint8_t xmm[512];      // 16 registers of 32 bytes
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
   uint8_t fxarea[512];  // FXSAVE image

@@ -3,18 +3,18 @@ import CX86
 /// Turns the bytes at one address into a block of operations in the cache.
 struct BlockBuilder {
     private let cache: BlockCache
-    private let mode: CodeSize
+    private let code: CodeKind
     /// Executions after which a block is translated; 0 for never.
     private let features: X86Features
     private let threshold: UInt32
     private let untranslated: Int
 
     /// - Parameter untranslated: where translated code goes that wants a block without a translation.
-    init(cache: BlockCache, mode: CodeSize, features: X86Features, threshold: UInt32, untranslated: Int) {
+    init(cache: BlockCache, code: CodeKind, features: X86Features, threshold: UInt32, untranslated: Int) {
         self.features = features
         self.cache = cache
-        self.mode = mode
-        self.threshold = threshold
+        self.code = code
+        self.threshold = code.isTranslated ? threshold : 0
         self.untranslated = untranslated
     }
     private func counter(_ gpa: UInt64, crossing: Bool) -> x86_op {
@@ -39,11 +39,9 @@ struct BlockBuilder {
         var op = header + 1
         // Offsets count from the page's start, so that going from block to block in a page leaves `block_base` alone.
         let start = Int(gpa & 4095)
-        if mode == .bits64 {
-            op.pointee = counter(gpa, crossing: two != nil || limit == 1)
-            op.pointee.off = UInt16(start)
-            op += 1
-        }
+        op.pointee = counter(gpa, crossing: two != nil || limit == 1)
+        op.pointee.off = UInt16(start)
+        op += 1
         var offset = start
         var count = 0
         var shadow = false  // the last instruction was STI: one more belongs to the block
@@ -51,7 +49,7 @@ struct BlockBuilder {
         while !ended, count < limit || shadow, offset - start < BlockCache.maximumBytes {
             let rest = UnsafeBufferPointer(rebasing: bytes[min(offset - start, bytes.count)...])
             let endsHere = shadow
-            switch InstructionDecoder.decode(rest, code: mode) {
+            switch InstructionDecoder.decode(rest, code: code.size) {
             case .truncated:
                 if count == 0 { return nil }
                 ended = true
@@ -85,13 +83,14 @@ struct BlockBuilder {
         op.pointee = BlockCache.blankOperation
         op.pointee.fn = SystemHandlers.endBlock
         op.pointee.off = UInt16(offset)
-        op.pointee.size = mode == .bits16 ? 2 : 4
+        op.pointee.size = code.size == .bits16 ? 2 : 4
         op += 1
         header.pointee = BlockCache.blankOperation
         header.pointee.imm = UInt64(one.cell)
         header.pointee.disp = Int64(Int(bitPattern: two?.cell ?? UInt(bitPattern: cache.zeroCell)))
         header.pointee.extra = one.version &+ (two?.version ?? 0)
         header.pointee.reg = two == nil ? 0 : 1
+        header.pointee.size = code.rawValue
         cache.commit(op - header)
         return header + 1
     }

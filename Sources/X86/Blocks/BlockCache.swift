@@ -51,9 +51,11 @@ final class BlockCache {
     var isFull: Bool { used + Self.maximumOperations + 4 > Self.capacity }
 
     /// Each privilege has its own blocks: translated code names the base caches of one.
-    static func key(_ gpa: UInt64, user: Bool, mode: UInt8) -> UInt64 { gpa << 3 | (user ? 4 : 0) | UInt64(mode) }
-    /// Of a block of 64-bit code whose instruction goes on in another page: what calls the block looks whether that page is the same.
-    static func crossingKey(_ gpa: UInt64, user: Bool) -> UInt64 { key(gpa, user: user, mode: 3) }
+    ///
+    /// - Parameter isCrossing: of a block whose instruction goes on in another page: what calls it looks whether that page is the same.
+    static func key(_ gpa: UInt64, user: Bool, _ code: CodeKind, isCrossing: Bool = false) -> UInt64 {
+        (isCrossing ? 1 << 63 : 0) | gpa << 3 | (user ? 4 : 0) | UInt64(code.rawValue)
+    }
     private func bucket(_ key: UInt64) -> UnsafeMutablePointer<Slot> {
         // The blocks of a code page lie near each other, over 64 buckets: they are looked for one after the other.
         let page = (((key >> 12) &* 0x9E37_79B9_7F4A_7C15) >> (70 - Self.hashBits)) << 4

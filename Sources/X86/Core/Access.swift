@@ -32,7 +32,7 @@ enum Pending {
     /// Code pages changed: see `X86Core.requestUnlink`.
     static let unlink: UInt32 = 32
     /// Never served: keeps handlers and translated code from going on to a next block by themselves.
-    static let lockStep: UInt32 = 64
+    static let hold: UInt32 = 64
 }
 
 /// Byte offsets into the register file that are not general registers.

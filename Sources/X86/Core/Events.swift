@@ -209,7 +209,7 @@ extension X86Core {
                 segment(SegmentRegister.ss).pointee = Self.parse(ss, raw)
             }
             if !wasFlat || s.pointee.mode != 2 { updateMode() }
-            if s.pointee.sp_mask == 0xFFFF { setReg(s, 32, UInt16(truncatingIfNeeded: newSP)) } else { setGPR(s, GPR.rsp, size == 8 ? newSP : newSP & 0xFFFF_FFFF) }
+            if s.pointee.sp_mask == 0xFFFF { setReg(s, 32, UInt16(truncatingIfNeeded: newSP)) } else { setGPR(s, GPR.rsp, newSP & s.pointee.sp_mask) }
         } else if s.pointee.sp_mask == 0xFFFF {
             setReg(s, 32, UInt16(truncatingIfNeeded: sp))
         } else {

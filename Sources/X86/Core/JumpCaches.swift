@@ -17,8 +17,8 @@ struct JumpTable {
     /// Even, so that an entry and the one beside it are one address space's place for an address; below half the size, see `empty`.
     private(set) var salt = 0
     private var newest = 0
-    /// What the addresses mean: all entries of this salt are of one kind of code segment.
-    private var mode: UInt8 = 0
+    /// What the addresses mean: all entries of this salt are of one kind of code.
+    private(set) var code = CodeKind.bits16
     private var base: UInt64 = 0
 
     func makeTable() { for index in 0..<Self.size / 2 { table[index] = Self.empty(index) } }
@@ -33,11 +33,11 @@ struct JumpTable {
         }
         table[index] = x86_jump(rip: rip, op: first)
     }
-    /// Whether addresses are those of 64-bit code.
-    var isFlat: Bool { mode == 2 && base == 0 }
+    /// Whether addresses are those of code that is translated.
+    var isFlat: Bool { code.isTranslated && base == 0 }
     var hasNewSalt: Bool { newest + 2 < Self.size / 2 }
-    /// An address space of 64-bit code that was left.
-    mutating func use(_ salt: Int) { (self.salt, mode, base) = (salt, 2, 0) }
+    /// An address space that was left.
+    mutating func use(_ salt: Int, _ code: CodeKind) { (self.salt, self.code, base) = (salt, code, 0) }
     /// Nothing is known of this address space. Without a new salt, of none.
     mutating func clear() {
         if hasNewSalt {
@@ -60,9 +60,9 @@ struct JumpTable {
         }
     }
     /// True when addresses meant something else until now: then it must be cleared.
-    mutating func setCode(mode: UInt8, base: UInt64) -> Bool {
-        defer { (self.mode, self.base) = (mode, base) }
-        return mode != self.mode || base != self.base
+    mutating func setCode(_ code: CodeKind, base: UInt64) -> Bool {
+        defer { (self.code, self.base) = (code, base) }
+        return code != self.code || base != self.base
     }
 }
 
@@ -103,8 +103,8 @@ extension X86Core {
         forgetUserPlaces { $0.leaveAddressSpace() }
     }
     /// The user's code is that of an address space which was left.
-    func takeUserCode(salt: Int) {
-        userJumps.use(salt)
+    func takeUserCode(salt: Int, _ code: CodeKind) {
+        userJumps.use(salt, code)
         forgetUserPlaces { $0.leaveAddressSpace() }
     }
     /// Without a new salt, what other address spaces hold goes, too.
@@ -129,14 +129,20 @@ extension X86Core {
     /// After a change of privilege or code segment: the tables that go with it.
     func updateContext() {
         let s = state
-        let base = s.pointee.mode == 2 ? 0 : segment(SegmentRegister.cs).pointee.base
+        let (code, base) = (CodeKind(s), s.pointee.mode == 2 ? 0 : segment(SegmentRegister.cs).pointee.base)
         returns.select(s, user: s.pointee.cpl == 3)
         if s.pointee.cpl == 3 {
-            if userJumps.setCode(mode: s.pointee.mode, base: base) { clearUserJumps() }
+            if userJumps.setCode(code, base: base) {
+                clearUserJumps()
+                returns.forget(s, user: true)
+            }
             s.pointee.jcache = userJumps.table
             s.pointee.tlb = s.pointee.tlb_user
         } else {
-            if supervisorJumps.setCode(mode: s.pointee.mode, base: base) { supervisorJumps.clear() }
+            if supervisorJumps.setCode(code, base: base) {
+                supervisorJumps.clear()
+                returns.forget(s, user: false)
+            }
             s.pointee.jcache = supervisorJumps.table
             s.pointee.tlb = s.pointee.tlb_supervisor
         }

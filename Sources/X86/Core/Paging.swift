@@ -280,7 +280,7 @@ extension X86Core {
     private func blockStart(_ op: Op) -> Op {
         var start = op
         while start.pointee.len > 0 { start -= 1 }
-        return state.pointee.mode == CodeSize.bits64.rawValue ? start : start + 1
+        return start
     }
 }
 

@@ -14,6 +14,7 @@ struct SavedContexts {
         /// All ones: none.
         var cr3 = UInt64.max
         var salt = 0
+        var code = CodeKind.bits64
         /// What CR3 was; all ones if the pages may not be where they were even so.
         var identified = UInt64.max
         var pageCount = 0
@@ -101,10 +102,10 @@ extension X86Core {
         saved.pointee.identified = userPlacesAreSure ? cr3 : .max
         for n in 0..<pages { saved.pointee.pages[n] = SavedContexts.Page(page: userPlaces[n].page, linear: userPlaces[n].linear) }
         saved.pointee.neighbours = translations?.newest ?? 0
-        (saved.pointee.salt, saved.pointee.pageCount, saved.pointee.turns) = (userJumps.salt, pages, savedContexts.turns)
+        (saved.pointee.salt, saved.pointee.code, saved.pointee.pageCount, saved.pointee.turns) = (userJumps.salt, userJumps.code, pages, savedContexts.turns)
     }
     private func restoreUserCode(_ saved: SavedContexts.Context) {
-        takeUserCode(salt: saved.salt)
+        takeUserCode(salt: saved.salt, saved.code)
         for n in 0..<saved.pageCount {
             _ = userPlaces.note(saved.pages[n].page, at: saved.pages[n].linear)
             userPages.insert(saved.pages[n].linear)

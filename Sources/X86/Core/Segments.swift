@@ -46,13 +46,28 @@ extension X86Core {
             for index in 0..<6 { bases[index] = flat && index < 4 ? 0 : segment(index).pointee.base }
         }
         s.pointee.sp_mask = flat ? .max : (ss.attributes & SegmentAttribute.big != 0 ? 0xFFFF_FFFF : 0xFFFF)
+        s.pointee.narrow = isNarrow ? 1 : 0
+        if isNarrow {
+            cutRegisters()
+            usesNarrowCaches = true
+        }
         updateContext()
     }
+    /// Whether this is code as `CodeKind.narrow` says.
+    private var isNarrow: Bool {
+        let s = state
+        guard s.pointee.mode == 1, s.pointee.lma != 0, s.pointee.cpl == 3, s.pointee.sp_mask == 0xFFFF_FFFF else { return false }
+        return segment(SegmentRegister.es).pointee.base | segment(SegmentRegister.cs).pointee.base | segment(SegmentRegister.ss).pointee.base
+            | segment(SegmentRegister.ds).pointee.base == 0
+    }
+    /// The upper halves of registers do not outlast 32-bit code. SDM vol. 1 § 3.4.1.1.
+    private func cutRegisters() { for n in 0..<8 { setGPR(state, n, gpr(state, n) & 0xFFFF_FFFF) } }
     private func withBases(_ body: (UnsafeMutablePointer<UInt64>) -> Void) {
         body(UnsafeMutableRawPointer(state).advanced(by: Int(X86_SEGBASE_OFFSET)).assumingMemoryBound(to: UInt64.self))
     }
     func refreshBase(_ index: Int) {
         withBases { $0[index] = state.pointee.mode == 2 && index < 4 ? 0 : segment(index).pointee.base }
+        if index < 4, (state.pointee.narrow != 0) != isNarrow { updateMode() }
     }
 
     // MARK: supervisor access to tables

@@ -80,11 +80,12 @@ extension X86Core {
         state.pointee.stack_cache = (window, window)
         translations?.operandCaches.emptyAll()
         let caches = UnsafeMutableRawPointer(state).advanced(by: Int(X86_BASE_CACHE_OFFSET)).assumingMemoryBound(to: x86_base_cache.self)
-        for privilege in 0..<2 {
-            let first = caches + privilege * Int(X86_BASE_CACHES)
+        for kind in 0..<(usesNarrowCaches ? 3 : 2) {
+            let first = caches + kind * Int(X86_BASE_CACHES)
             first.update(repeating: window, count: Int(X86_WINDOW_CACHES))
             (first + Int(X86_WINDOW_CACHES)).update(repeating: named, count: Int(X86_NAMED_CACHES))
         }
+        usesNarrowCaches = state.pointee.narrow != 0
     }
 
     private static func clear(_ table: UnsafeMutablePointer<UInt64>, _ filled: inout FilledEntries) {

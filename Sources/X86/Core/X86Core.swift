@@ -41,6 +41,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     package var features = X86Features.host
     var lockStep: LockStep?
     let scratchPage: UnsafeMutableRawPointer
+    /// Base caches of 32-bit code may hold something.
+    var usesNarrowCaches = true
     /// See `dropBaseCaches`.
     let nowhere = UInt64.random(in: 0 ... .max) & 0x3FFF_FFFF_FFFF_F000 | 1 << 63
     /// But for global mappings.
@@ -154,8 +156,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         }
         setPending(Pending.unlink)
     }
-    /// See `Pending.lockStep`.
-    func holdBlocks() { cx_or32(pendingCell, Pending.lockStep) }
+    /// See `Pending.hold`.
+    func holdBlocks() { cx_or32(pendingCell, Pending.hold) }
     private func serveUnlink() {
         cx_and32(pendingCell, ~Pending.unlink)
         let changed = changedPages.withLock { pages in
@@ -209,6 +211,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         while true {
             if s.pointee.pending != 0 || s.pointee.poll != 0, let exit = outside({ servePending() }) { return exit }
             s.pointee.exit_reason = ExitReason.next
+            // What sets TF is not followed by the trap: that comes behind what runs with it. SDM vol. 3 § 18.3.1.4.
+            let isStep = s.pointee.rflags & EFlags.tf != 0
             guard let first = knownBlock() ?? outside({ findBlock() }) else {
                 if let exit = leave() { return exit }
                 continue
@@ -220,17 +224,20 @@ package final class X86Core: @unchecked Sendable {  // see above
                     continue
                 }
             }
+            if isStep { holdBlocks() }
             #if DEBUG
                 var op: Op? = first
                 while let current = op { op = Op(bitPattern: UInt(current.pointee.fn(current, s))) }
             #else
                 _ = first.pointee.fn(first, s)
             #endif
+            if isStep, lockStep == nil { cx_and32(pendingCell, ~Pending.hold) }
             if s.pointee.exit_reason != ExitReason.next {
                 traceExit?(s.pointee.rip, s.pointee.exit_reason)
                 if let exit = leave() { return exit }
             }
-            if s.pointee.rflags & EFlags.tf != 0, s.pointee.exit_reason == ExitReason.next { singleStepped() }
+            // An exception's handler runs without TF.
+            if isStep, s.pointee.rflags & EFlags.tf != 0, s.pointee.exit_reason == ExitReason.next { singleStepped() }
         }
     }
 
@@ -344,7 +351,7 @@ package final class X86Core: @unchecked Sendable {  // see above
                 enter(translation, linear)
             }
         }
-        let key = BlockCache.key(gpa, user: user, mode: s.pointee.mode)
+        let key = BlockCache.key(gpa, user: user, CodeKind(s))
         if !stepping, let known = blocks.find(key) {
             noteFound(known, rip, isFirst: isFirst)
             return known
@@ -358,11 +365,12 @@ package final class X86Core: @unchecked Sendable {  // see above
         // Mark before reading, so that a write in between is seen.
         let version = memory.markCode(page, gpa, min(inPage, BlockCache.maximumBytes), by: self)
         var builder = BlockBuilder(
-            cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, features: features, threshold: translations == nil ? 0 : translationThreshold,
+            cache: blocks, code: CodeKind(s), features: features, threshold: translations == nil ? 0 : translationThreshold,
             untranslated: translations?.shared.untranslated ?? 0)
         let one = (memory.versionCell(page), version)
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: inPage)
-        let limit = lockStep == nil || s.pointee.mode != 2 ? BlockCache.maximumOperations : max(translatedExtent(bytes, gpa)?.count ?? BlockCache.maximumOperations, 1)
+        let isWhole = lockStep == nil || !CodeKind(s).isTranslated
+        let limit = isWhole ? BlockCache.maximumOperations : max(translatedExtent(bytes, gpa)?.count ?? BlockCache.maximumOperations, 1)
         if let first = builder.build(bytes, gpa: gpa, one: one, limit: stepping ? 1 : limit) {
             traceBlock?(rip, gpa, blocks.lastCount)
             if !stepping {
@@ -393,7 +401,8 @@ package final class X86Core: @unchecked Sendable {  // see above
             return nil
         }
         // Processes that run the same program have the same two pages there.
-        let key = stepping || s.pointee.mode != 2 ? nil : BlockCache.crossingKey(gpa0, user: user)
+        let code = CodeKind(s)
+        let key = stepping || !code.isTranslated ? nil : BlockCache.key(gpa0, user: user, code, isCrossing: true)
         if let key, let known = blocks.find(key), (known - 1).pointee.disp == Int64(Int(bitPattern: memory.versionCell(page))) {
             noteBlock(s.pointee.rip, known)
             return known
@@ -402,11 +411,11 @@ package final class X86Core: @unchecked Sendable {  // see above
         var copy = Array(bytes.prefix(15))
         copy += UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 15)
         var builder = BlockBuilder(
-            cache: blocks, mode: CodeSize(rawValue: s.pointee.mode) ?? .bits64, features: features, threshold: translations == nil ? 0 : translationThreshold,
+            cache: blocks, code: CodeKind(s), features: features, threshold: translations == nil ? 0 : translationThreshold,
             untranslated: translations?.shared.untranslated ?? 0)
         let first = copy.withUnsafeBufferPointer { bytes in
             let first = builder.build(bytes, gpa: gpa0, one: one, two: two, limit: 1)
-            if let first, !stepping, s.pointee.mode == 2 { translateCrossing(first, gpa0, bytes, one, two) }
+            if let first, !stepping, code.isTranslated { translateCrossing(first, gpa0, bytes, one, two) }
             return first
         }
         if let first, !stepping {
@@ -421,9 +430,11 @@ package final class X86Core: @unchecked Sendable {  // see above
     /// - Parameter isFirst: of its page.
     private func noteFound(_ first: Op, _ rip: UInt64, isFirst: Bool) {
         let header = first - 1
-        if state.pointee.cpl == 3, state.pointee.mode == 2, header.pointee.reg == 0 {
+        if state.pointee.cpl == 3, CodeKind(state).isTranslated, header.pointee.reg == 0 {
             if isFirst {
-                entryPoints.forEach(in: UInt(header.pointee.imm), version: header.pointee.extra) { userJumps.insert(rip & ~4095 | UInt64($1), $0) }
+                entryPoints.forEach(in: UInt(header.pointee.imm), version: header.pointee.extra) { first, offset in
+                    if (first - 1).pointee.size == header.pointee.size { userJumps.insert(rip & ~4095 | UInt64(offset), first) }
+                }
             }
             entryPoints.note(first)
         }

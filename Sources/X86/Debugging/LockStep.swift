@@ -182,7 +182,7 @@ extension X86Core {
 
     /// Runs one block in lock-step; false when it is not for that.
     func stepLocked(_ first: Op, _ lockStep: LockStep) -> Bool {
-        guard state.pointee.mode == 2, first.pointee.aux != 0 else { return false }
+        guard CodeKind(state).isTranslated, first.pointee.aux != 0 else { return false }
         guard first.pointee.aux == 1, (first - 1).pointee.reg == 0, let (reference, undefined) = outside({ reference(first, lockStep) }) else {
             // Runs as it is, unchecked.
             return false
@@ -196,13 +196,13 @@ extension X86Core {
         let linear = state.pointee.block_base &+ UInt64(first.pointee.off)
         guard case .ok(let translation) = translate(linear, .fetch, user: state.pointee.cpl == 3) else { return nil }
         let gpa = translation.gpa
-        let key = BlockCache.key(gpa, user: state.pointee.cpl == 3, mode: 2)
+        let key = BlockCache.key(gpa, user: state.pointee.cpl == 3, CodeKind(state))
         if let known = lockStep.blocks.find(key) { return known.pointee.extra == .max ? nil : (known, UInt64(known.pointee.extra)) }
         guard let page = memory.page(gpa), let host = memory.host(gpa) else { return nil }
         if lockStep.blocks.isFull { lockStep.blocks.flush() }
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 4096 - Int(gpa & 4095))
         let extent = translatedExtent(bytes, gpa)
-        var builder = BlockBuilder(cache: lockStep.blocks, mode: .bits64, features: features, threshold: 0, untranslated: 0)
+        var builder = BlockBuilder(cache: lockStep.blocks, code: CodeKind(state), features: features, threshold: 0, untranslated: 0)
         guard let made = builder.build(bytes, gpa: gpa, one: (memory.versionCell(page), memory.version(page)), limit: max(extent?.count ?? 1, 1)) else { return nil }
         lockStep.blocks.insert(key, made)
         made.pointee.extra = extent.map { UInt32($0.undefined) } ?? .max
@@ -218,10 +218,11 @@ extension X86Core {
         for count in 1...BlockCache.maximumOperations {
             guard offset < BlockCache.maximumBytes else { return (count - 1, undefined | atExits) }
             let rest = UnsafeBufferPointer(rebasing: bytes[min(offset, bytes.count)...])
-            switch InstructionDecoder.decode(rest, code: .bits64) {
+            switch InstructionDecoder.decode(rest, code: CodeKind(state).size) {
             case .truncated: return count == 1 ? nil : (count - 1, undefined | atExits)
             case .invalid: return nil
-            case .instruction(let i):
+            case .instruction(let decoded):
+                let i = decoded.inCommonForm
                 guard let plan = TranslationPlan.make(i, features) else { return nil }
                 if plan.definesFlags || plan.mergesFlags { undefined = plan.isExact(i) ? EFlags.af : EFlags.arithmetic }
                 if !extent.goesOn(behind: i, plan, at: Int(gpa & 4095) + offset) { return (count, undefined | atExits) }

@@ -54,6 +54,9 @@ package struct Instruction: Sendable {
     package var opcodeRegisterExtension: UInt8 = 0
 
     package var isMemory: Bool { hasModRM && mod != 3 }
+    /// What addresses and the stack have where no prefix says otherwise.
+    var naturalSize: UInt8 { code == .bits64 ? 8 : (code == .bits32 ? 4 : 2) }
+    var hasNaturalAddress: Bool { addressSize == naturalSize }
     /// ModRM.reg without REX.R: the opcode extension of a group.
     package var group: UInt8 { reg & 7 }
 }
@@ -67,6 +70,29 @@ package enum DecodeResult: Sendable {
 }
 
 extension Instruction {
+    /// Whether VEX.W is about a general register: 32-bit code has none that are wider. `map` is what the VEX prefix says.
+    func wideMeansGeneral(_ map: Int) -> Bool {
+        switch (map, opcode) {
+        case (1, 0x2A), (1, 0x2C), (1, 0x2D), (1, 0x6E), (1, 0x7E), (2, 0xF2...0xF7), (3, 0x16), (3, 0x22), (3, 0x60), (3, 0x61), (3, 0xF0): true
+        default: false
+        }
+    }
+    /// The same instruction as 64-bit code would say it, for what only 32-bit code has: INC and DEC of one byte, MOV between the accumulator
+    /// and an address.
+    var inCommonForm: Instruction {
+        guard code == .bits32, map == .one else { return self }
+        var i = self
+        switch opcode {
+        case 0x40...0x4F:
+            (i.opcode, i.hasModRM, i.mod, i.reg, i.rm) = (0xFF, true, 3, opcode < 0x48 ? 0 : 1, opcode & 7)
+        case 0xA0...0xA3:
+            (i.opcode, i.hasModRM, i.mod, i.reg) = (opcode < 0xA2 ? opcode - 0xA0 + 0x8A : opcode - 0xA2 + 0x88, true, 0, 0)
+        default: break
+        }
+        // An address is what it is, not what is added to a register.
+        if i.isMemory, i.base < 0, i.index < 0, addressSize == 4 { i.displacement = Int64(UInt32(truncatingIfNeeded: displacement)) }
+        return i
+    }
     /// LOCK is legal only with these, and with a memory destination. SDM vol. 2 LOCK.
     var isLockable: Bool {
         guard isMemory else { return false }

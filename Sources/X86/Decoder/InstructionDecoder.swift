@@ -55,6 +55,7 @@ package struct InstructionDecoder {
             guard let map = vex(opcode) else { return false }
             result.opcode = byte()
             if overran { return false }
+            if result.code != .bits64, result.wideMeansGeneral(map) { result.rexW = false }
             switch map {
             case 1:
                 result.map = .two

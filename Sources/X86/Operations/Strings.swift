@@ -22,7 +22,7 @@ enum StringForm {
     writeCounter(op, s, n, s.pointee.rflags & EFlags.df == 0 ? gpr(s, n) &+ bytes : gpr(s, n) &- bytes)
 }
 /// Whether somebody wants something before the instruction is done. In lock-step it is, as in translated code.
-@inline(__always) private func isWanted(_ s: CPU) -> Bool { s.pointee.pending != 0 && s.pointee.pending & Pending.lockStep == 0 }
+@inline(__always) private func isWanted(_ s: CPU) -> Bool { s.pointee.pending != 0 && s.pointee.pending & Pending.hold == 0 }
 /// Ends an iteration early at this instruction, so that an interrupt can come in.
 @inline(__always) private func yieldTo(_ op: Op, _ s: CPU) -> Next {
     s.pointee.rip = instructionRIP(op, s)

@@ -108,11 +108,13 @@ enum SystemHandlers {
     // Control flow, any size
     static let callRelative: Handler = { op, s in
         guard X86.push(op, s, followingRIP(op, s), op.pointee.size) else { return 0 }
+        noteCall(s)
         return go(op, s, s.pointee.block_base &+ op.pointee.imm &- segmentBase(s, 8))
     }
     static let jumpRelative: Handler = { op, s in go(op, s, s.pointee.block_base &+ op.pointee.imm &- segmentBase(s, 8)) }
     static let callIndirect: Handler = { op, s in
         guard let target = rmOperand(op, s), X86.push(op, s, followingRIP(op, s), op.pointee.size) else { return 0 }
+        noteCall(s)
         return go(op, s, target)
     }
     static let jumpIndirect: Handler = { op, s in
@@ -122,6 +124,7 @@ enum SystemHandlers {
     static let ret: Handler = { op, s in
         guard let target = peek(op, s, op.pointee.size) else { return 0 }
         drop(s, UInt64(op.pointee.size) &+ op.pointee.imm)
+        noteReturn(s)
         return go(op, s, target)
     }
     /// LOOPNE 0, LOOPE 1, LOOP 2, JRCXZ 3: in `extra`.

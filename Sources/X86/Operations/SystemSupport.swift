@@ -104,7 +104,7 @@ func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool {
 /// Goes to an offset in the current code segment.
 @inline(__always) func go(_ op: Op, _ s: CPU, _ rip: UInt64) -> Next {
     s.pointee.rip = s.pointee.mode == 2 ? rip : (op.pointee.size == 2 ? rip & 0xFFFF : rip & 0xFFFF_FFFF)
-    return 0
+    return s.pointee.narrow != 0 ? jump(s, s.pointee.rip) : 0
 }
 
 /// Whether SYSCALL works here though it is no 64-bit code: on AMD's processors. A call, so that the handler needs no frame.

@@ -60,15 +60,19 @@ struct AccessWindows {
     /// The same with an index register.
     private var indexed: InlineArray<4, Int> = InlineArray(repeating: -1)
     private var nextIndexed = 0
+    /// In 32-bit code registers wrap where the host's addresses do not: whatever is added to a base must stay within the window, and
+    /// nothing may be added where there is an index.
+    private var isNarrow = false
 
     /// Sets what the lines' operands use: a line's own memory operand and the stack's.
     mutating func plan(_ lines: inout [TranslationLine]) {
         windows.removeAll(keepingCapacity: true)
         users.removeAll(keepingCapacity: true)
+        isNarrow = lines.first?.instruction.code == .bits32
         (isOpen, indexed, nextIndexed) = (0, InlineArray(repeating: -1), 0)
         for number in lines.indices {
             if let operand = Self.memoryOperand(lines[number].instruction, lines[number].plan) { add(operand, number, isStack: false) }
-            if let operand = Self.stackOperand(lines[number].plan) { add(operand, number, isStack: true) }
+            if let operand = Self.stackOperand(lines[number].plan, Int(lines[number].instruction.naturalSize)) { add(operand, number, isStack: true) }
             follow(lines[number].instruction, lines[number].plan)
         }
         // Those that most operands share.
@@ -93,7 +97,9 @@ struct AccessWindows {
         }
         for place in 0..<4 where indexed[place] >= 0 {
             let number = indexed[place]
-            if let base = Self.change(of: windows[number].base, by: i, plan), let index = Self.change(of: UInt8(windows[number].index), by: i, plan) {
+            if let base = Self.change(of: windows[number].base, by: i, plan), let index = Self.change(of: UInt8(windows[number].index), by: i, plan),
+                !isNarrow || base == 0 && index == 0
+            {
                 windows[number].moved += base + index << Int(windows[number].scale)
                 windows[number].baseMoved += base
             } else {
@@ -129,8 +135,10 @@ struct AccessWindows {
         return windows.count - 1
     }
     private mutating func extend(_ index: Int, _ operand: Operand) -> Bool {
-        let low = min(windows[index].low, windows[index].moved + operand.offset)
-        let high = max(windows[index].high, windows[index].moved + operand.offset + operand.size)
+        let moved = windows[index].moved
+        var low = min(windows[index].low, moved + operand.offset)
+        var high = max(windows[index].high, moved + operand.offset + operand.size)
+        if isNarrow, moved != 0 { (low, high) = (min(low, moved), max(high, moved + 1)) }
         guard high - low <= AccessWindow.largest, abs(windows[index].baseMoved) < 1 << 20 else { return false }
         (windows[index].low, windows[index].high) = (low, high)
         windows[index].writes = windows[index].writes || operand.writes
@@ -157,16 +165,16 @@ struct AccessWindows {
         var writes: Bool
     }
     private static func memoryOperand(_ i: Instruction, _ plan: TranslationPlan) -> Operand? {
-        guard i.isMemory, plan.size > 0, plan.kind != .bitString, !i.isRIPRelative, i.addressSize == 8, i.segmentOverride < 4, abs(i.displacement) < 1 << 30,
+        guard i.isMemory, plan.size > 0, plan.kind != .bitString, !i.isRIPRelative, i.hasNaturalAddress, i.segmentOverride < 4, abs(i.displacement) < 1 << 30,
             i.base >= 0, Host.register(UInt8(i.base)) != nil, i.index < 0 || Host.register(UInt8(i.index)) != nil
         else { return nil }
         return Operand(base: UInt8(i.base), index: i.index, scale: i.index < 0 ? 0 : i.scale, offset: Int(i.displacement), size: plan.size, writes: plan.writesRM)
     }
-    private static func stackOperand(_ plan: TranslationPlan) -> Operand? {
+    private static func stackOperand(_ plan: TranslationPlan, _ size: Int) -> Operand? {
         switch plan.kind {
-        case .pushRegister, .pushImmediate, .pushMemory, .pushFlags, .call, .callIndirect: Operand(base: 4, offset: -8, size: 8, writes: true)
-        case .popRegister, .ret: Operand(base: 4, offset: 0, size: 8, writes: false)
-        case .leave: Operand(base: 5, offset: 0, size: 8, writes: false)
+        case .pushRegister, .pushImmediate, .pushMemory, .pushFlags, .call, .callIndirect: Operand(base: 4, offset: -size, size: size, writes: true)
+        case .popRegister, .ret: Operand(base: 4, offset: 0, size: size, writes: false)
+        case .leave: Operand(base: 5, offset: 0, size: size, writes: false)
         default: nil
         }
     }
@@ -175,8 +183,18 @@ struct AccessWindows {
     private static func accumulatorChange(of register: UInt8, by i: Instruction) -> Int? {
         switch i.opcode {
         case 0x3C, 0x3D, 0xA8, 0xA9: 0  // CMP, TEST
-        case 0x05 where i.operandSize == 8: register == 0 ? Int(i.immediate) : 0
-        case 0x2D where i.operandSize == 8: register == 0 ? -Int(i.immediate) : 0
+        case 0x05 where i.operandSize == i.naturalSize: register == 0 ? Int(i.immediate) : 0
+        case 0x2D where i.operandSize == i.naturalSize: register == 0 ? -Int(i.immediate) : 0
+        default: nil
+        }
+    }
+    /// What an instruction of the first map adds to its operand.
+    private static func sum(_ i: Instruction) -> Int? {
+        switch (i.opcode, i.group) {
+        case (0x81, 0), (0x83, 0): Int(i.immediate)
+        case (0x81, 5), (0x83, 5): -Int(i.immediate)
+        case (0xFF, 0): 1
+        case (0xFF, 1): -1
         default: nil
         }
     }
@@ -186,10 +204,10 @@ struct AccessWindows {
         func isChanged(_ n: UInt8, byte: Bool) -> Bool { n == register || (byte && !i.hasREX && n & 3 == register) }
         let named = (i.opcode & 7) | i.opcodeRegisterExtension
         switch plan.kind {
-        case .pushRegister, .pushImmediate, .pushMemory, .pushFlags: return register == 4 ? -8 : 0
+        case .pushRegister, .pushImmediate, .pushMemory, .pushFlags: return register == 4 ? -Int(i.naturalSize) : 0
         case .popRegister:
             if named == register { return nil }
-            return register == 4 ? 8 : 0
+            return register == 4 ? Int(i.naturalSize) : 0
         case .leave: return register == 4 || register == 5 ? nil : 0
         case .plain:
             guard register == 0 || register == 2 else { return 0 }
@@ -200,7 +218,7 @@ struct AccessWindows {
         case .moveImmediate, .byteSwap: return isChanged(named, byte: i.opcode < 0xB8) ? nil : 0
         case .lea:
             guard i.reg == register else { return 0 }
-            let adds = i.base == Int8(register) && i.index < 0 && !i.isRIPRelative && i.addressSize == 8 && i.operandSize == 8
+            let adds = i.base == Int8(register) && i.index < 0 && !i.isRIPRelative && i.hasNaturalAddress && i.operandSize == i.naturalSize
             return adds && abs(i.displacement) < 1 << 30 ? Int(i.displacement) : nil
         case .nop, .zeroUpper, .clearInterrupt, .setInterrupt, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
         case .storeString: return register == 1 || register == 7 ? nil : 0
@@ -208,9 +226,7 @@ struct AccessWindows {
         case .bitString, .setDirection, .fence: return 0
         case .modRM, .divide, .loadControl: break
         }
-        if i.map == .one, !plan.isExtended, i.opcode == 0x81 || i.opcode == 0x83, !i.isMemory, i.rm == register, i.operandSize == 8, i.group == 0 || i.group == 5 {
-            return i.group == 0 ? Int(i.immediate) : -Int(i.immediate)
-        }
+        if i.map == .one, !plan.isExtended, !i.isMemory, i.rm == register, i.operandSize == i.naturalSize, let sum = sum(i) { return sum }
         if plan.reg == .general, plan.writesReg, isChanged(i.reg, byte: plan.byteReg) { return nil }
         if plan.rm == .general, plan.writesRM, !i.isMemory, isChanged(i.rm, byte: plan.byteRM) { return nil }
         if plan.vvvv == .general, plan.writesV, i.vvvv == register { return nil }

@@ -83,7 +83,7 @@ struct TranslationPlan {
     var usesVector: Bool { reg == .vector || rm == .vector || vvvv == .vector }
 
     static func make(_ i: Instruction, _ features: X86Features) -> TranslationPlan? {
-        guard i.code == .bits64, i.addressSize != 2 else { return nil }
+        guard i.code != .bits16, i.addressSize != 2 else { return nil }
         var plan = TranslationPlan()
         let supported: Bool
         switch i.map {
@@ -174,7 +174,7 @@ struct TranslationPlan {
             readsFlags = true
         case 0xA4, 0xA5, 0xAA, 0xAB:
             kind = opcode < 0xAA ? .moveString : .storeString
-            return i.addressSize == 8 && i.segmentOverride < 4
+            return i.hasNaturalAddress && i.segmentOverride < 4
         case 0xA8, 0xA9:
             kind = .plain
             definesFlags = true
@@ -246,13 +246,13 @@ struct TranslationPlan {
             mergesFlags = true
         case 2 where i.opcode == 0xFF && !i.has66:
             kind = .callIndirect
-            size = 8
+            size = Int(i.naturalSize)
         case 4 where i.opcode == 0xFF && !i.has66:
             kind = .jumpIndirect
-            size = 8
+            size = Int(i.naturalSize)
         case 6 where i.opcode == 0xFF && !i.has66:
             kind = i.isMemory ? .pushMemory : .pushRegister
-            size = 8
+            size = Int(i.naturalSize)
         default: return false
         }
         return true
@@ -302,7 +302,7 @@ struct TranslationPlan {
             mergesFlags = true
             guard i.isMemory else { break }
             kind = .bitString
-            return i.operandSize >= 4 && i.addressSize == 8
+            return i.operandSize >= 4 && i.hasNaturalAddress
         case 0xAE where !i.isMemory && i.group >= 5 && i.rep == 0 && !i.has66: kind = .fence
         case 0xBA:
             guard i.group >= 4 else { return false }
@@ -360,11 +360,14 @@ struct TranslationPlan {
         if i.isVEX, i.map == .two, i.opcode == 0x77 {
             kind = .zeroUpper
             isVEX = true
-            return features.contains(.avx) && ThunkPlan.Prefix(i) == .none && i.vvvv == 0 && !i.vexL
+            // 32-bit code leaves the registers alone that it does not have.
+            return features.contains(.avx) && ThunkPlan.Prefix(i) == .none && i.vvvv == 0 && !i.vexL && i.code == .bits64
         }
         guard let thunk = ThunkPlan.plan(i, features), thunk.reg != .mmx, thunk.rm != .mmx else { return false }
         func file(_ operand: ThunkPlan.Operand) -> File { operand == .xmm ? .vector : (operand == .gpr ? .general : .none) }
         (reg, rm, vvvv, fourth) = (file(thunk.reg), file(thunk.rm), file(thunk.vvvv), file(thunk.fourth))
+        // Its number has a bit that 32-bit code may set all the same.
+        if fourth != .none, i.code != .bits64 { return false }
         (readsReg, writesReg) = (thunk.readsReg, thunk.writesReg)
         (readsRM, writesRM) = (!thunk.writesRM || thunk.reg == .none, thunk.writesRM)
         (readsV, writesV) = (thunk.readsV && vvvv != .none, thunk.writesV)

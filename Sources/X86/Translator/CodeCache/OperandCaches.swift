@@ -12,7 +12,7 @@ struct OperandCaches {
     private let emptyWay: UInt64
     /// Called with a linear address in r11, 4096 less the operand's size in r9, the cache's address in RAX, and RAX in `t1_save`: finds
     /// the page in the TLB and puts it into the cache. "Above" when the interpreter has to see to it.
-    private(set) var lookUp = (supervisor: (read: 0, write: 0), user: (read: 0, write: 0))
+    private(set) var lookUp = (supervisor: (read: 0, write: 0), user: (read: 0, write: 0), narrow: (read: 0, write: 0))
 
     /// - Parameters:
     ///   - most: how many there may be; each is listed once at most.
@@ -45,11 +45,13 @@ struct OperandCaches {
     mutating func makeLookUps(_ code: inout Assembler) {
         lookUp.supervisor = (makeLookUp(&code, user: false, write: false), makeLookUp(&code, user: false, write: true))
         lookUp.user = (makeLookUp(&code, user: true, write: false), makeLookUp(&code, user: true, write: true))
+        lookUp.narrow = (makeLookUp(&code, user: true, isNarrow: true, write: false), makeLookUp(&code, user: true, isNarrow: true, write: true))
     }
-    private func makeLookUp(_ code: inout Assembler, user: Bool, write: Bool) -> Int {
+    private func makeLookUp(_ code: inout Assembler, user: Bool, isNarrow: Bool = false, write: Bool) -> Int {
         let start = code.here
         code.push(1)
         code.push(2)
+        let isWide = isNarrow ? code.compareWithNarrow(scratch: 2) : nil
         let (tag, fails) = code.findPage(entry: 1, scratch: 2, user: user, write: write)
         code.load(2, .memory(base: 0))
         code.op(0x3B, reg: 2, Host.cell(Int(X86_OWN_EMPTY_OFFSET)))
@@ -65,6 +67,7 @@ struct OperandCaches {
         code.store(2, .memory(base: 0, displacement: 8))
         code.bytes(0x31, 0xD2)  // xor edx, edx: not above
         code.patch(fails)
+        if let isWide { code.patch(isWide) }
         code.pop(2)
         code.pop(1)
         code.load(0, Host.cell(Int(X86_T1_SAVE_OFFSET)))

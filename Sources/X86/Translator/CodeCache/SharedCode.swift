@@ -13,6 +13,8 @@ struct SharedCode {
     private(set) var exitToLoop = 0
     /// From the interpreter to the code at r9: the host's registers to its stack, the guest's from the state.
     private(set) var enter = 0
+    /// The same to narrow code, where the upper halves of registers are zero.
+    private(set) var enterNarrow = 0
     private(set) var untranslated = 0
     private(set) var convertFlags = 0
     /// Called: clears the upper halves of all vector registers in the state. XMM0 is lost.
@@ -41,7 +43,8 @@ struct SharedCode {
         }
         exitWithout = makeExit(&code) { _ in }
 
-        makeEntry(&code)
+        enter = makeEntry(&code, isNarrow: false)
+        enterNarrow = makeEntry(&code, isNarrow: true)
 
         // RIP in r11, flags in memory: back to the run loop.
         exitToLoop = code.here
@@ -79,7 +82,7 @@ struct SharedCode {
         for n in 0..<16 { code.op(0x11, reg: 0, Host.cell(vectorOffset(n) + 16), wide: false, map: 1) }
         code.op(0xC6, reg: 0, Host.cell(Int(X86_UPPER_IN_USE_OFFSET)), wide: false)
         code.bytes(0, 0xC3)  // ret
-        lookUp = (0..<2 * Int(X86_BASE_CACHES)).map { cache in
+        lookUp = (0..<3 * Int(X86_BASE_CACHES)).map { cache in
             let read = code.here
             makeLookUp(&code, cache, write: false)
             let write = code.here
@@ -87,16 +90,17 @@ struct SharedCode {
             return (read, write)
         }
     }
-    private mutating func makeEntry(_ code: inout Assembler) {
-        enter = code.here
+    private func makeEntry(_ code: inout Assembler, isNarrow: Bool) -> Int {
+        let entry = code.here
         for register in Host.calleeSaved { code.push(register) }
         code.lea(Host.state, .memory(base: Host.rsi, displacement: Host.bias))
         code.op(0xC7, reg: 0, Host.cell(Int(X86_T1_FLAGS_OFFSET)))
         code.int32(0xFFFF)
-        for n in Host.mapped { if let host = Host.register(n) { code.load(host, Host.home(n)) } }
+        for n in Host.mapped { if let host = Host.register(n) { code.op(0x8B, reg: host, Host.home(n), wide: !isNarrow || n > 7) } }
         code.store(4, Host.cell(Int(X86_HOST_STACK_OFFSET)))
         code.load(4, Host.cell(Int(X86_RETURN_STACK_OFFSET)))
         code.bytes(0x41, 0xFF, 0xE1)  // jmp r9
+        return entry
     }
     private func makeExit(_ code: inout Assembler, flags: (inout Assembler) -> Void) -> Exit {
         var exit = Exit(withHandler: code.here)
@@ -202,6 +206,7 @@ struct SharedCode {
         let cell = BlockTranslator.cell(cache, write: false)
         code.push(0)
         code.push(1)
+        let isWide = cache >= 2 * Int(X86_BASE_CACHES) ? code.compareWithNarrow(scratch: 1) : nil
         let (tag, fails) = code.findPage(entry: 0, scratch: 1, user: cache >= Int(X86_BASE_CACHES), write: write)
         // A page that may be written may be read.
         code.load(1, tag)
@@ -213,6 +218,7 @@ struct SharedCode {
         if write { code.store(0, Host.cell(cell + 24)) }
         code.bytes(0x31, 0xC0)  // xor eax, eax: not above
         code.patch(fails)
+        if let isWide { code.patch(isWide) }
         code.pop(1)
         code.pop(0)
         code.byte(0xC3)

@@ -162,9 +162,9 @@ extension X86Core {
     ) -> Int {
         // Taken out while it works: one that somebody else holds, too, would be copied.
         var translator = spareTranslator.take() ?? BlockTranslator(cache: translations, features: features, first: first, repeatsLoops: lockStep == nil)
-        let (linear, isUser, mode) = (state.pointee.block_base, state.pointee.cpl == 3, state.pointee.mode)
-        translator.translate(bytes, first: first, gpa: gpa, linear: linear, isUser: isUser, version: version, next: next, phase: phase) {
-            blocks.find(BlockCache.key($0, user: isUser, mode: mode))
+        let (linear, isUser, code) = (state.pointee.block_base, state.pointee.cpl == 3, CodeKind(state))
+        translator.translate(bytes, first: first, gpa: gpa, linear: linear, isUser: isUser, code, version: version, next: next, phase: phase) {
+            blocks.find(BlockCache.key($0, user: isUser, code))
         }
         let count = translator.instructionCount
         spareTranslator = translator

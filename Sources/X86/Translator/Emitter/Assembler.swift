@@ -182,6 +182,12 @@ struct Assembler {
         op(0x39, reg: Host.scratch, .register(scratch))
         return (tag, jump(if: 7))
     }
+    /// Jumps with "above" when the linear address in r11 is none of 32-bit code.
+    mutating func compareWithNarrow(scratch: UInt8) -> UnsafeMutablePointer<UInt8> {
+        move(scratch, Host.address, wide: false)
+        op(0x39, reg: scratch, .register(Host.address))
+        return jump(if: 5)
+    }
     /// A counter of 16 bits in the code's buffer; the sign flag says when it has passed 0. EFLAGS are lost.
     mutating func decrement(_ counter: UInt) {
         byte(0x66)

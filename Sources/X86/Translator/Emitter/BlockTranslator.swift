@@ -1,11 +1,14 @@
 import CX86
 
-/// Translates one block of 64-bit code: each run of instructions that have a plan becomes a segment of host code, which
+/// Translates one block of 64-bit code, or of `CodeKind.narrow`: each run of instructions that have a plan becomes a segment of host code, which
 /// takes the place of its first operation's handler. Whatever a segment cannot do (a TLB miss, an instruction without a
 /// plan, an exit that is not linked) it leaves to the interpreter at exactly that operation, with all state in its place.
 ///
 /// In a segment the guest's registers are the host's of the same number, but RSP in R8 and R8–R11 in memory; arithmetic
 /// flags are the host's. Flags that nobody can read any more may be lost: an exception's image then shows others.
+///
+/// In narrow code the upper halves of registers are zero: its way in sees to that, and instructions of 32 bits do. An address is a sum of 32 bits,
+/// computed as such and then used alone; or one of 64 that has been found to be below 4 GiB (`AccessWindows.isNarrow`).
 struct BlockTranslator {
     typealias Line = TranslationLine
     /// What the segment knows of the floating-point unit: that x87 and SSE may be used, and AVX.
@@ -137,6 +140,9 @@ struct BlockTranslator {
 
     /// The first base cache of the privilege that runs this block.
     private(set) var bank = 0
+    private(set) var isNarrow = false
+    /// What the stack, and addresses, are made of.
+    var word: Int { isNarrow ? 4 : 8 }
 
     private(set) var instructionCount = 0
     private(set) var phase = AccessTrial.Phase.none
@@ -164,14 +170,15 @@ struct BlockTranslator {
     ///   - version: of the block's page; `next`: of the page behind it, if the block lies in both.
     ///   - phase: what is known of the operands of the first segment. When they have been watched, only that one is translated anew.
     mutating func translate(
-        _ bytes: UnsafeBufferPointer<UInt8>, first: Op, gpa: UInt64, linear: UInt64, isUser: Bool, version: (cell: UInt, version: UInt32),
+        _ bytes: UnsafeBufferPointer<UInt8>, first: Op, gpa: UInt64, linear: UInt64, isUser: Bool, _ kind: CodeKind, version: (cell: UInt, version: UInt32),
         next: (cell: UInt, version: UInt32)? = nil, phase: AccessTrial.Phase, block: (UInt64) -> Op?
     ) {
         (self.first, self.gpa, self.version, nextVersion) = (first, gpa, version, next)
         self.phase = phase
         self.linear = Int64(bitPattern: linear)
         let isAgain = first.pointee.aux == 1
-        bank = isUser ? Int(X86_BASE_CACHES) : 0
+        isNarrow = kind == .narrow
+        bank = isNarrow ? 2 * Int(X86_BASE_CACHES) : (isUser ? Int(X86_BASE_CACHES) : 0)
         code = cache.open(hot: phase.isLast)
         cold = cache.openCold()
         (instructionCount, held, scratch, isFirstSegment, segmentHead) = (0, nil, nil, false, nil)
@@ -183,8 +190,8 @@ struct BlockTranslator {
         while op.pointee.len > 0, !ended, cache.hasRoom(code, cold: cold) {
             let offset = Int(op.pointee.off)
             let rest = Self.rest(bytes, from: offset - Int(gpa & 4095))
-            if case .instruction(let i) = InstructionDecoder.decode(rest, code: .bits64), let plan = TranslationPlan.make(i, features),
-                !(plan.kind == .setInterrupt && op.pointee.extra == 1)  // its shadow lies in another block
+            if case .instruction(let decoded) = InstructionDecoder.decode(rest, code: kind.size), case let i = decoded.inCommonForm,
+                let plan = TranslationPlan.make(i, features), !(plan.kind == .setInterrupt && op.pointee.extra == 1)  // its shadow lies in another block
             {
                 lines.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
                 ended = !extent.goesOn(behind: i, plan, at: offset)
@@ -276,7 +283,7 @@ struct BlockTranslator {
         fallbackEntries.removeAll(keepingCapacity: true)
         let entry = code.here
         code.leaRIP(Host.scratch, afterCheck)
-        code.jump(to: cache.shared.enter)
+        code.jump(to: isNarrow ? cache.shared.enterNarrow : cache.shared.enter)
         swap(&code, &cold)
         if start {
             first.pointee.imm = UInt64(checkedEntry)

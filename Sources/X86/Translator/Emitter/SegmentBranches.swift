@@ -92,12 +92,12 @@ extension BlockTranslator {
         if isCall {
             flagsToMemory()
             pushReturn()
-            code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+            addToStack(-Int32(word))
         }
         let distance = offset - within
         if distance != 0 {
             code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: distance)))
+            code.lea(Host.address, .memory(base: Host.address, displacement: Int32(truncatingIfNeeded: distance)), wide: !isNarrow)
             code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         }
         let crossing = TranslationCache.Crossing(source: version.cell, distance: Int64(distance), isUser: bank > 0, count: cache.makeCrossingCounter())
@@ -178,7 +178,7 @@ extension BlockTranslator {
         flushVectors()
         storeReturnAddress(line)
         let offset = target(line)
-        if Self.inPage.contains(offset) { code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
+        if Self.inPage.contains(offset) { addToStack(-Int32(word)) }
         edge(line, to: offset, isCall: true)
         land(line)
     }
@@ -186,9 +186,9 @@ extension BlockTranslator {
         flushVectors()
         aboutToClobber(line)
         flagsToMemory()
-        code.load(Host.address, stackOperand(line, base: Host.guestRSP, displacement: 0, write: false))
-        let drop = 8 + Int32(line.instruction.opcode == 0xC2 ? line.instruction.immediate & 0xFFFF : 0)
-        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: drop))
+        loadWord(Host.address, stackOperand(line, base: Host.guestRSP, displacement: 0, write: false))
+        let drop = Int32(word) + Int32(line.instruction.opcode == 0xC2 ? line.instruction.immediate & 0xFFFF : 0)
+        addToStack(drop)
         code.op(0xC7, reg: 0, Host.cell(Int(X86_RETURN_OFFSET_OFFSET)), wide: false)
         code.int32(drop << 12 | Int32(line.offset & 4095))
         code.byte(0xC3)
@@ -197,7 +197,7 @@ extension BlockTranslator {
     mutating func loadTarget(_ line: Line) {
         let i = line.instruction
         if i.isMemory {
-            code.load(Host.address, memoryOperand(line))
+            loadWord(Host.address, memoryOperand(line))
         } else if let host = Host.register(i.rm) {
             code.move(Host.address, host)
         } else {
@@ -219,7 +219,8 @@ extension BlockTranslator {
         // The return address goes below the stack pointer, which moves only when the jump is sure.
         storeReturnAddress(line)
         code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
-        dispatch(isCall: true, callMiss: true) { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8)) }
+        let (word, isWide) = (Int32(word), !isNarrow)
+        dispatch(isCall: true, callMiss: true) { $0.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -word), wide: isWide) }
         callMisses.append((Jumps(), line.op, line.handler))
         land(line)
     }
@@ -232,7 +233,7 @@ extension BlockTranslator {
         code.bytes(0x49, 0xC1, 0xE1, 0x10, 0x49, 0xC1, 0xF9, 0x10)  // shl r9, 16; sar r9, 16
         code.op(0x39, reg: Host.address, .register(Host.scratch))
         let wrong = code.jump(if: 5)
-        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: -8))
+        addToStack(-Int32(word))
         pushReturn()
         code.leaRIP(Host.scratch, cache.shared.returnToUnknown)
         code.push(Host.scratch)

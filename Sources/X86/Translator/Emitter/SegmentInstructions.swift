@@ -49,14 +49,14 @@ extension BlockTranslator {
         case .pushRegister: pushRegister(line)
         case .popRegister: popRegister(line)
         case .pushImmediate:
-            code.op(0xC7, reg: 0, pushOperand(line))
+            code.op(0xC7, reg: 0, pushOperand(line), wide: !isNarrow)
             code.int32(Int32(truncatingIfNeeded: line.instruction.immediate))
-            moveStack(-8)
+            moveStack(-Int32(word))
         case .pushMemory: pushMemory(line)
         case .leave:
             let operand = stackOperand(line, base: 5, displacement: 0, write: false)
-            code.lea(Host.guestRSP, .memory(base: 5, displacement: 8))
-            code.load(5, operand)
+            code.lea(Host.guestRSP, .memory(base: 5, displacement: Int32(word)), wide: !isNarrow)
+            loadWord(5, operand)
         case .exchangeAccumulator: exchangeAccumulator(line.instruction)
         case .moveImmediate: moveImmediate(line.instruction)
         case .byteSwap: byteSwap(line.instruction)
@@ -167,35 +167,35 @@ extension BlockTranslator {
         let operand = pushOperand(line)
         let n = i.opcode == 0xFF ? i.rm : (i.opcode & 7) | i.opcodeRegisterExtension
         if let host = Host.register(n) {
-            code.store(host, operand)
+            storeWord(host, operand)
         } else {
             code.load(Host.scratch, Host.home(n))
             code.store(Host.scratch, operand)
         }
-        moveStack(-8)
+        moveStack(-Int32(word))
     }
     mutating func popRegister(_ line: Line) {
         let n = (line.instruction.opcode & 7) | line.instruction.opcodeRegisterExtension
         let operand = stackOperand(line, base: Host.guestRSP, displacement: 0, write: false)
-        guard n != 4 else { return code.load(Host.guestRSP, operand) }
-        code.load(Host.register(n) ?? Host.address, operand)
-        moveStack(8)
+        guard n != 4 else { return loadWord(Host.guestRSP, operand) }
+        loadWord(Host.register(n) ?? Host.address, operand)
+        moveStack(Int32(word))
         if Host.register(n) == nil { code.store(Host.address, Host.home(n)) }
     }
     mutating func pushMemory(_ line: Line) {
-        code.load(Host.address, memoryOperand(line))
+        loadWord(Host.address, memoryOperand(line))
         code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
         let operand = pushOperand(line)
         code.load(Host.scratch, Host.cell(Int(X86_T1_TARGET_OFFSET)))
-        code.store(Host.scratch, operand)
-        moveStack(-8)
+        storeWord(Host.scratch, operand)
+        moveStack(-Int32(word))
     }
     /// Puts the address behind a call on the stack; the stack pointer stays.
     mutating func storeReturnAddress(_ line: Line) {
         let operand = pushOperand(line)
         code.load(Host.scratch, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.lea(Host.scratch, .memory(base: Host.scratch, displacement: Int32(following(line))))
-        code.store(Host.scratch, operand)
+        storeWord(Host.scratch, operand)
     }
     mutating func exchangeAccumulator(_ i: Instruction) {
         let n = (i.opcode & 7) | i.opcodeRegisterExtension
@@ -309,8 +309,8 @@ extension BlockTranslator {
         code.byte(2)
         let operand = pushOperand(line)
         code.load(Host.scratch, image)
-        code.store(Host.scratch, operand)
-        moveStack(-8)
+        storeWord(Host.scratch, operand)
+        moveStack(-Int32(word))
     }
     /// The interpreter sees to privileges that are neither the kernel's nor the user's, and to the user's.
     mutating func clearInterrupt(_ line: Line) {

@@ -37,7 +37,9 @@ extension BlockTranslator {
                 code.lea(Host.address, operand, wide: i.addressSize == 8)
             }
         }
-        if segments, i.segmentOverride >= 4 { code.op(0x03, reg: Host.address, Host.cell(Int(X86_SEGBASE_OFFSET) + Int(i.segmentOverride) * 8)) }
+        if segments, i.segmentOverride >= 4 {
+            code.op(0x03, reg: Host.address, Host.cell(Int(X86_SEGBASE_OFFSET) + Int(i.segmentOverride) * 8), wide: !isNarrow)
+        }
     }
     /// Base, index and displacement with registers from memory put into r11 and r9.
     mutating func addressOperand(_ i: Instruction) -> (HostOperand, isAbsolute: Bool) {
@@ -72,7 +74,7 @@ extension BlockTranslator {
     }
     static func cell(_ baseCache: Int, write: Bool) -> Int {
         let stride = MemoryLayout<x86_base_cache>.stride
-        if baseCache % Int(X86_BASE_CACHES) == BaseCache.stack { return Int(X86_STACK_CACHE_OFFSET) + (baseCache > 0 ? stride : 0) + (write ? 16 : 0) }
+        if baseCache % Int(X86_BASE_CACHES) == BaseCache.stack, baseCache < 2 * Int(X86_BASE_CACHES) { return Int(X86_STACK_CACHE_OFFSET) + (baseCache > 0 ? stride : 0) + (write ? 16 : 0) }
         return Int(X86_BASE_CACHE_OFFSET) + baseCache * stride + (write ? 16 : 0)
     }
     /// How often the segment asks each base cache: what only one operand asks stays as it is to the segment's end.
@@ -166,7 +168,8 @@ extension BlockTranslator {
         case .own(let site):
             let place = ownCache(site, write: write)
             cell = Cell(tag: .near(place), way: .near(place + 8), isPage: false)
-            (lookUp, own) = (bank > 0 ? cache.operandCaches.lookUp.user : cache.operandCaches.lookUp.supervisor, place)
+            let lookUps = cache.operandCaches.lookUp
+            (lookUp, own) = (isNarrow ? lookUps.narrow : (bank > 0 ? lookUps.user : lookUps.supervisor), place)
         }
         code.op(0x2B, reg: Host.address, cell.tag)
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
@@ -232,6 +235,7 @@ extension BlockTranslator {
                 }
                 mayExhaust = line.site >= 0
             } else {
+                if isNarrow { jumps.append(code.compareWithNarrow(scratch: Host.scratch)) }
                 let (fails, table) = compareWithTable(size: opening.size, write: opening.writes)
                 jumps.append(fails)
                 code.load(Host.address, delta(table))
@@ -277,7 +281,7 @@ extension BlockTranslator {
     /// a segment. Nil where that has to be found out otherwise.
     private mutating func namedOperand(_ line: Line) -> HostOperand? {
         let (i, size) = (line.instruction, line.plan.size)
-        guard i.isRIPRelative || (i.base < 0 && i.index < 0), i.segmentOverride < 4, i.addressSize == 8 else { return nil }
+        guard i.isRIPRelative || (i.base < 0 && i.index < 0), i.segmentOverride < 4, i.hasNaturalAddress else { return nil }
         // From the block's page on, or from address 0.
         let address = i.isRIPRelative ? i.displacement + Int64(line.offset + i.length) : i.displacement
         let (page, within) = (address & ~4095, Int(address & 4095))
@@ -308,17 +312,26 @@ extension BlockTranslator {
         code.load(Host.address, Host.cell(cell + 8))
         return .memory(base: Host.address, displacement: Int32(within))
     }
-    /// Eight bytes at the stack pointer (for RET and POP), below it (for PUSH and CALL) or at RBP (for LEAVE).
+    /// A word at the stack pointer (for RET and POP), below it (for PUSH and CALL) or at RBP (for LEAVE).
     mutating func stackOperand(_ line: Line, base: UInt8, displacement: Int, write: Bool) -> HostOperand {
         if usesWindows, let use = line.stack { return windowed(use, base: base, displacement: displacement, aligned: false, line) }
         aboutToClobber(line)
-        if displacement == 0 { code.move(Host.address, base) } else { code.lea(Host.address, .memory(base: base, displacement: Int32(displacement))) }
+        if displacement == 0 {
+            code.move(Host.address, base)
+        } else {
+            code.lea(Host.address, .memory(base: base, displacement: Int32(displacement)), wide: !isNarrow)
+        }
         let sum = Sum(base: base == Host.guestRSP ? 4 : base, index: nil, displacement: Int32(displacement))
-        let (jumps, operand) = check(size: 8, write: write, cache: base == Host.guestRSP ? .shared(BaseCache.stack) : nil, sum)
+        let (jumps, operand) = check(size: word, write: write, cache: base == Host.guestRSP ? .shared(BaseCache.stack) : nil, isNarrow ? nil : sum)
         slowPath(jumps, line)
         return operand
     }
-    mutating func pushOperand(_ line: Line) -> HostOperand { stackOperand(line, base: Host.guestRSP, displacement: -8, write: true) }
+    mutating func pushOperand(_ line: Line) -> HostOperand { stackOperand(line, base: Host.guestRSP, displacement: -word, write: true) }
+    /// A word from memory, or to it.
+    mutating func loadWord(_ register: UInt8, _ operand: HostOperand) { code.op(0x8B, reg: register, operand, wide: !isNarrow) }
+    mutating func storeWord(_ register: UInt8, _ operand: HostOperand) { code.op(0x89, reg: register, operand, wide: !isNarrow) }
+    /// Adds to the stack pointer. Changes no flags.
+    mutating func addToStack(_ bytes: Int32) { code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: bytes), wide: !isNarrow) }
     static let checked = HostOperand.memory(base: Host.address)
     mutating func slowPath(_ jumps: Jumps, _ line: Line, isWindow: Bool = false) {
         slow.append(SlowPath(jumps: jumps, op: line.op, handler: line.handler, flags: flags, vectors: vectors, isWindow: isWindow))

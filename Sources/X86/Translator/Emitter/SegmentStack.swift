@@ -7,7 +7,7 @@ extension BlockTranslator {
     /// Before whatever reads the stack pointer, or may leave the segment.
     mutating func writeStackPointer() {
         guard stackMove != 0 else { return }
-        code.lea(Host.guestRSP, .memory(base: Host.guestRSP, displacement: stackMove))
+        addToStack(stackMove)
         stackMove = 0
     }
     /// Whether a line does the same with a stack pointer that is yet to be moved by `stackMove`.

@@ -11,7 +11,7 @@ extension BlockTranslator {
         let table = checkString(form, at: Host.rdi, write: true, &jumps)
         slowPath(jumps, line)
         code.load(Host.scratch, delta(table))
-        code.lea(Host.address, form.end(of: Host.rdi))
+        code.lea(Host.address, form.end(of: Host.rdi), wide: !isNarrow)
         code.op(0x03, reg: Host.rdi, .register(Host.scratch))
         form.write(&code)
         code.move(Host.rdi, Host.address)
@@ -32,7 +32,7 @@ extension BlockTranslator {
         hostAddress(Host.rdi, table)
         // What they will be waits in their places in the state, which nobody looks at meanwhile.
         for register in [Host.rsi, Host.rdi] {
-            code.lea(Host.scratch, form.end(of: register))
+            code.lea(Host.scratch, form.end(of: register), wide: !isNarrow)
             code.store(Host.scratch, Host.home(register))
         }
         code.move(Host.rdi, Host.address)
@@ -75,7 +75,7 @@ extension BlockTranslator {
         aboutToClobber(line)
         address(i, offset: line.offset)
         bitDistance(i)
-        code.lea(Host.address, .memory(base: Host.address, index: Host.scratch, scale: i.operandSize == 8 ? 3 : 2))
+        code.lea(Host.address, .memory(base: Host.address, index: Host.scratch, scale: i.operandSize == 8 ? 3 : 2), wide: !isNarrow)
         slowPath(Jumps(checkTable(size: plan.size, write: plan.writesRM)), line)
         bitDistance(i)
         code.op(0xF7, reg: 3, .register(Host.scratch))  // neg r9
