@@ -16,6 +16,8 @@ static uint8_t *area;
 static host_sequence_state *state;
 static uint64_t *host_rsp;
 static uint8_t *prologue;
+static uint8_t *last_jump;  // of the prologue
+enum { CODE32 = 0x23, CODE64 = 0x33, DATA = 0x2B };  // Linux's segments of programs
 static sigjmp_buf escape;
 static volatile int running;
 static struct sigaction previous[5];
@@ -108,7 +110,13 @@ int host_sequence_init(uint64_t code, uint64_t data, uint64_t data_size) {
     p = rel(emit(p, "\xFF\x35", 2), &state->rflags);
     *p++ = 0x9D;                                              // popfq
     for (int i = 0; i < 16; i++) p = mov_gpr(p, 0, i);
-    rel(emit(p, "\xE9", 1), area + HOST_SEQUENCE_CODE);
+    last_jump = p;
+    uint64_t *way = (uint64_t *)(far + 0x1F10);
+    *way = (uint64_t)CODE32 << 32 | (uint32_t)(uintptr_t)(area + HOST_SEQUENCE_CODE);
+    p = exit_page + HOST_SEQUENCE_EXIT_NARROW - HOST_SEQUENCE_EXIT;
+    *p++ = 0xEA;                                              // jmp CODE64:exit_page
+    uint64_t back = (uint64_t)CODE64 << 32 | (uint32_t)(uintptr_t)exit_page;
+    emit(p, &back, 6);
     p = exit_page;
     for (int i = 0; i < 16; i++) p = mov_gpr(p, 1, i);
     p = rel(emit(p, "\x48\x8B\x25", 3), host_rsp);
@@ -145,8 +153,12 @@ void host_sequence_protect(uint64_t address, uint64_t size, int access) {
   mprotect((void *)address, size, (access & 1 ? PROT_READ : 0) | (access & 2 ? PROT_WRITE : 0));
 }
 
-int host_sequence_run(host_sequence_state *s) {
+int host_sequence_run(host_sequence_state *s, int wide) {
   memcpy(state, s, sizeof *s);
+  if (wide) rel(emit(last_jump, "\xE9", 1), area + HOST_SEQUENCE_CODE);
+  else rel(emit(last_jump, "\xFF\x2D", 2), prologue + 0x1F10);  // jmp far [way]
+  // Other than 64-bit code, this one has to have segments.
+  if (!wide) __asm__ volatile("movl %0, %%ds\n\tmovl %0, %%es" : : "r"(DATA));
   int vector = sigsetjmp(escape, 0);
   if (vector == 0) {
     ticks = 0;

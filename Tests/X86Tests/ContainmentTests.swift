@@ -31,6 +31,8 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
     private var core: X86Core!
     private var random: Generator
     private var generator: SequenceGenerator
+    /// Of 32-bit code.
+    private var narrow: SequenceGenerator
     private var ticker: Thread?
     private(set) var ends: [String: Int] = [:]
 
@@ -43,6 +45,7 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
         memory = PhysicalMemory(regions: [(0, UInt64(Self.size), ram)])
         random = Generator(state: seed)
         generator = SequenceGenerator(seed: seed, data: 0x8000, code: 0x4000)
+        narrow = SequenceGenerator(seed: seed &+ 1, data: 0x8000, code: 0x4000, size: .bits32)
         core = X86Core(memory: memory, environment: self)
         core.translationThreshold = threshold
         let thread = Thread { [weak self] in
@@ -57,9 +60,10 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
     deinit { munmap(mapping, Self.size + 2 * Self.guardSize) }
 
     func round() {
-        fill()
+        let isNarrow = random.next() & 3 == 0
+        fill(isNarrow)
         memory.noteDeviceWrite(0, Self.size)
-        core.architecturalState = state()
+        core.architecturalState = isNarrow ? narrowState() : state()
         for _ in 0..<Int(random.next() % 4) + 1 {
             switch core.run() {
             case .halt: ends["halt", default: 0] += 1
@@ -70,13 +74,13 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
         }
     }
 
-    private func fill() {
+    private func fill(_ isNarrow: Bool) {
         for at in stride(from: 0, to: Self.size, by: 8) { ram.storeBytes(of: random.next(), toByteOffset: at, as: UInt64.self) }
         // Half of the pages hold what is at least code.
         for page in 16..<64 where random.next() & 1 == 0 {
             var at = page * 4096
             while at < (page + 1) * 4096 - 600 {
-                var code = generator.sequence(count: 6)
+                var code = isNarrow ? narrow.sequence(count: 6) : generator.sequence(count: 6)
                 if random.next() & 3 == 0 { code += changeOfSpace() }
                 code.prefix(512).withUnsafeBytes { (ram + at).copyMemory(from: $0.baseAddress!, byteCount: $0.count) }
                 at += min(code.count, 512)
@@ -114,6 +118,15 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
         case 4: return UInt64(UInt(bitPattern: ram)) &+ (value >> 20 & 0xFFFFF) &- 0x4_0000
         default: return 1 << (value >> 8 & 63)
         }
+    }
+    /// A 32-bit program whose segments begin at 0: mostly, as its code may load others.
+    private func narrowState() -> X86State {
+        var state = state()
+        (state.cr0, state.efer, state.cpl) = (0x8005_0033, 0xD01, 3)
+        for n in 0..<8 { state.gpr[n] = random.next() & 1 == 0 ? state.gpr[n] & 0x3FFFF : UInt64(UInt32(truncatingIfNeeded: state.gpr[n])) }
+        for n in 0..<4 { (state.segments[n].base, state.segments[n].attributes) = (0, n == 1 ? 0xCFB : 0xCF3) }
+        state.rip = random.next() & 0x3FFFF
+        return state
     }
     private func state() -> X86State {
         var state = X86State()

@@ -94,7 +94,7 @@ struct DifferentialHarness {
         return code
     }
     private mutating func extended() -> [UInt8] {
-        var code = random.extendedOpcode()
+        var code = random.extendedOpcode(.bits64)
         addOperands(&code)
         return code
     }

@@ -18,15 +18,15 @@ extension Generator {
         + Array(0x40...0x42) + [0x44, 0x46, 0x4A, 0x4B, 0x4C] + Array(0x60...0x63) + [0xDF, 0xF0]
 
     /// Everything up to the ModRM byte.
-    mutating func extendedOpcode() -> [UInt8] {
-        let rex: [UInt8] = chance(2) ? [0x40 | UInt8(truncatingIfNeeded: next() & 15)] : []
+    mutating func extendedOpcode(_ code: CodeSize) -> [UInt8] {
+        let rex: [UInt8] = code == .bits64 && chance(2) ? [0x40 | UInt8(truncatingIfNeeded: next() & 15)] : []
         switch next() % 8 {
         case 0: return (chance(4) ? [0x66] : []) + [0xF3] + rex + [0x0F, pick([0xB8, 0xBC, 0xBD])]
         case 1, 2: return prefix() + rex + [0x0F, 0x38, chance(12) ? UInt8(truncatingIfNeeded: next()) : pick(Self.legacy38)]
         case 3: return prefix() + rex + [0x0F, 0x3A, chance(12) ? UInt8(truncatingIfNeeded: next()) : pick(Self.legacy3A)]
-        case 4: return vex(1, pick([0, 1, 1, 2, 3]), pick(Self.vexTwo))
-        case 5, 6: return vex(2, chance(4) ? UInt8(next() & 3) : 1, chance(16) ? UInt8(truncatingIfNeeded: next()) : pick(Self.vex38))
-        default: return vex(3, chance(8) ? UInt8(next() & 3) : 1, chance(16) ? UInt8(truncatingIfNeeded: next()) : pick(Self.vex3A))
+        case 4: return vex(1, pick([0, 1, 1, 2, 3]), pick(Self.vexTwo), code)
+        case 5, 6: return vex(2, chance(4) ? UInt8(next() & 3) : 1, chance(16) ? UInt8(truncatingIfNeeded: next()) : pick(Self.vex38), code)
+        default: return vex(3, chance(8) ? UInt8(next() & 3) : 1, chance(16) ? UInt8(truncatingIfNeeded: next()) : pick(Self.vex3A), code)
         }
     }
     private mutating func prefix() -> [UInt8] {
@@ -38,12 +38,14 @@ extension Generator {
         default: return [0x66]
         }
     }
-    private mutating func vex(_ map: UInt8, _ prefix: UInt8, _ opcode: UInt8) -> [UInt8] {
+    private mutating func vex(_ map: UInt8, _ prefix: UInt8, _ opcode: UInt8, _ code: CodeSize) -> [UInt8] {
+        // In 32-bit code it would be LDS or LES otherwise.
+        let fixed: UInt8 = code == .bits64 ? 0 : 0xC0
         let vvvv: UInt8 = chance(3) ? 15 : UInt8(next() & 15)
         let long: UInt8 = chance(2) ? 4 : 0
         let random = UInt8(truncatingIfNeeded: next())
-        if map == 1, chance(2) { return [0xC5, random & 0x80 | vvvv << 3 | long | prefix, opcode] }
-        return [0xC4, random & 0xE0 | map, (chance(3) ? 0x80 : 0) | vvvv << 3 | long | prefix, opcode]
+        if map == 1, chance(2) { return [0xC5, fixed | random & 0x80 | vvvv << 3 | long | prefix, opcode] }
+        return [0xC4, fixed | random & 0xE0 | map, (chance(3) ? 0x80 : 0) | vvvv << 3 | long | prefix, opcode]
     }
 
     /// Instructions that some hosts have and our processor does not: AVX-512's mask registers, GFNI, VAES and the like.
@@ -52,6 +54,7 @@ extension Generator {
         // Processors differ: an alignment check for SHA, W = 0 for VPERMQ and VPERMPD.
         case (.three38, 0xC8...0xCD), (.three3A, 0xCC): return i.isMemory
         case (.three3A, 0x00), (.three3A, 0x01): return i.isVEX && !i.rexW
+        case (.three3A, 0x16), (.three3A, 0x22): return i.isVEX && i.code == .bits32
         case (.two, 0xAE), (.two, 0xF7): return i.isVEX
         case (.two, 0x41...0x4B), (.two, 0x90...0x93), (.two, 0x98), (.two, 0x99): return i.isVEX
         case (.three38, 0xDC...0xDF), (.three3A, 0x44): return i.vexL

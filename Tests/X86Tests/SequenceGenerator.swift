@@ -8,6 +8,8 @@ struct SequenceGenerator {
         var bytes: [UInt8]
         /// A relative displacement in the last four bytes, to the start of this item.
         var target: Int?
+        /// The address itself instead.
+        var isAbsolute = false
         /// A jump that may be led around a call.
         var isForward = false
         /// What an operand relative to the instruction's end means, and where its displacement stands.
@@ -17,6 +19,7 @@ struct SequenceGenerator {
     private let data: UInt64
     /// Where sequences stand.
     private let code: UInt64
+    private let size: CodeSize
     /// Flags that the manuals leave undefined at this point.
     private(set) var undefinedFlags: UInt64 = 0 {
         didSet { everUndefined |= undefinedFlags }
@@ -38,9 +41,9 @@ struct SequenceGenerator {
     static let readOnlyPage = 4
     static let pageCount = 8
 
-    init(seed: UInt64, data: UInt64, code: UInt64) {
+    init(seed: UInt64, data: UInt64, code: UInt64, size: CodeSize = .bits64) {
         random = Generator(state: seed)
-        (self.data, self.code) = (data, code)
+        (self.data, self.code, self.size) = (data, code, size)
     }
     mutating func next() -> UInt64 { random.next() }
     mutating func chance(_ n: UInt64) -> Bool { random.next() % n == 0 }
@@ -48,6 +51,14 @@ struct SequenceGenerator {
     private mutating func byte() -> UInt8 { UInt8(truncatingIfNeeded: random.next()) }
 
     mutating func value() -> UInt64 { below(8) == 0 ? place() : random.corner() }
+    private static let endOfAddresses: UInt64 = 0xFFFF_FF00
+    /// For a register. Not the last addresses of 32-bit code: which exception an operand has that goes on behind them is the processor's own
+    /// affair, though what is added to registers leads there all the same.
+    mutating func register() -> UInt64 {
+        if size == .bits64 { return value() }
+        let value = value() & 0xFFFF_FFFF
+        return value > Self.endOfAddresses ? value & 0xFFFF : value
+    }
     /// An address in the data area: mostly inside a good page, sometimes at a boundary or in a bad page.
     mutating func place() -> UInt64 {
         switch below(8) {
@@ -116,7 +127,7 @@ struct SequenceGenerator {
             if var target = item.target {
                 while item.isForward, insides.contains(target) { target += 1 }
                 let end = code.count + bytes.count
-                let displacement = starts[min(target, items.count)] - end
+                let displacement = item.isAbsolute ? Int(self.code) + starts[min(target, items.count)] : starts[min(target, items.count)] - end
                 bytes.replaceSubrange(bytes.count - 4..<bytes.count, with: little(UInt64(bitPattern: Int64(displacement)), 4))
             }
             if let (at, address) = item.relative {
@@ -130,7 +141,7 @@ struct SequenceGenerator {
     /// ADD RAX, 0: defines every flag and changes nothing else.
     private mutating func define() -> [UInt8] {
         undefinedFlags = 0
-        return [0x48, 0x83, 0xC0, 0x00]
+        return size == .bits64 ? [0x48, 0x83, 0xC0, 0x00] : [0x83, 0xC0, 0x00]
     }
     private mutating func jump(to target: Int) { incoming[target, default: 0] |= undefinedFlags }
 
@@ -147,7 +158,8 @@ struct SequenceGenerator {
         let register = [UInt8](arrayLiteral: 0, 1, 2, 3, 6, 7)[Int(below(6))]
         let indirect = chance(2)
         if indirect {
-            items.append(Item(bytes: [0x48, 0x8D, 0x05 | register << 3, 0, 0, 0, 0], target: index + 3))
+            let isNarrow = size == .bits32
+            items.append(Item(bytes: isNarrow ? [0xB8 | register, 0, 0, 0, 0] : [0x48, 0x8D, 0x05 | register << 3, 0, 0, 0, 0], target: index + 3, isAbsolute: isNarrow))
             items.append(Item(bytes: [0xFF, 0xD0 | register]))
         } else {
             items.append(Item(bytes: [0x90]))
@@ -170,14 +182,14 @@ struct SequenceGenerator {
             switch below(6) {
             case 0: if let item = general(withoutStack: true) { items.append(item) }
             case 1:
-                items.append(Item(bytes: [0x48, 0x83, chance(2) ? 0xEC : 0xC4, byte() & 0x38]))  // sub or add rsp, …
+                items.append(Item(bytes: (size == .bits64 ? [0x48] : []) + [0x83, chance(2) ? 0xEC : 0xC4, byte() & 0x38]))  // sub or add rsp, …
                 undefinedFlags = 0
             default: items.append(Item(bytes: pushOrPop()))
             }
         }
     }
     private mutating func pushOrPop() -> [UInt8] {
-        let register = byte() & 15
+        let register = byte() & (size == .bits64 ? 15 : 7)
         let prefix: [UInt8] = (chance(6) ? [0x66] : []) + (register > 7 ? [0x41] : [])
         switch below(8) {
         case 0: return [0x6A, byte()]
@@ -200,7 +212,7 @@ struct SequenceGenerator {
         bytes += [0xB9] + little(chance(10) ? 0 : below(chance(3) && !compares ? 3000 : 30), 4)  // mov ecx
         if chance(4) { bytes.append(0x66) }
         if chance(4) != true { bytes.append(chance(3) ? 0xF2 : 0xF3) }
-        if chance(3) { bytes.append(0x48) }
+        if chance(3), size == .bits64 { bytes.append(0x48) }
         bytes.append(opcode)
         forms.insert(UInt16(opcode))
         bytes.append(0xFC)
@@ -219,6 +231,13 @@ struct SequenceGenerator {
         set.formUnion(0xAA...0xAF)
         return set
     }()
+    /// Segments, far ways to go, what is written one bit after the other or not at all; INC, DEC and MOV of an address are there.
+    private static let excludedNarrow: Set<UInt8> = {
+        var set = excludedOne.subtracting(0x40...0x4F).subtracting(0xA0...0xA3)
+        set.formUnion([0x06, 0x07, 0x0E, 0x16, 0x17, 0x1E, 0x1F, 0x27, 0x2F, 0x37, 0x3F, 0x60, 0x61, 0x63, 0xD4, 0xD5, 0xD6])
+        return set
+    }()
+    private static func excluded(_ size: CodeSize) -> Set<UInt8> { size == .bits64 ? excludedOne : excludedNarrow }
     private static let excludedTwo: Set<UInt8> = {
         var set: Set<UInt8> = [
             0x00, 0x01, 0x02, 0x03, 0x04, 0x05, 0x06, 0x07, 0x08, 0x09, 0x0A, 0x0B, 0x0C, 0x0E, 0x0F, 0x77, 0x78, 0x79, 0xA0, 0xA1, 0xA2, 0xA6, 0xA7, 0xA8, 0xA9, 0xAA,
@@ -258,7 +277,7 @@ struct SequenceGenerator {
     private var invalidForms: Set<UInt64> = []
     /// The instruction at the start of `code` is none on either side: rarely take it again.
     mutating func noteInvalid(_ code: ArraySlice<UInt8>) {
-        guard case .instruction(let i) = Array(code).withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: .bits64) }) else { return }
+        guard case .instruction(let i) = Array(code).withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: size) }) else { return }
         invalidForms.insert(Self.form(i))
     }
     private static func touchesStackPointer(_ i: Instruction) -> Bool {
@@ -291,7 +310,7 @@ struct SequenceGenerator {
     private mutating func candidate() -> Candidate? {
         var code: [UInt8] = []
         if chance(3) {
-            code = random.extendedOpcode()
+            code = random.extendedOpcode(size)
             return finish(code)
         }
         let x87 = chance(8)
@@ -299,18 +318,20 @@ struct SequenceGenerator {
         var opcode = byte()
         if x87 { opcode = 0xD8 | opcode & 7 }
         if !x87, !two, opcode & 0xF8 == 0xD8 { return nil }
-        if two ? Self.excludedTwo.contains(opcode) : Self.excludedOne.contains(opcode) { return nil }
+        if two ? Self.excludedTwo.contains(opcode) : Self.excluded(size).contains(opcode) { return nil }
         if !x87, chance(3) { code.append(0x66) }
         if two, chance(2), opcode != 0xBC, opcode != 0xBD { code.append(chance(2) ? 0xF2 : 0xF3) }
         if chance(24) { code.append(0xF0) }
-        if !x87, chance(2) { code.append(0x40 | byte() & 15) }
+        if !x87, size == .bits64, chance(2) { code.append(0x40 | byte() & 15) }
         if two { code.append(0x0F) }
         code.append(opcode)
+        if !two, (0xA0...0xA3).contains(opcode) { return finish(code, isAddress: true) }
         return finish(code)
     }
     /// Operands for an opcode; nil when it is not for these tests.
-    private mutating func finish(_ opcode: [UInt8]) -> Candidate? {
+    private mutating func finish(_ opcode: [UInt8], isAddress: Bool = false) -> Candidate? {
         var code = opcode
+        if isAddress { code += little(place(), 4) }
         var modRM = byte()
         // Without a base there are three forms: relative, absolute, and an index alone.
         let form = modRM >> 6 == 0 ? below(4) : 3
@@ -321,14 +342,14 @@ struct SequenceGenerator {
         if form != 3 { code += little(place(), 4) }
         if modRM >> 6 == 1 { code.append(byte()) } else if modRM >> 6 == 2 { code += little(next() & 0xFFF, 4) }
         while code.count < 15 { code.append(byte()) }
-        guard case .instruction(let i) = code.withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: .bits64) }), Self.isUsable(i) else { return nil }
+        guard case .instruction(let i) = code.withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: size) }), Self.isUsable(i) else { return nil }
         return (Array(code.prefix(i.length)), i, displacement)
     }
 
     /// Where the instructions of a sequence start, its end too.
-    static func starts(_ code: [UInt8]) -> Set<Int> {
+    static func starts(_ code: [UInt8], _ size: CodeSize) -> Set<Int> {
         var (starts, at) = ([0] as Set<Int>, 0)
-        while at < code.count, case .instruction(let i) = code[at...].withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: .bits64) }) {
+        while at < code.count, case .instruction(let i) = code[at...].withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: size) }) {
             at += i.length
             starts.insert(at)
         }
@@ -336,11 +357,11 @@ struct SequenceGenerator {
     }
     /// Whether a sequence that wrote over itself became one that is never made: another way to go, or an instruction whose
     /// outcome is the processor's or the system's own affair.
-    static func isAstray(_ code: [UInt8], now: [UInt8]) -> Bool {
+    static func isAstray(_ code: [UInt8], now: [UInt8], _ size: CodeSize) -> Bool {
         if code == now { return false }
         var at = 0
         while at < now.count {
-            guard case .instruction(let i) = now[at...].withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: .bits64) }) else { return true }
+            guard case .instruction(let i) = now[at...].withUnsafeBufferPointer({ InstructionDecoder.decode($0, code: size) }) else { return true }
             let end = at + i.length
             if end > now.count { return true }
             let isMade: Bool
@@ -348,7 +369,7 @@ struct SequenceGenerator {
             case (.one, 0xA4...0xA7), (.one, 0xAA...0xAF): isMade = true
             case (.one, 0xC2), (.one, 0xC3), (.one, 0xE8), (.one, 0xE9), (.two, 0x80...0x8F): isMade = code[at..<end] == now[at..<end]
             case (.one, 0x8D) where i.isRIPRelative, (.one, 0xFF) where !i.isMemory && i.group == 2: isMade = code[at..<end] == now[at..<end]
-            case (.one, let opcode) where i.map == .one && !(0xD8...0xDF).contains(opcode): isMade = !excludedOne.contains(opcode) && isUsable(i)
+            case (.one, let opcode) where i.map == .one && !(0xD8...0xDF).contains(opcode): isMade = !excluded(size).contains(opcode) && isUsable(i)
             case (.two, let opcode): isMade = !excludedTwo.contains(opcode) && isUsable(i)
             default: isMade = isUsable(i)
             }
@@ -364,6 +385,7 @@ struct SequenceGenerator {
         case (.one, 0xFF): return i.group < 2 || i.group == 6
         case (.one, 0x8F): return i.group == 0 && (i.isMemory || i.rm != 4)
         case (.one, 0x5C): return i.opcodeRegisterExtension != 0
+        case (.one, 0x40...0x4F): return i.opcode & 7 != 4  // the stack pointer
         case (.one, 0x63): return i.operandSize != 2  // how much of memory it reads differs between processors
         case (.one, 0xD9), (.one, 0xDD): return !(i.isMemory && i.group == 6)  // FNSTENV and FNSAVE store the addresses of instructions
         case (.one, 0xDB): return i.isMemory || !(i.group == 4 && i.rm & 7 < 2 || i.group == 4 && i.rm & 7 == 4)

@@ -12,12 +12,12 @@ import X86
     /// Interpreted, and with each block translated at once; VZ_SEQUENCE_THRESHOLD=1 leaves out the former.
     static var thresholds: [UInt32] { ProcessInfo.processInfo.environment["VZ_SEQUENCE_THRESHOLD"].flatMap { UInt32($0) }.map { [$0] } ?? [0, 1] }
 
-    @Test(arguments: thresholds) func randomSequencesAgreeWithHost(threshold: UInt32) throws {
-        let harness = try SequenceHarness(seed: DifferentialTests.seed, threshold: threshold)
+    @Test(arguments: thresholds, [CodeSize.bits64, .bits32]) func randomSequencesAgreeWithHost(threshold: UInt32, size: CodeSize) throws {
+        let harness = try SequenceHarness(seed: DifferentialTests.seed, threshold: threshold, size: size)
         let report = harness.run(cases: Self.caseCount)
         for line in report.mismatches.prefix(20) { print(line) }
         print(
-            "sequences, threshold \(threshold): \(report.completed) completed, \(report.faulted) faulted alike \(report.vectors.sorted { $0.key < $1.key }), \(report.endless) endless, \(report.astray) astray, \(report.forms) opcodes, \(report.mismatches.count) mismatches"
+            "sequences, \(size), threshold \(threshold): \(report.completed) completed, \(report.faulted) faulted alike \(report.vectors.sorted { $0.key < $1.key }), \(report.endless) endless, \(report.astray) astray, \(report.forms) opcodes, \(report.mismatches.count) mismatches"
         )
         #expect(report.mismatches.count == 0)
         let completed = report.completed
@@ -68,13 +68,15 @@ final class SequenceHarness: X86Environment {
     private var base = X86State()
 
     private let translates: Bool
+    private let size: CodeSize
     /// Where our processor's exception was, from the sequence's start.
     private var lastPlace: Int?
 
-    init(seed: UInt64, threshold: UInt32) throws {
+    init(seed: UInt64, threshold: UInt32, size: CodeSize = .bits64) throws {
         translates = threshold > 0
+        self.size = size
         try #require(host_sequence_init(Self.code, Self.data, UInt64(Self.pages * 4096)) == 0)
-        generator = SequenceGenerator(seed: seed, data: Self.data, code: Self.code + UInt64(HOST_SEQUENCE_CODE))
+        generator = SequenceGenerator(seed: seed, data: Self.data, code: Self.code + UInt64(HOST_SEQUENCE_CODE), size: size)
         bytes = .allocate(byteCount: 0x40000, alignment: 4096)
         bytes.initializeMemory(as: UInt8.self, repeating: 0, count: 0x40000)
         memory = PhysicalMemory(regions: [(0, 0x40000, bytes)])
@@ -88,6 +90,8 @@ final class SequenceHarness: X86Environment {
         bytes.deallocate()
     }
 
+    /// From the code on.
+    private var exit: Int { Int(size == .bits64 ? HOST_SEQUENCE_EXIT : HOST_SEQUENCE_EXIT_NARROW) }
     private func put(_ address: Int, _ value: UInt64) { bytes.storeBytes(of: value, toByteOffset: address, as: UInt64.self) }
     private func makePageTables() {
         put(0x1000, 0x2007)
@@ -102,7 +106,7 @@ final class SequenceHarness: X86Environment {
         put(0x7000 + (code >> 12 & 511) * 8, UInt64(Self.codePhysical) | 7)
         put(0x6000 + (exit >> 21 & 511) * 8, 0x8007)
         put(0x8000 + (exit >> 12 & 511) * 8, UInt64(Self.codePhysical + 4096) | 5)
-        bytes.storeBytes(of: 0x0B0F, toByteOffset: Self.codePhysical + 4096, as: UInt16.self)
+        bytes.storeBytes(of: 0x0B0F, toByteOffset: Self.codePhysical + 4096 + self.exit - Int(HOST_SEQUENCE_EXIT), as: UInt16.self)
         for page in SequenceGenerator.missingPages { host_sequence_protect(Self.data + UInt64(page * 4096), 4096, 0) }
         host_sequence_protect(Self.data + UInt64(SequenceGenerator.readOnlyPage * 4096), 4096, 1)
     }
@@ -114,8 +118,8 @@ final class SequenceHarness: X86Environment {
         base.efer = 0xD01
         base.segments = (0..<6).map { index in
             index == 1
-                ? X86Segment(selector: 0x33, base: 0, limit: .max, attributes: 0xAFB)
-                : X86Segment(selector: index == 2 ? 0x2B : 0, base: 0, limit: .max, attributes: 0xCF3)
+                ? X86Segment(selector: size == .bits64 ? 0x33 : 0x23, base: 0, limit: .max, attributes: size == .bits64 ? 0xAFB : 0xCFB)
+                : X86Segment(selector: index == 2 || size == .bits32 && index < 4 ? 0x2B : 0, base: 0, limit: .max, attributes: 0xCF3)
         }
         base.cpl = 3
         base.dr[6] = 0xFFFF_0FF0
@@ -166,7 +170,7 @@ final class SequenceHarness: X86Environment {
             for memory in [hostData + at, guestData(at)] { memory.storeBytes(of: 1, as: UInt32.self) }
         }
         var state = base
-        for n in 0..<16 { state.gpr[n] = generator.value() }
+        for n in 0..<16 { state.gpr[n] = n < 8 ? generator.register() : generator.value() }
         state.gpr[4] = Self.data + 0x1800 + generator.below(0x80) * 8
         // No return addresses of earlier sequences: they lead into this one's middle.
         for at in stride(from: Int(state.gpr[4] - Self.data) - 512, to: Int(state.gpr[4] - Self.data) + 512, by: 8) {
@@ -191,7 +195,7 @@ final class SequenceHarness: X86Environment {
         state.rip = Self.code + UInt64(HOST_SEQUENCE_CODE)
         place(code)
         var host = hostState(state)
-        let hostVector = host_sequence_run(&host)
+        let hostVector = host_sequence_run(&host, size == .bits64 ? 1 : 0)
         if hostVector == Int32(HOST_SEQUENCE_ENDLESS) {
             report.endless += 1
             refill()
@@ -215,7 +219,7 @@ final class SequenceHarness: X86Environment {
             refill()
             return nil
         }
-        if guest.vector == 6, guest.rip == Self.code + UInt64(HOST_SEQUENCE_EXIT) {
+        if guest.vector == 6, guest.rip == Self.code + UInt64(self.exit) {
             guard hostVector == -1 else { return "host vector \(hostVector) at +\(Int64(bitPattern: host.rip &- state.rip)), ours went through" }
             report.completed += 1
         } else {
@@ -227,6 +231,8 @@ final class SequenceHarness: X86Environment {
             if generator.loadsEnvironment, host.rip == guest.rip, (12...14).contains(hostVector), (12...14).contains(guest.vector), hostVector != Int32(guest.vector) {
                 return nil
             }
+            // An operand of 32-bit code that goes on behind the last address: its segment's limit, or the page, is the processor's choice.
+            if size == .bits32, host.rip == guest.rip, hostVector == 12 || hostVector == 13, guest.vector == 14, (guest.state.cr2 &+ 512) & 0xFFFF_FFFF < 1024 { return nil }
             lastPlace = Int(truncatingIfNeeded: guest.rip &- state.rip)
             guard hostVector == Int32(guest.vector), host.rip == guest.rip else {
                 let (ours, theirs) = (Int64(bitPattern: guest.rip &- state.rip), Int64(bitPattern: host.rip &- state.rip))
@@ -279,12 +285,12 @@ final class SequenceHarness: X86Environment {
     /// Whether a sequence wrote over itself, or the jump behind it, such that it says nothing any more.
     private func strayed(_ code: [UInt8]) -> Bool {
         let now = [UInt8](UnsafeRawBufferPointer(start: hostCode + Int(HOST_SEQUENCE_CODE), count: code.count + 5))
-        if now.suffix(5) != exitJump(behind: code)[...] || SequenceGenerator.isAstray(code, now: Array(now.dropLast(5))) { return true }
+        if now.suffix(5) != exitJump(behind: code)[...] || SequenceGenerator.isAstray(code, now: Array(now.dropLast(5)), size) { return true }
         // A return address that was written over leads between instructions.
-        return lastPlace.map { !SequenceGenerator.starts(code).contains($0) } ?? false
+        return lastPlace.map { !SequenceGenerator.starts(code, size).contains($0) } ?? false
     }
     private func exitJump(behind code: [UInt8]) -> [UInt8] {
-        let distance = Int32(Int(HOST_SEQUENCE_EXIT) - Int(HOST_SEQUENCE_CODE) - code.count - 5)
+        let distance = Int32(exit - Int(HOST_SEQUENCE_CODE) - code.count - 5)
         return [0xE9] + (0..<4).map { UInt8(truncatingIfNeeded: distance >> (8 * $0)) }
     }
     private func fillX87(_ state: inout X86State) {

@@ -140,15 +140,15 @@ extension HandlerSelector {
         op.extra = UInt32(i.vvvv) | (i.vexL ? 0x100 : 0)
         switch (i.map, i.opcode) {
         case (.two, 0x77):
-            guard avx, prefix == .none, i.vvvv == 0 else { return .undefined }
+            guard avx, prefix == .none, i.namesNoThird else { return .undefined }
             op.extra = i.vexL ? 1 : 0
             op.fn = ThunkHandlers.zeroVectors
         case (.two, 0xAE):
-            guard avx, prefix == .none, i.vvvv == 0, !i.vexL, i.isMemory, i.group == 2 || i.group == 3 else { return .undefined }
+            guard avx, prefix == .none, i.namesNoThird, !i.vexL, i.isMemory, i.group == 2 || i.group == 3 else { return .undefined }
             operands(&op)
             op.fn = i.group == 2 ? ThunkHandlers.loadMXCSR : ThunkHandlers.storeMXCSR
         case (.two, 0xF7):
-            guard avx, prefix == .p66, i.vvvv == 0, !i.vexL, i.mod == 3 else { return .undefined }
+            guard avx, prefix == .p66, i.namesNoThird, !i.vexL, i.mod == 3 else { return .undefined }
             operands(&op)
             op.size = 16
             op.seg = UInt8(i.segmentOverride >= 0 ? Int(i.segmentOverride) : SegmentRegister.ds) * 8

@@ -66,6 +66,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     var supervisorRunsPrivatePages = false
     /// Version cells of pages whose code changed: edges into them are to be unlinked. nil: too many to count, all edges are.
     private let changedPages = Mutex<[UInt]?>([])
+    /// POPF has cleared TF, with which it began.
+    var isLastStep = false
     var internalError: String?
     /// Whether the owner should treat interrupts as waiting: set by other threads, see `interruptPending`.
     private let inGuest = Atomic<Bool>(false)
@@ -237,7 +239,7 @@ package final class X86Core: @unchecked Sendable {  // see above
                 if let exit = leave() { return exit }
             }
             // An exception's handler runs without TF.
-            if isStep, s.pointee.rflags & EFlags.tf != 0, s.pointee.exit_reason == ExitReason.next { singleStepped() }
+            if isStep, s.pointee.rflags & EFlags.tf != 0 || isLastStep, s.pointee.exit_reason == ExitReason.next { singleStepped() }
         }
     }
 
@@ -303,6 +305,7 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     private func singleStepped() {
         let s = state
+        isLastStep = false
         s.pointee.dr.6 |= 1 << 14
         deliver(vector: Vector.debug, error: nil, software: false, rip: s.pointee.rip)
     }

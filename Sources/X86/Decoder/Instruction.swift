@@ -43,6 +43,8 @@ package struct Instruction: Sendable {
     /// A VEX prefix stood for the prefixes, the map and W; `has66` and `rep` say what it said.
     package var isVEX = false
     package var vvvv: UInt8 = 0
+    /// VEX.vvvv is 1111, as it must be where there is no third register. (32-bit code may name one with a bit that means nothing.)
+    package var namesNoThird = true
     package var vexL = false
     /// 0, 0xF2 or 0xF3: the last one given.
     package var rep: UInt8 = 0

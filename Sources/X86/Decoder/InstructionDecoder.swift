@@ -139,6 +139,7 @@ package struct InstructionDecoder {
         result.isVEX = true
         result.hasREX = true  // byte registers are the low ones
         result.vvvv = ~(last >> 3) & 15
+        result.namesNoThird = result.vvvv == 0
         result.vexL = last & 4 != 0
         result.has66 = last & 3 == 1
         result.rep = last & 3 == 2 ? 0xF3 : (last & 3 == 3 ? 0xF2 : 0)
@@ -227,6 +228,8 @@ package struct InstructionDecoder {
                 result.immediate2 = UInt16(truncatingIfNeeded: signed(1) & 0xFF)
             } else {
                 result.immediate = signed(1)
+                // The number of a fourth register: 32-bit code has eight.
+                if result.isVEX, result.map == .three3A, (0x4A...0x4C).contains(result.opcode), result.code != .bits64 { result.immediate &= 0x7F }
             }
         }
     }

@@ -74,7 +74,11 @@ enum SystemHandlers {
     static let popFlags: Handler = { op, s in
         guard let value = peek(op, s, op.pointee.size) else { return 0 }
         drop(s, UInt64(op.pointee.size))
-        core(s).setFlags(value & ~EFlags.rf, size: Int(op.pointee.size), from: s.pointee.cpl)
+        let isStep = s.pointee.rflags & EFlags.tf != 0
+        withCore(s) { core in
+            core.setFlags(value & ~EFlags.rf, size: Int(op.pointee.size), from: s.pointee.cpl)
+            if isStep { core.isLastStep = s.pointee.rflags & EFlags.tf == 0 }
+        }
         return finish(op, s)
     }
     static let enter: Handler = { op, s in

@@ -24,7 +24,7 @@ final class ThunkCache: Sendable {
     func thunk(_ i: Instruction, _ plan: ThunkPlan) -> UInt64 {
         var code = Emitter()
         let wide = plan.isVEX
-        let fourth = UInt8(truncatingIfNeeded: i.immediate >> 4) & (i.code == .bits64 ? 15 : 7)
+        let fourth = UInt8(truncatingIfNeeded: i.immediate >> 4) & 15
         if plan.reg == .xmm, plan.readsReg || plan.writesReg { code.loadVector(Int(i.reg), wide) }
         if plan.reg == .gpr, plan.readsReg { code.loadGPR(HostPlace.reg, Int(i.reg)) }
         if !i.isMemory {

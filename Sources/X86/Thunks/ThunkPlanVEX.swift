@@ -11,7 +11,7 @@ extension ThunkPlan {
         case .one: return nil
         }
         guard var plan else { return nil }
-        if plan.vvvv == .none, i.vvvv != 0 { return nil }
+        if plan.vvvv == .none, !i.namesNoThird { return nil }
         plan.isVEX = true
         return plan
     }

@@ -361,13 +361,11 @@ struct TranslationPlan {
             kind = .zeroUpper
             isVEX = true
             // 32-bit code leaves the registers alone that it does not have.
-            return features.contains(.avx) && ThunkPlan.Prefix(i) == .none && i.vvvv == 0 && !i.vexL && i.code == .bits64
+            return features.contains(.avx) && ThunkPlan.Prefix(i) == .none && i.namesNoThird && !i.vexL && i.code == .bits64
         }
         guard let thunk = ThunkPlan.plan(i, features), thunk.reg != .mmx, thunk.rm != .mmx else { return false }
         func file(_ operand: ThunkPlan.Operand) -> File { operand == .xmm ? .vector : (operand == .gpr ? .general : .none) }
         (reg, rm, vvvv, fourth) = (file(thunk.reg), file(thunk.rm), file(thunk.vvvv), file(thunk.fourth))
-        // Its number has a bit that 32-bit code may set all the same.
-        if fourth != .none, i.code != .bits64 { return false }
         (readsReg, writesReg) = (thunk.readsReg, thunk.writesReg)
         (readsRM, writesRM) = (!thunk.writesRM || thunk.reg == .none, thunk.writesRM)
         (readsV, writesV) = (thunk.readsV && vvvv != .none, thunk.writesV)
