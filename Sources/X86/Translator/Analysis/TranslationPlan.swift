@@ -18,7 +18,7 @@ struct TranslationPlan {
         case setDirection
         case fence
         case lea
-        case zeroUpper
+        case zeroUpper, emptyMMX
         case nop
         case jump, conditional, call, ret, jumpIndirect, callIndirect
     }
@@ -303,6 +303,9 @@ struct TranslationPlan {
             guard i.isMemory else { break }
             kind = .bitString
             return i.operandSize >= 4 && i.hasNaturalAddress
+        case 0x77 where i.rep == 0 && !i.has66:
+            kind = .emptyMMX
+            isX87 = true
         case 0xAE where !i.isMemory && i.group >= 5 && i.rep == 0 && !i.has66: kind = .fence
         case 0xBA:
             guard i.group >= 4 else { return false }
@@ -355,7 +358,7 @@ struct TranslationPlan {
         return true
     }
 
-    /// What thunks run, but MMX: vector registers, and general ones that newer instructions use.
+    /// What thunks run: MMX and vector registers, and general ones that newer instructions use.
     private mutating func extended(_ i: Instruction, _ features: X86Features) -> Bool {
         if i.isVEX, i.map == .two, i.opcode == 0x77 {
             kind = .zeroUpper
@@ -363,7 +366,9 @@ struct TranslationPlan {
             // 32-bit code leaves the registers alone that it does not have.
             return features.contains(.avx) && ThunkPlan.Prefix(i) == .none && i.namesNoThird && !i.vexL && i.code == .bits64
         }
-        guard let thunk = ThunkPlan.plan(i, features), thunk.reg != .mmx, thunk.rm != .mmx else { return false }
+        guard let thunk = ThunkPlan.plan(i, features) else { return false }
+        // MMX registers are the x87's, which are the host's; their numbers are all there is to say.
+        isX87 = thunk.reg == .mmx || thunk.rm == .mmx
         func file(_ operand: ThunkPlan.Operand) -> File { operand == .xmm ? .vector : (operand == .gpr ? .general : .none) }
         (reg, rm, vvvv, fourth) = (file(thunk.reg), file(thunk.rm), file(thunk.vvvv), file(thunk.fourth))
         (readsReg, writesReg) = (thunk.readsReg, thunk.writesReg)

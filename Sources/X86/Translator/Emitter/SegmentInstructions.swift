@@ -73,6 +73,7 @@ extension BlockTranslator {
         case .fence: code.bytes(0x0F, 0xAE, 0xC0 | line.instruction.group << 3)
         case .lea: lea(line)
         case .zeroUpper: zeroUpper(line)
+        case .emptyMMX: code.bytes(0x0F, 0x77)
         case .nop: if line.instruction.opcode == 0x90, line.instruction.rep == 0xF3 { code.bytes(0xF3, 0x90) }
         case .jump: line.isFollowed ? follow(line) : edge(line, to: target(line))
         case .conditional: conditional(line)

@@ -18,7 +18,7 @@ extension BlockTranslator {
         case .nop: return true
         case .moveImmediate: return (i.opcode & 7) | i.opcodeRegisterExtension != 4
         case .modRM:
-            return !i.isMemory && !plan.isVEX && plan.reg != .vector && plan.rm == .general && i.rm != 4 && (plan.reg == .none || i.reg != 4)
+            return !i.isMemory && !plan.isVEX && !plan.isX87 && plan.reg != .vector && plan.rm == .general && i.rm != 4 && (plan.reg == .none || i.reg != 4)
         default: return false
         }
     }
