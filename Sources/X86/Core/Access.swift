@@ -19,6 +19,8 @@ enum ExitReason {
     static let shutdown: UInt32 = 3
     /// An internal limit; the message is in the core.
     static let internalError: UInt32 = 4
+    /// The instruction at `fault_op` is to begin anew, by itself.
+    static let again: UInt32 = 5
 }
 
 /// Bits of `x86_cpu.pending`.

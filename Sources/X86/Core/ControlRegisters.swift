@@ -128,6 +128,7 @@ extension X86Core {
         case 4, 6: s.pointee.dr.6 = value & 0xE00F | 0xFFFF_0FF0
         default: s.pointee.dr.7 = value & 0xFFFF_FFFF & ~0xD800 | 0x400
         }
+        updateBreakpoints()
     }
 
     /// VERR, VERW, LAR, LSL: what a selector gives at the current privilege, nil for "not accessible".

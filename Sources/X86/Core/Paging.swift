@@ -181,6 +181,7 @@ extension X86Core {
     @discardableResult func enter(_ translation: Translation, _ linear: UInt64) -> UnsafeMutableRawPointer? {
         let s = state
         guard let host = memory.host(translation.gpa) else { return nil }
+        if breakpoints.watchesData, breakpoints.watchesPage(linear, ofCode: false) { return host }
         let tag = linear & ~4095
         let isWritable = translation.writable && translation.dirty && mayWrite(translation.gpa) && lockStep?.isRecording != true
         if linear >> 47 == 0 { noteLowerHalf(translation, linear) }
@@ -226,6 +227,7 @@ extension X86Core {
         return low | high << UInt64(inPage * 8)
     }
     private func loadPart(_ op: Op, _ linear: UInt64, _ size: Int, _ access: Access) -> UInt64 {
+        if breakpoints.watchesData, !mayAccess(op, linear, size, isWrite: access == .write) { return 0 }
         guard let (gpa, host) = fill(op, linear, access) else { return 0 }
         guard let host else {
             lockStep?.noteOnce()
@@ -249,9 +251,11 @@ extension X86Core {
         // Both pages must be writable before either is written.
         let second = cut(linear &+ UInt64(inPage))
         guard checkCanonical(op, second), fill(op, linear, .write) != nil, fill(op, second, .write) != nil else { return false }
+        if breakpoints.watchesData, !mayAccess(op, second, size - inPage, isWrite: true) { return false }
         return storePart(op, linear, value, inPage) && storePart(op, second, value >> UInt64(inPage * 8), size - inPage)
     }
     private func storePart(_ op: Op, _ linear: UInt64, _ value: UInt64, _ size: Int) -> Bool {
+        if breakpoints.watchesData, !mayAccess(op, linear, size, isWrite: true) { return false }
         guard let (gpa, host) = fill(op, linear, .write) else { return false }
         lockStep?.note(host, size)
         guard let host else {

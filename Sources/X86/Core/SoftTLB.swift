@@ -210,14 +210,18 @@ extension X86Core {
     private func append(_ index: Int, _ user: Bool, _ isGlobal: Bool) -> Bool {
         user ? filledUser.append(index) : (isGlobal ? filledGlobal.append(index) : filledSupervisor.append(index))
     }
+    /// Of a page, whichever privilege has it.
+    func dropTLBEntries(_ linear: UInt64) {
+        let index = TLBEntry.index(linear)
+        TLBEntry(state.pointee.tlb_supervisor, index).clear(index)
+        TLBEntry(state.pointee.tlb_user, index).clear(index)
+    }
     func invalidatePage(_ linear: UInt64) {
         lockStep?.tablesAreStale = true
         // One INVLPG drops a large page whole, which may be many entries here. Kernels flush everything when they change
         // large pages of their own half.
         if linear >> 47 == 0, largeRegions.mayContain(linear) { return invalidateLargePage(linear) }
-        let index = TLBEntry.index(linear)
-        TLBEntry(state.pointee.tlb_supervisor, index).clear(index)
-        TLBEntry(state.pointee.tlb_user, index).clear(index)
+        dropTLBEntries(linear)
         dropBaseCaches()
         if userPages.mayContain(linear) { forgetJumps(linear, user: true) }
         if supervisorPages.mayContain(linear) { forgetJumps(linear, user: false) }

@@ -66,6 +66,11 @@ package final class X86Core: @unchecked Sendable {  // see above
     var supervisorRunsPrivatePages = false
     /// Version cells of pages whose code changed: edges into them are to be unlinked. nil: too many to count, all edges are.
     private let changedPages = Mutex<[UInt]?>([])
+    var breakpoints = Breakpoints()
+    /// Of the instruction that runs by itself: bits of DR6.
+    var breakpointHits: UInt64 = 0
+    /// One instruction is to run, and nothing after it.
+    var isAlone = false
     /// POPF has cleared TF, with which it began.
     var isLastStep = false
     var internalError: String?
@@ -215,6 +220,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             s.pointee.exit_reason = ExitReason.next
             // What sets TF is not followed by the trap: that comes behind what runs with it. SDM vol. 3 § 18.3.1.4.
             let isStep = s.pointee.rflags & EFlags.tf != 0
+            if isStep { isAlone = true }
             guard let first = knownBlock() ?? outside({ findBlock() }) else {
                 if let exit = leave() { return exit }
                 continue
@@ -226,20 +232,29 @@ package final class X86Core: @unchecked Sendable {  // see above
                     continue
                 }
             }
-            if isStep { holdBlocks() }
+            let isHeld = isAlone
+            let isResumed = s.pointee.rflags & EFlags.rf != 0
+            if isHeld { holdBlocks() }
             #if DEBUG
                 var op: Op? = first
                 while let current = op { op = Op(bitPattern: UInt(current.pointee.fn(current, s))) }
             #else
                 _ = first.pointee.fn(first, s)
             #endif
-            if isStep, lockStep == nil { cx_and32(pendingCell, ~Pending.hold) }
+            if isHeld {
+                isAlone = false
+                if isResumed { s.pointee.rflags &= ~EFlags.rf }
+                if lockStep == nil { cx_and32(pendingCell, ~Pending.hold) }
+            }
             if s.pointee.exit_reason != ExitReason.next {
                 traceExit?(s.pointee.rip, s.pointee.exit_reason)
                 if let exit = leave() { return exit }
             }
             // An exception's handler runs without TF.
-            if isStep, s.pointee.rflags & EFlags.tf != 0 || isLastStep, s.pointee.exit_reason == ExitReason.next { singleStepped() }
+            if isHeld, !isAlone, s.pointee.exit_reason == ExitReason.next {
+                endAlone(isStep: isStep && (s.pointee.rflags & EFlags.tf != 0 || isLastStep))
+                isLastStep = false
+            }
         }
     }
 
@@ -276,11 +291,17 @@ package final class X86Core: @unchecked Sendable {  // see above
         let s = state
         switch s.pointee.exit_reason {
         case ExitReason.fault:
+            breakpointHits = 0
             let rip = s.pointee.fault_op.map { instructionRIP($0, s) } ?? s.pointee.rip
             let error = s.pointee.fault_has_error != 0 ? s.pointee.fault_error : nil
             trace?(s.pointee.fault_vector, rip, error ?? 0)
             deliver(vector: s.pointee.fault_vector, error: error, software: false, rip: rip)
             return s.pointee.exit_reason == ExitReason.shutdown ? .shutdown : nil
+        case ExitReason.again:
+            if let op = s.pointee.fault_op { s.pointee.rip = instructionRIP(op, s) }
+            s.pointee.exit_reason = ExitReason.next
+            isAlone = true
+            return nil
         case ExitReason.halt:
             s.pointee.exit_reason = ExitReason.next
             return .halt
@@ -303,13 +324,6 @@ package final class X86Core: @unchecked Sendable {  // see above
     package var faultAddress: UInt64 { state.pointee.cr2 }
     package var privilege: UInt8 { state.pointee.cpl }
 
-    private func singleStepped() {
-        let s = state
-        isLastStep = false
-        s.pointee.dr.6 |= 1 << 14
-        deliver(vector: Vector.debug, error: nil, software: false, rip: s.pointee.rip)
-    }
-
     // MARK: finding blocks
 
     private var linearRIP: UInt64 {
@@ -322,7 +336,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         let rip = s.pointee.rip
         s.pointee.block_base = linearRIP & ~4095
         let slot = jumpSlot(s, rip)
-        guard s.pointee.rflags & EFlags.tf == 0, slot.pointee.rip == rip, let first = slot.pointee.op,
+        guard !isAlone, slot.pointee.rip == rip, let first = slot.pointee.op,
             isCurrent(first)
         else { return nil }
         return first
@@ -331,7 +345,11 @@ package final class X86Core: @unchecked Sendable {  // see above
         let s = state
         let rip = s.pointee.rip
         let linear = linearRIP
-        let stepping = s.pointee.rflags & EFlags.tf != 0
+        if breakpoints.watchesCode, breakpoints.watchesPage(linear, ofCode: true) {
+            if stopsBefore(linear) { return nil }
+            isAlone = true
+        }
+        let stepping = isAlone
         systemOp.pointee.off = UInt16(linear & 4095)  // a fetch fault shows this address
         guard s.pointee.mode != 2 || isCanonical(linear) else {
             _ = raise(systemOp, s, Vector.generalProtection, 0)
