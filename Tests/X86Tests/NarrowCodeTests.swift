@@ -106,7 +106,9 @@ final class NarrowMachine: X86Environment, @unchecked Sendable {  // `core` is o
             }
             for n in 0..<16 where state.gpr[n] != other.state.gpr[n] { return "r\(n) \(String(state.gpr[n], radix: 16)), translated \(String(other.state.gpr[n], radix: 16))" }
             if vector == 14, state.cr2 != other.state.cr2 { return "CR2 \(String(state.cr2, radix: 16)), translated \(String(other.state.cr2, radix: 16))" }
-            if state.rip == end, (state.rflags ^ other.state.rflags) & 0x8D5 != 0 { return "flags \(String(state.rflags, radix: 16)), translated \(String(other.state.rflags, radix: 16))" }
+            if state.rip == end, (state.rflags ^ other.state.rflags) & 0x8D5 != 0 {
+                return "flags \(String(state.rflags, radix: 16)), translated \(String(other.state.rflags, radix: 16))"
+            }
             return nil
         }
     }
@@ -146,7 +148,8 @@ final class NarrowMachine: X86Environment, @unchecked Sendable {  // `core` is o
         thread.start()
         ticker = thread
         placePrelude()
-        for (n, raw) in [0x00CF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0x00CF_F300_1000_FFFF as UInt64].enumerated() { put(0x1_E000 + UInt64(0x20 + n * 8), raw) }
+        let descriptors: [UInt64] = [0x00CF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0x00CF_F300_1000_FFFF]
+        for (n, raw) in descriptors.enumerated() { put(0x1_E000 + UInt64(0x20 + n * 8), raw) }
     }
     deinit { munmap(mapping, Self.size + 2 * Self.guardSize) }
 

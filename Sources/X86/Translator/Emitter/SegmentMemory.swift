@@ -74,7 +74,9 @@ extension BlockTranslator {
     }
     static func cell(_ baseCache: Int, write: Bool) -> Int {
         let stride = MemoryLayout<x86_base_cache>.stride
-        if baseCache % Int(X86_BASE_CACHES) == BaseCache.stack, baseCache < 2 * Int(X86_BASE_CACHES) { return Int(X86_STACK_CACHE_OFFSET) + (baseCache > 0 ? stride : 0) + (write ? 16 : 0) }
+        if baseCache % Int(X86_BASE_CACHES) == BaseCache.stack, baseCache < 2 * Int(X86_BASE_CACHES) {
+            return Int(X86_STACK_CACHE_OFFSET) + (baseCache > 0 ? stride : 0) + (write ? 16 : 0)
+        }
         return Int(X86_BASE_CACHE_OFFSET) + baseCache * stride + (write ? 16 : 0)
     }
     /// How often the segment asks each base cache: what only one operand asks stays as it is to the segment's end.
