@@ -243,7 +243,7 @@ public struct DebianImageBuilder: Sendable {
         command=$(printf %s "$encoded" | base64 -d)
         cd /root
         export HOME=/root TERM=dumb PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-        sh -c "$command" <$ports/vz.stdin >$ports/vz.stdout 2>$ports/vz.stderr
+        sh -c "$command" <$ports/vz.stdin >$ports/vz.stdout 2>$ports/vz.stderr 3>&-
         status=$?
         : >/run/vz-status
         echo "status $status" >&3
