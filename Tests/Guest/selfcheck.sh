@@ -112,4 +112,49 @@ int main(void) {
 C
 gcc -O1 -pthread -o s s.c && ./s
 gcc -m32 -O1 -pthread -o s32 s.c && ./s32
+cat >t.c <<'C'
+#include <signal.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <sys/ptrace.h>
+#include <sys/user.h>
+#include <sys/wait.h>
+#include <unistd.h>
+static volatile int watched, other;
+static void child(void) {
+    ptrace(PTRACE_TRACEME, 0, 0, 0);
+    __asm__ volatile("int3; mov $100, %%ecx; 1: call 2f; dec %%ecx; jnz 1b; jmp 3f; 2: nop; ret; 3: int3" : : : "ecx", "memory");
+    for (int i = 0; i < 1000; i++) { other += i; if (i % 10 == 0) watched = i; if (other < 0) watched++; }
+    __asm__ volatile("int3");
+    _exit(0);
+}
+int main(void) { // steps one by one between the first two stops, watches a variable up to the third
+    pid_t p = fork(); if (!p) child();
+    int status, steps = 0, changes = 0; long sum = 0;
+    waitpid(p, &status, 0);
+    for (;; steps++) {
+        ptrace(PTRACE_SINGLESTEP, p, 0, 0); waitpid(p, &status, 0);
+        if (steps > 5 && (ptrace(PTRACE_PEEKTEXT, p, (void *)(ptrace(PTRACE_PEEKUSER, p, offsetof(struct user_regs_struct,
+#ifdef __x86_64__
+            rip
+#else
+            eip
+#endif
+            ), 0) - 1), 0) & 255) == 0xCC) break;
+    }
+    ptrace(PTRACE_POKEUSER, p, offsetof(struct user, u_debugreg[0]), &watched);
+    if (ptrace(PTRACE_POKEUSER, p, offsetof(struct user, u_debugreg[7]), 0xD0001)) puts("no debug registers");
+    for (;;) {
+        ptrace(PTRACE_CONT, p, 0, 0); waitpid(p, &status, 0);
+        if (WIFEXITED(status) || !(ptrace(PTRACE_PEEKUSER, p, offsetof(struct user, u_debugreg[6]), 0) & 1)) break;
+        changes++; sum += ptrace(PTRACE_PEEKDATA, p, (void *)&watched, 0) & 0xFFFFFFFF;
+        ptrace(PTRACE_POKEUSER, p, offsetof(struct user, u_debugreg[6]), 0);
+    }
+    printf("%d steps, %d changes, %ld\n", steps, changes, sum);
+    ptrace(PTRACE_KILL, p, 0, 0);
+    return 0;
+}
+C
+gcc -O1 -o t t.c && timeout 20 ./t
+gcc -m32 -O1 -o t32 t.c && timeout 20 ./t32
 i=0; while [ $i -lt 300 ]; do (exec true) & i=$((i + 1)); done; wait; echo stormed

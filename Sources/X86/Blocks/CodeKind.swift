@@ -15,5 +15,7 @@ enum CodeKind: UInt8 {
     }
     var isTranslated: Bool { self == .bits64 || self == .narrow }
 
-    init(_ s: CPU) { self = s.pointee.narrow != 0 ? .narrow : CodeKind(rawValue: s.pointee.mode) ?? .bits64 }
+    @inline(__always) init(_ s: CPU) {
+        self = s.pointee.mode == 2 ? .bits64 : (s.pointee.narrow != 0 ? .narrow : (s.pointee.mode == 1 ? .bits32 : .bits16))
+    }
 }

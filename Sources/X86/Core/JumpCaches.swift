@@ -62,7 +62,8 @@ struct JumpTable {
     /// True when addresses meant something else until now: then it must be cleared.
     mutating func setCode(_ code: CodeKind, base: UInt64) -> Bool {
         defer { (self.code, self.base) = (code, base) }
-        return code != self.code || base != self.base
+        // By number: a call of != would have each caller ask at run time whether it is alone here.
+        return code.rawValue != self.code.rawValue || base != self.base
     }
 }
 
@@ -114,6 +115,12 @@ extension X86Core {
         updateSalt()
     }
     private func updateSalt() { state.pointee.jump_salt = UInt32(2 * (state.pointee.cpl == 3 ? userJumps.salt : supervisorJumps.salt)) }
+    /// A privilege's code is of another kind now. Apart from what each change of privilege does.
+    @inline(never) private func leaveCode(user: Bool) {
+        if user { clearUserJumps() } else { supervisorJumps.clear() }
+        // No return leads to code of the other kind.
+        state.pointee.return_stack = ReturnStack.base(state.pointee.return_stack)
+    }
     private func forgetUserPlaces(_ unlink: (TranslationCache) -> Void) {
         userPages.clear()
         userPlaces.clear()
@@ -132,17 +139,11 @@ extension X86Core {
         let (code, base) = (CodeKind(s), s.pointee.mode == 2 ? 0 : segment(SegmentRegister.cs).pointee.base)
         returns.select(s, user: s.pointee.cpl == 3)
         if s.pointee.cpl == 3 {
-            if userJumps.setCode(code, base: base) {
-                clearUserJumps()
-                returns.forget(s, user: true)
-            }
+            if userJumps.setCode(code, base: base) { leaveCode(user: true) }
             s.pointee.jcache = userJumps.table
             s.pointee.tlb = s.pointee.tlb_user
         } else {
-            if supervisorJumps.setCode(code, base: base) {
-                supervisorJumps.clear()
-                returns.forget(s, user: false)
-            }
+            if supervisorJumps.setCode(code, base: base) { leaveCode(user: false) }
             s.pointee.jcache = supervisorJumps.table
             s.pointee.tlb = s.pointee.tlb_supervisor
         }
