@@ -97,13 +97,17 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
         }
     }
 
-    /// What kernels with process-context identifiers do.
+    /// What kernels with process-context identifiers do, and for debuggers.
     private func changeOfSpace() -> [UInt8] {
         func little(_ value: UInt64) -> [UInt8] { withUnsafeBytes(of: value.littleEndian, Array.init) }
         let value = random.next()
         if value >> 8 & 3 == 0 {
             // mov eax, kind; invpcid rax, […]
             return [0xB8, UInt8(value & 3), 0, 0, 0, 0x66, 0x0F, 0x38, 0x82, 0x04, 0x25] + little(value >> 16 & 0x3FFF0).prefix(4)
+        }
+        if value >> 8 & 15 == 1 {
+            // mov rax, …; mov dr0, rax; mov eax, …; mov dr7, rax
+            return [0x48, 0xB8] + little(wild()) + [0x0F, 0x23, 0xC0, 0xB8] + little(value >> 16 & 0xF03FF).prefix(4) + [0x0F, 0x23, 0xF8]
         }
         let root = (1 + (value >> 16) % 8) << 12
         return [0x48, 0xB8] + little(root | value & 3 | value & 1 << 63) + [0x0F, 0x22, 0xD8]  // mov rax, …; mov cr3, rax
@@ -148,7 +152,7 @@ private final class HostileMachine: X86Environment, @unchecked Sendable {  // `c
         state.idtLimit = UInt32(random.next() & 0xFFF)
         state.gdt = (random.next() & 0x3FFFF, UInt32(random.next() & 0xFFFF))
         state.tr = X86Segment(selector: 0x40, base: wild(), limit: 0x67, attributes: 0x8B)
-        state.rflags = 2 | random.next() & 0x4_0ED5
+        state.rflags = 2 | random.next() & 0x4_0ED5 | (random.next() & 15 == 0 ? 0x100 : 0)
         state.lstar = wild() & 0x7FFF_FFFF_FFFF
         state.rip = mode < 6 ? (random.next() & 3 == 0 ? wild() : random.next() & 0x7FFF_FFFF_FFFF) : random.next() & 0x3FFFF
         if mode < 6, state.rip >> 47 != 0 { state.rip &= 0x7FFF_FFFF_FFFF }

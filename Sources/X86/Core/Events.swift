@@ -158,9 +158,10 @@ extension X86Core {
             sp = sp &+ step
             let value: UInt64?
             switch size {
-            case 2: value = (X86.load(op, s, address) as UInt16?).map(UInt64.init)
-            case 4: value = (X86.load(op, s, address) as UInt32?).map(UInt64.init)
-            default: value = X86.load(op, s, address)
+            // Not the instruction's own: nothing here can begin anew for a breakpoint.
+            case 2: value = (X86.load(systemOp, s, address) as UInt16?).map(UInt64.init)
+            case 4: value = (X86.load(systemOp, s, address) as UInt32?).map(UInt64.init)
+            default: value = X86.load(systemOp, s, address)
             }
             guard let value else { throw takeFault() }
             return value
