@@ -108,13 +108,19 @@ extension BlockTranslator {
         var displacement: Int32
     }
     private func sum(_ i: Instruction) -> Sum? {
-        guard !i.isRIPRelative, i.base >= 0, i.addressSize == 8, i.segmentOverride < 4 else { return nil }
+        // Of 32 bits, an index may be meant to be negative: then the sum of 64 is never an address.
+        guard !i.isRIPRelative, i.base >= 0, isNarrow ? i.addressSize == 4 && i.index < 0 : i.addressSize == 8, i.segmentOverride < 4 else { return nil }
         var sum = Sum(base: UInt8(i.base), index: nil, displacement: Int32(truncatingIfNeeded: i.displacement))
         if i.index >= 0 {
             guard let index = Host.register(UInt8(i.index)) else { return nil }
             sum.index = (index, i.scale)
         }
         return sum
+    }
+    /// The linear address in r11: of 64 bits.
+    private mutating func add(_ sum: Sum) {
+        let base = Host.register(sum.base) ?? Host.address
+        if sum.displacement == 0 { code.move(Host.address, base) } else { code.lea(Host.address, .memory(base: base, displacement: sum.displacement)) }
     }
     /// The operand at a sum, with the distance from the guest's addresses to the host's in r11: that does not wait for the guest's
     /// address, so an operand whose page is known is there as soon as on the host.
@@ -125,6 +131,9 @@ extension BlockTranslator {
         return .memory(base: Host.address, index: sum.index?.host ?? 0xFF, scale: sum.index?.scale ?? 0, displacement: sum.displacement)
     }
     /// Checks the linear address in r11, and says where it is on the host; r9 may be lost, and EFLAGS.
+    ///
+    /// In narrow code a sum's address is one of 64 bits, so that what is checked is what is accessed, and one from 4 GiB on has to be found out:
+    /// base caches hold none.
     private mutating func check(
         size: Int, write: Bool, aligned: Bool = false, cache: BaseCache?, site: Int8 = -1, _ sum: Sum?
     ) -> (Jumps, HostOperand) {
@@ -138,6 +147,7 @@ extension BlockTranslator {
                 jumps.append(checkTable(size: size, write: write))
                 return (jumps, Self.checked)
             }
+            if isNarrow, sum.displacement != 0 { jumps.append(code.compareWithNarrow(scratch: Host.scratch)) }
             let (fails, table) = compareWithTable(size: size, write: write)
             jumps.append(fails)
             code.load(Host.address, delta(table))
@@ -273,9 +283,10 @@ extension BlockTranslator {
         }
         if let operand = namedOperand(line) { return operand }
         aboutToClobber(line)
-        address(i, offset: line.offset)
+        let sum = sum(i)
+        if isNarrow, let sum { add(sum) } else { address(i, offset: line.offset) }
         let (jumps, operand) = check(
-            size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: operandCache(line), site: line.site, sum(i))
+            size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: operandCache(line), site: line.site, sum)
         slowPath(jumps, line)
         return operand
     }
@@ -318,13 +329,9 @@ extension BlockTranslator {
     mutating func stackOperand(_ line: Line, base: UInt8, displacement: Int, write: Bool) -> HostOperand {
         if usesWindows, let use = line.stack { return windowed(use, base: base, displacement: displacement, aligned: false, line) }
         aboutToClobber(line)
-        if displacement == 0 {
-            code.move(Host.address, base)
-        } else {
-            code.lea(Host.address, .memory(base: base, displacement: Int32(displacement)), wide: !isNarrow)
-        }
         let sum = Sum(base: base == Host.guestRSP ? 4 : base, index: nil, displacement: Int32(displacement))
-        let (jumps, operand) = check(size: word, write: write, cache: base == Host.guestRSP ? .shared(BaseCache.stack) : nil, isNarrow ? nil : sum)
+        add(sum)
+        let (jumps, operand) = check(size: word, write: write, cache: base == Host.guestRSP ? .shared(BaseCache.stack) : nil, sum)
         slowPath(jumps, line)
         return operand
     }
