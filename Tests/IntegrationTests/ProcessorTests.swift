@@ -14,6 +14,20 @@ import Virtualization
         return Set(line.split(whereSeparator: \.isWhitespace).map(String.init)).intersection(asked)
     }
 
+    /// What it computes was taken from a host's own run.
+    @Test func programsOf32BitsComputeAndAreDebugged() throws {
+        let guest = try TestGuest("narrow; echo RUN-ENDED")
+        defer { guest.finish() }
+        try guest.start()
+        try #require(guest.waitFor("RUN-ENDED"), "\(guest.transcript)")
+        let expected = [
+            "calls 0000452f", "tree 00000020", "arrays 3a103734", "wide 61f4a66e", "doubles e9995768", "x87 da35e315", "mmx 4fde08e3", "strings 90982529",
+            "segment 03e80bb8", "rewritten 47126ddc", "steps 000000fd", "changes 00000064", "sum 0000c15c",
+        ]
+        let lines = guest.transcript.split(whereSeparator: \.isNewline).map(String.init)
+        #expect(lines.filter { line in expected.contains { $0.split(separator: " ")[0] == line.split(separator: " ").first ?? "" } } == expected, "\(guest.transcript)")
+    }
+
     private static let second = ["ssse3", "sse4_1", "sse4_2", "popcnt", "cx16", "lahf_lm"]
     private static let third = ["avx", "avx2", "bmi1", "bmi2", "fma", "movbe", "f16c", "abm", "xsave"]
 
