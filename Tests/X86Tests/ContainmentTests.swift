@@ -3,8 +3,7 @@ import Testing
 import X86
 
 /// Guests that mean harm: garbage as code, wild pointers, arbitrary page tables, segment bases and privileges, interpreted
-/// and translated. Memory stands between 16 GiB that nobody may touch on either side: an access there ends the process,
-/// and with it the test.
+/// and translated, in `GuardedMemory`.
 @Suite(.serialized) struct ContainmentTests {
     /// Seconds for each way of running; VZ_CONTAINMENT_SECONDS for a long run.
     private static var seconds: Double { ProcessInfo.processInfo.environment["VZ_CONTAINMENT_SECONDS"].flatMap { Double($0) } ?? 3 }
@@ -22,42 +21,28 @@ import X86
     }
 }
 
-private final class HostileMachine: X86Environment, @unchecked Sendable {  // `core` is only cancelled from the other thread
+private final class HostileMachine: X86Environment {
     private static let size = 64 * 4096
-    private static let guardSize = 16 << 30
-    private let mapping: UnsafeMutableRawPointer
-    private let ram: UnsafeMutableRawPointer
+    private let guarded: GuardedMemory
+    private var ram: UnsafeMutableRawPointer { guarded.bytes }
     private let memory: PhysicalMemory
     private var core: X86Core!
     private var random: Generator
     private var generator: SequenceGenerator
     /// Of 32-bit code.
     private var narrow: SequenceGenerator
-    private var ticker: Thread?
     private(set) var ends: [String: Int] = [:]
 
     init(seed: UInt64, threshold: UInt32) throws {
-        let total = Self.size + 2 * Self.guardSize
-        let map = mmap(nil, total, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        mapping = try #require(map != MAP_FAILED ? map : nil)
-        ram = mapping + Self.guardSize
-        try #require(mprotect(ram, Self.size, PROT_READ | PROT_WRITE) == 0)
-        memory = PhysicalMemory(regions: [(0, UInt64(Self.size), ram)])
+        guarded = try GuardedMemory(size: Self.size)
+        memory = PhysicalMemory(regions: [(0, UInt64(Self.size), guarded.bytes)])
         random = Generator(state: seed)
         generator = SequenceGenerator(seed: seed, data: 0x8000, code: 0x4000)
         narrow = SequenceGenerator(seed: seed &+ 1, data: 0x8000, code: 0x4000, size: .bits32)
         core = X86Core(memory: memory, environment: self)
         core.translationThreshold = threshold
-        let thread = Thread { [weak self] in
-            while let core = self?.core {
-                core.requestExit()
-                usleep(500)
-            }
-        }
-        thread.start()
-        ticker = thread
+        core.interruptRuns(every: 500)
     }
-    deinit { munmap(mapping, Self.size + 2 * Self.guardSize) }
 
     func round() {
         let isNarrow = random.next() & 3 == 0

@@ -92,7 +92,7 @@ import X86
 }
 
 /// A processor in user mode with pages at both ends of 32-bit addresses, and one behind them.
-final class NarrowMachine: X86Environment, @unchecked Sendable {  // `core` is only cancelled from the other thread
+final class NarrowMachine: X86Environment {
     /// How a run ended: its first exception.
     struct End {
         var vector: UInt8
@@ -119,39 +119,26 @@ final class NarrowMachine: X86Environment, @unchecked Sendable {  // `core` is o
     /// Of a loop, out of reach of what it does.
     static let counter: UInt32 = 0x1F_3450
     private static let size = 64 * 4096
-    private static let guardSize = 16 << 30
     /// Physical: the first four pages, the last four of 4 GiB, two behind them, code.
     private static let (low, high, codePage) = (16, 20, 28)
     static let behind = UInt64(24 * 4096)
-    private let mapping: UnsafeMutableRawPointer
-    private let ram: UnsafeMutableRawPointer
+    private let guarded: GuardedMemory
+    private var ram: UnsafeMutableRawPointer { guarded.bytes }
     private let memory: PhysicalMemory
     private(set) var core: X86Core!
-    private var ticker: Thread?
     private var ticks = 0
 
     init(threshold: UInt32) throws {
-        let map = mmap(nil, Self.size + 2 * Self.guardSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
-        mapping = try #require(map != MAP_FAILED ? map : nil)
-        ram = mapping + Self.guardSize
-        try #require(mprotect(ram, Self.size, PROT_READ | PROT_WRITE) == 0)
-        memory = PhysicalMemory(regions: [(0, UInt64(Self.size), ram)])
+        guarded = try GuardedMemory(size: Self.size)
+        memory = PhysicalMemory(regions: [(0, UInt64(Self.size), guarded.bytes)])
         core = X86Core(memory: memory, environment: self)
         core.translationThreshold = threshold
         makePageTables()
-        let thread = Thread { [weak self] in
-            while let core = self?.core {
-                core.requestExit()
-                usleep(200_000)
-            }
-        }
-        thread.start()
-        ticker = thread
+        core.interruptRuns(every: 200_000)
         placePrelude()
         let descriptors: [UInt64] = [0x00CF_FB00_0000_FFFF, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0x00CF_F300_1000_FFFF]
         for (n, raw) in descriptors.enumerated() { put(0x1_E000 + UInt64(0x20 + n * 8), raw) }
     }
-    deinit { munmap(mapping, Self.size + 2 * Self.guardSize) }
 
     /// Physical; but what is below 0x4000 is the linear page of that address.
     func put(_ address: UInt64, _ value: UInt64) { ram.storeBytes(of: value, toByteOffset: Int(address) + (address < 0x4000 ? Self.low * 4096 : 0), as: UInt64.self) }

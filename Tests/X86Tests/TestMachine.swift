@@ -1,5 +1,7 @@
 import CX86
+import Foundation
 import TestSupport
+import Testing
 import X86
 
 /// A core over one piece of RAM, in 64-bit mode with paging off (linear = physical): for running short code.
@@ -48,6 +50,34 @@ extension TestMachine {
         state.rip = TestMachine.base + 0x100
         core.architecturalState = state
         return core.run()
+    }
+}
+
+/// Guest memory between 16 GiB that nobody may touch on either side: an access there ends the process, and with it the test.
+final class GuardedMemory {
+    private static let guardSize = 16 << 30
+    let size: Int
+    private let mapping: UnsafeMutableRawPointer
+    var bytes: UnsafeMutableRawPointer { mapping + Self.guardSize }
+
+    init(size: Int) throws {
+        self.size = size
+        let map = mmap(nil, size + 2 * Self.guardSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0)
+        mapping = try #require(map != MAP_FAILED ? map : nil)
+        try #require(mprotect(bytes, size, PROT_READ | PROT_WRITE) == 0)
+    }
+    deinit { munmap(mapping, size + 2 * Self.guardSize) }
+}
+
+extension X86Core {
+    /// Has `run` come back every so many microseconds, for as long as there is this core.
+    func interruptRuns(every microseconds: UInt32) {
+        Thread { [weak self] in
+            while self != nil {
+                self?.requestExit()
+                usleep(microseconds)
+            }
+        }.start()
     }
 }
 

@@ -47,7 +47,7 @@ extension X86Core {
         }
         s.pointee.sp_mask = flat ? .max : (ss.attributes & SegmentAttribute.big != 0 ? 0xFFFF_FFFF : 0xFFFF)
         s.pointee.narrow = isNarrow ? 1 : 0
-        if isNarrow {
+        if s.pointee.narrow != 0 {
             cutRegisters()
             usesNarrowCaches = true
         }

@@ -251,7 +251,7 @@ package final class X86Core: @unchecked Sendable {  // see above
                 if let exit = leave() { return exit }
             }
             // An exception's handler runs without TF.
-            if isHeld, !isAlone, s.pointee.exit_reason == ExitReason.next {
+            if isHeld, s.pointee.exit_reason == ExitReason.next {
                 endAlone(isStep: isStep && (s.pointee.rflags & EFlags.tf != 0 || isLastStep))
                 isLastStep = false
             }

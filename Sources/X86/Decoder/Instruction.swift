@@ -72,10 +72,11 @@ package enum DecodeResult: Sendable {
 }
 
 extension Instruction {
-    /// Whether VEX.W is about a general register: 32-bit code has none that are wider. `map` is what the VEX prefix says.
-    func wideMeansGeneral(_ map: Int) -> Bool {
+    /// Whether VEX.W is about a general register: 32-bit code has none that are wider.
+    var wideMeansGeneral: Bool {
         switch (map, opcode) {
-        case (1, 0x2A), (1, 0x2C), (1, 0x2D), (1, 0x6E), (1, 0x7E), (2, 0xF2...0xF7), (3, 0x16), (3, 0x22), (3, 0x60), (3, 0x61), (3, 0xF0): true
+        case (.two, 0x2A), (.two, 0x2C), (.two, 0x2D), (.two, 0x6E), (.two, 0x7E), (.three38, 0xF2...0xF7): true
+        case (.three3A, 0x16), (.three3A, 0x22), (.three3A, 0x60), (.three3A, 0x61), (.three3A, 0xF0): true
         default: false
         }
     }

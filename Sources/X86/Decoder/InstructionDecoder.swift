@@ -55,7 +55,6 @@ package struct InstructionDecoder {
             guard let map = vex(opcode) else { return false }
             result.opcode = byte()
             if overran { return false }
-            if result.code != .bits64, result.wideMeansGeneral(map) { result.rexW = false }
             switch map {
             case 1:
                 result.map = .two
@@ -67,6 +66,7 @@ package struct InstructionDecoder {
                 result.map = .three3A
                 shape = [.modRM, .immediate8]
             }
+            if result.code != .bits64, result.wideMeansGeneral { result.rexW = false }
         } else if opcode == 0x0F {
             let second = byte()
             if overran { return false }

@@ -117,8 +117,8 @@ extension BlockTranslator {
         }
         return sum
     }
-    /// The linear address in r11: of 64 bits.
-    private mutating func add(_ sum: Sum) {
+    /// The linear address in r11, of 64 bits in narrow code, too.
+    private mutating func address(of sum: Sum) {
         let base = Host.register(sum.base) ?? Host.address
         if sum.displacement == 0 { code.move(Host.address, base) } else { code.lea(Host.address, .memory(base: base, displacement: sum.displacement)) }
     }
@@ -284,7 +284,7 @@ extension BlockTranslator {
         if let operand = namedOperand(line) { return operand }
         aboutToClobber(line)
         let sum = sum(i)
-        if isNarrow, let sum { add(sum) } else { address(i, offset: line.offset) }
+        if isNarrow, let sum { address(of: sum) } else { address(i, offset: line.offset) }
         let (jumps, operand) = check(
             size: line.plan.size, write: line.plan.writesRM, aligned: line.plan.aligned, cache: operandCache(line), site: line.site, sum)
         slowPath(jumps, line)
@@ -330,7 +330,7 @@ extension BlockTranslator {
         if usesWindows, let use = line.stack { return windowed(use, base: base, displacement: displacement, aligned: false, line) }
         aboutToClobber(line)
         let sum = Sum(base: base == Host.guestRSP ? 4 : base, index: nil, displacement: Int32(displacement))
-        add(sum)
+        address(of: sum)
         let (jumps, operand) = check(size: word, write: write, cache: base == Host.guestRSP ? .shared(BaseCache.stack) : nil, sum)
         slowPath(jumps, line)
         return operand
