@@ -23,6 +23,7 @@ struct SingleStepTests {
         ]
         func put(_ at: Int, _ value: UInt64) { machine.bytes.storeBytes(of: value, toByteOffset: at, as: UInt64.self) }
         put(0x4008, 0x00AF_9B00_0000_FFFF)
+        put(0x4010, 0x00CF_9300_0000_FFFF)
         let handler = start + 0x80
         put(0x5010, handler & 0xFFFF | 8 << 16 | 0x8E00 << 32 | (handler >> 16 & 0xFFFF) << 48)
         put(0x5018, handler >> 32)

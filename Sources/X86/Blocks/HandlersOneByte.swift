@@ -172,7 +172,7 @@ extension HandlerSelector {
             return .ends
         case 0xCC, 0xCD, 0xCE, 0xF1:
             op.imm = opcode == 0xCD ? UInt64(bitPattern: i.immediate) & 0xFF : (opcode == 0xCC ? 3 : (opcode == 0xCE ? 4 : 1))
-            op.extra = opcode == 0xCE ? 1 : 0
+            op.extra = opcode == 0xCE ? 1 : opcode == 0xF1 ? 2 : 0
             op.fn = SystemHandlers.softwareInterrupt
             return .ends
         case 0xCF:

@@ -74,16 +74,24 @@ extension X86Core {
     /// Whether an instruction has a breakpoint: then its exception is raised instead.
     func stopsBefore(_ linear: UInt64) -> Bool {
         let hits = breakpoints.hits(linear)
-        guard hits != 0, state.pointee.rflags & EFlags.rf == 0 else { return false }
+        guard hits != 0, !hasLoadedSS, state.pointee.rflags & EFlags.rf == 0 else { return false }
         raiseDebug(hits)
         return true
     }
     func raiseDebug(_ reasons: UInt64) {
-        state.pointee.dr.6 = state.pointee.dr.6 & ~0xF | reasons
+        showReasons(reasons)
         deliver(vector: Vector.debug, error: nil, software: false, rip: state.pointee.rip)
+    }
+    private func showReasons(_ reasons: UInt64) { state.pointee.dr.6 = state.pointee.dr.6 & ~0xF | reasons }
+    /// INT1 raises the exception that breakpoints would have raised behind it.
+    func takeBreakpointHits() {
+        if breakpointHits != 0 { showReasons(breakpointHits) }
+        breakpointHits = 0
     }
     /// An instruction that ran by itself has ended, without an exception of its own.
     func endAlone(isStep: Bool) {
+        // A breakpoint's exception waits, and is raised even if that is in the kernel then; a step's is not raised.
+        if hasLoadedSS { return isAlone = breakpointHits != 0 }
         let reasons = breakpointHits | (isStep ? 1 << 14 : 0)
         breakpointHits = 0
         if reasons != 0 { raiseDebug(reasons) }

@@ -75,7 +75,7 @@ extension X86Core {
         let oldCPL = s.pointee.cpl
         try loadCodeForEntry(selector, code, newCPL)
         if newCPL != oldCPL {
-            segment(SegmentRegister.ss).pointee = x86_segment(base: 0, limit: 0, selector: UInt16(newCPL), attributes: SegmentAttribute.big)
+            segment(SegmentRegister.ss).pointee = noStackSegment(UInt16(newCPL))
         }
         setGPR(s, GPR.rsp, stack &- UInt64(8 * frame.count))
         s.pointee.rflags &= ~(EFlags.tf | EFlags.nt | EFlags.rf | EFlags.vm)
@@ -151,6 +151,7 @@ extension X86Core {
     /// IRET. SDM vol. 2 IRET/IRETD/IRETQ.
     func interruptReturn(_ op: Op, size: Int) throws(SegmentFault) {
         let s = state
+        if s.pointee.lma != 0, s.pointee.rflags & EFlags.nt != 0 { throw SegmentFault(vector: Vector.generalProtection, error: 0) }
         let step = UInt64(size)
         var sp = gpr(s, GPR.rsp)
         func pop() throws(SegmentFault) -> UInt64 {
@@ -186,36 +187,19 @@ extension X86Core {
             newSP = try pop()
             ss = UInt16(truncatingIfNeeded: try pop())
         }
-        let code = Self.parse(cs, try cs & 0xFFFC == 0 ? 0 : readDescriptor(cs))
-        if code.attributes & SegmentAttribute.long != 0, !isCanonical(rip) {
-            throw SegmentFault(vector: Vector.generalProtection, error: 0)
-        }
-        let wasFlat = s.pointee.mode == 2
-        if wasFlat, code.attributes & SegmentAttribute.long != 0, code.attributes & 0x98 == 0x98,
-            UInt8((code.attributes >> 5) & 3) == new
-        {
-            // Long mode to long mode: nothing about address formation changes.
-            segment(SegmentRegister.cs).pointee = code
-            s.pointee.cpl = new
-            updateContext()
-        } else {
-            try loadCode(cs, cpl: new, returning: true)
-        }
+        let code = try codeSegment(cs, cpl: new, returning: true)
+        let toLong = s.pointee.lma != 0 && code.attributes & SegmentAttribute.long != 0
+        let stack = try newSP.map { _ throws(SegmentFault) in try stackSegment(ss, cpl: new, for: code) }
+        if toLong, !isCanonical(rip) { throw SegmentFault(vector: Vector.generalProtection, error: 0) }
+        // From here on nothing can fail.
+        segment(SegmentRegister.cs).pointee = code
+        if let stack { segment(SegmentRegister.ss).pointee = stack }
+        s.pointee.cpl = new
+        // Long mode to long mode: nothing about address formation changes.
+        if long, toLong { updateContext() } else { updateMode() }
         setFlags(flags, size: size, from: old)
-        if let newSP {
-            if ss & 0xFFFC == 0 {
-                segment(SegmentRegister.ss).pointee = x86_segment(base: 0, limit: 0, selector: ss, attributes: SegmentAttribute.big)
-            } else {
-                let raw = try readDescriptor(ss)
-                segment(SegmentRegister.ss).pointee = Self.parse(ss, raw)
-            }
-            if !wasFlat || s.pointee.mode != 2 { updateMode() }
-            if s.pointee.sp_mask == 0xFFFF { setReg(s, 32, UInt16(truncatingIfNeeded: newSP)) } else { setGPR(s, GPR.rsp, newSP & s.pointee.sp_mask) }
-        } else if s.pointee.sp_mask == 0xFFFF {
-            setReg(s, 32, UInt16(truncatingIfNeeded: sp))
-        } else {
-            setGPR(s, GPR.rsp, sp & s.pointee.sp_mask)
-        }
+        let behind = newSP ?? sp
+        if s.pointee.sp_mask == 0xFFFF { setReg(s, 32, UInt16(truncatingIfNeeded: behind)) } else { setGPR(s, GPR.rsp, behind & s.pointee.sp_mask) }
         if new > old { dropPrivilegedSegments() }
         s.pointee.rip = size == 8 ? rip : (size == 4 ? rip & 0xFFFF_FFFF : rip & 0xFFFF)
     }
@@ -225,7 +209,9 @@ extension X86Core {
         for index in [SegmentRegister.es, SegmentRegister.ds, SegmentRegister.fs, SegmentRegister.gs] {
             let value = segment(index).pointee
             let isConforming = value.attributes & 0xC == 0xC
-            if value.selector & 0xFFFC != 0, !isConforming, UInt8((value.attributes >> 5) & 3) < state.pointee.cpl {
+            if value.selector & 0xFFFC == 0 {
+                segment(index).pointee.selector = 0
+            } else if !isConforming, UInt8((value.attributes >> 5) & 3) < state.pointee.cpl {
                 segment(index).pointee.selector = 0
                 segment(index).pointee.attributes = 0
                 segment(index).pointee.base = 0

@@ -33,6 +33,7 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
     private let versions: UnsafeMutablePointer<Atomic<UInt32>>
     private let granules: UnsafeMutablePointer<Atomic<UInt64>>
     let pageCount: Int
+    private let splitUpdates = Atomic<Bool>(false)
     // SAFETY: a core takes itself off this list when it goes, and the machine that owns memory and cores lets go of them only
     // when no thread of it runs any more. No weak references: they would make each retain in the handlers a slow one.
     private let cores = Mutex<[Unmanaged<X86Core>]>([])
@@ -130,6 +131,10 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
         codeChanged(page)
         return true
     }
+
+    /// For atomic updates of operands that lie in two pages: one at a time.
+    func lockSplitUpdates() { while splitUpdates.exchange(true, ordering: .acquiring) { cx_yield() } }
+    func unlockSplitUpdates() { splitUpdates.store(false, ordering: .releasing) }
 
     @inline(never) private func codeChanged(_ page: Int) {
         for core in allCores { core.requestUnlink(versionCell(page)) }  // arrays only: no arithmetic that would touch MXCSR

@@ -141,36 +141,47 @@ extension X86Core {
             if index == SegmentRegister.ss, s.pointee.mode != 2 || s.pointee.cpl == 3 {
                 throw SegmentFault(vector: Vector.generalProtection, error: 0)
             }
-            segment(index).pointee = x86_segment(base: 0, limit: 0, selector: selector, attributes: 0)
-            if index == SegmentRegister.ss { segment(index).pointee.attributes = SegmentAttribute.big }
+            segment(index).pointee = index == SegmentRegister.ss ? noStackSegment(selector) : x86_segment(base: 0, limit: 0, selector: selector, attributes: 0)
             refreshBase(index)
             return
         }
+        if index == SegmentRegister.ss {
+            segment(index).pointee = try stackSegment(selector, cpl: s.pointee.cpl)
+            return updateMode()
+        }
         let raw = try readDescriptor(selector)
         let new = Self.parse(selector, raw)
-        let dpl = UInt8((new.attributes >> 5) & 3)
-        let rpl = UInt8(selector & 3)
         let isCode = new.attributes & 8 != 0
-        guard new.attributes & SegmentAttribute.system != 0 else { throw SegmentFault(vector: Vector.generalProtection, error: error) }
-        if index == SegmentRegister.ss {
-            guard !isCode, new.attributes & 2 != 0, rpl == s.pointee.cpl, dpl == s.pointee.cpl else {
-                throw SegmentFault(vector: Vector.generalProtection, error: error)
-            }
-            guard new.attributes & SegmentAttribute.present != 0 else { throw SegmentFault(vector: Vector.stackFault, error: error) }
-        } else {
-            let conforming = isCode && new.attributes & 4 != 0
-            guard !isCode || new.attributes & 2 != 0, conforming || max(rpl, s.pointee.cpl) <= dpl else {
-                throw SegmentFault(vector: Vector.generalProtection, error: error)
-            }
-            guard new.attributes & SegmentAttribute.present != 0 else {
-                throw SegmentFault(vector: Vector.segmentNotPresent, error: error)
-            }
-        }
+        let conforming = isCode && new.attributes & 4 != 0
+        guard new.attributes & SegmentAttribute.system != 0, !isCode || new.attributes & 2 != 0,
+            conforming || max(UInt8(selector & 3), s.pointee.cpl) <= UInt8((new.attributes >> 5) & 3)
+        else { throw SegmentFault(vector: Vector.generalProtection, error: error) }
+        guard new.attributes & SegmentAttribute.present != 0 else { throw SegmentFault(vector: Vector.segmentNotPresent, error: error) }
         try markAccessed(selector, raw)
         segment(index).pointee = new
         segment(index).pointee.attributes |= 1
-        if index == SegmentRegister.ss { updateMode() } else { refreshBase(index) }
+        refreshBase(index)
     }
+    /// What SS would be at a privilege, found to be right for it; nothing is loaded.
+    func stackSegment(_ selector: UInt16, cpl: UInt8) throws(SegmentFault) -> x86_segment {
+        let error = UInt64(selector & 0xFFFC)
+        guard error != 0 else { throw SegmentFault(vector: Vector.generalProtection, error: 0) }
+        let raw = try readDescriptor(selector)
+        var new = Self.parse(selector, raw)
+        guard new.attributes & (SegmentAttribute.system | 0xA) == SegmentAttribute.system | 2, UInt8(selector & 3) == cpl, UInt8((new.attributes >> 5) & 3) == cpl
+        else { throw SegmentFault(vector: Vector.generalProtection, error: error) }
+        guard new.attributes & SegmentAttribute.present != 0 else { throw SegmentFault(vector: Vector.stackFault, error: error) }
+        try markAccessed(selector, raw)
+        new.attributes |= 1
+        return new
+    }
+    /// The same behind a return to `code`, which may need none.
+    func stackSegment(_ selector: UInt16, cpl: UInt8, for code: x86_segment) throws(SegmentFault) -> x86_segment {
+        let isLong = state.pointee.lma != 0 && code.attributes & SegmentAttribute.long != 0
+        return try isLong && cpl < 3 && selector == UInt16(cpl) ? noStackSegment(selector) : stackSegment(selector, cpl: cpl)
+    }
+    /// No stack segment: kernels of 64 bits need none.
+    func noStackSegment(_ selector: UInt16) -> x86_segment { x86_segment(base: 0, limit: 0, selector: selector, attributes: SegmentAttribute.big) }
 
     /// Loads CS for a far jump, call, return or interrupt, and with it privilege and mode. `cpl` is the new one.
     func loadCode(_ selector: UInt16, cpl: UInt8, returning: Bool) throws(SegmentFault) {
@@ -181,26 +192,32 @@ extension X86Core {
             updateMode()
             return
         }
+        segment(SegmentRegister.cs).pointee = try codeSegment(selector, cpl: cpl, returning: returning)
+        s.pointee.cpl = cpl
+        updateMode()
+    }
+    /// What CS would be at a privilege, found to be right for it; nothing is loaded.
+    func codeSegment(_ selector: UInt16, cpl: UInt8, returning: Bool) throws(SegmentFault) -> x86_segment {
         let error = UInt64(selector & 0xFFFC)
-        guard selector & 0xFFFC != 0 else { throw SegmentFault(vector: Vector.generalProtection, error: 0) }
+        guard error != 0 else { throw SegmentFault(vector: Vector.generalProtection, error: 0) }
         let raw = try readDescriptor(selector)
-        let new = Self.parse(selector, raw)
+        var new = Self.parse(selector, raw)
         guard new.attributes & SegmentAttribute.system != 0, new.attributes & 8 != 0 else {
             throw SegmentFault(vector: Vector.generalProtection, error: error)
         }
         let dpl = UInt8((new.attributes >> 5) & 3)
         let conforming = new.attributes & 4 != 0
-        guard conforming ? dpl <= cpl : dpl == cpl else { throw SegmentFault(vector: Vector.generalProtection, error: error) }
+        guard conforming ? dpl <= cpl : dpl == cpl && (returning || UInt8(selector & 3) <= cpl) else {
+            throw SegmentFault(vector: Vector.generalProtection, error: error)
+        }
         guard new.attributes & SegmentAttribute.present != 0 else { throw SegmentFault(vector: Vector.segmentNotPresent, error: error) }
-        if s.pointee.lma != 0, new.attributes & SegmentAttribute.long != 0, new.attributes & SegmentAttribute.big != 0 {
+        if state.pointee.lma != 0, new.attributes & SegmentAttribute.long != 0, new.attributes & SegmentAttribute.big != 0 {
             throw SegmentFault(vector: Vector.generalProtection, error: error)
         }
         try markAccessed(selector, raw)
-        segment(SegmentRegister.cs).pointee = new
-        segment(SegmentRegister.cs).pointee.selector = selector & 0xFFFC | UInt16(cpl)
-        segment(SegmentRegister.cs).pointee.attributes |= 1
-        s.pointee.cpl = cpl
-        updateMode()
+        new.selector = selector & 0xFFFC | UInt16(cpl)
+        new.attributes |= 1
+        return new
     }
 
     /// A flat segment as SYSCALL and SYSENTER make it.

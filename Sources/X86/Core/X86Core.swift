@@ -69,10 +69,14 @@ package final class X86Core: @unchecked Sendable {  // see above
     var breakpoints = Breakpoints()
     /// Of the instruction that runs by itself: bits of DR6.
     var breakpointHits: UInt64 = 0
+    /// Where an atomic update is under way, see `beginUpdate`.
+    var updateAddress: UInt64 = 0
     /// One instruction is to run, and nothing after it.
     var isAlone = false
     /// POPF has cleared TF, with which it began.
     var isLastStep = false
+    /// The instruction has loaded SS: its traps follow the next one.
+    var hasLoadedSS = false
     var internalError: String?
     /// Whether the owner should treat interrupts as waiting: set by other threads, see `interruptPending`.
     private let inGuest = Atomic<Bool>(false)
@@ -233,6 +237,7 @@ package final class X86Core: @unchecked Sendable {  // see above
                 }
             }
             let isHeld = isAlone
+            hasLoadedSS = false
             let isResumed = s.pointee.rflags & EFlags.rf != 0
             if isHeld { holdBlocks() }
             #if DEBUG

@@ -160,20 +160,37 @@ enum Test: BinaryOperation {
     _ op: Op, _ s: CPU, _ linear: UInt64, _ transform: (T) -> T
 ) -> (T, T)? {
     if writablePointer(s, linear, T.self) == nil {
-        // Fills the TLB when it can; what stays slow (device memory, page crossings, code pages) is not atomic.
-        guard let a: T = loadForWrite(op, s, linear) else { return nil }
-        if writablePointer(s, linear, T.self) == nil {
-            let r = transform(a)
-            guard store(op, s, linear, r) else { return nil }
-            return (a, r)
-        }
+        // Fills the TLB when it can: not where code lies, or a breakpoint, in two pages, or in a device.
+        guard (loadForWrite(op, s, linear) as T?) != nil else { return nil }
+        if writablePointer(s, linear, T.self) == nil { return slowAtomicUpdate(op, s, linear, transform) }
     }
     guard let p = writablePointer(s, linear, T.self) else { return nil }
+    return atomicUpdate(p, transform)
+}
+@inline(__always) private func atomicUpdate<T: FixedWidthInteger & UnsignedInteger>(_ p: UnsafeMutableRawPointer, _ transform: (T) -> T) -> (T, T) {
     var old = UnsafeRawPointer(p).loadUnaligned(as: T.self)
     while true {
         let r = transform(old)
         if compareAndSwap(p, &old, r) { return (old, r) }
     }
+}
+@inline(__always) private func slowAtomicUpdate<T: FixedWidthInteger & UnsignedInteger>(
+    _ op: Op, _ s: CPU, _ linear: UInt64, _ transform: (T) -> T
+) -> (T, T)? {
+    if let p = beginUpdate(op, s, linear, T.bitWidth / 8) {
+        let values = atomicUpdate(p, transform)
+        endUpdate(op, s, T.bitWidth / 8)
+        return values
+    }
+    guard s.pointee.exit_reason == 0 else { return nil }
+    // What lies in two pages is atomic for all who see it so; what is a device's is not.
+    let isSplit = linear & 4095 > UInt64(4096 - T.bitWidth / 8)
+    if isSplit { beginSplitUpdate(s) }
+    defer { if isSplit { endSplitUpdate(s) } }
+    guard let a: T = loadForWrite(op, s, linear) else { return nil }
+    let r = transform(a)
+    guard store(op, s, linear, r) else { return nil }
+    return (a, r)
 }
 
 /// `lock cmpxchg` on a host address: on failure `expected` becomes what was found.

@@ -185,11 +185,13 @@ enum SystemHandlers {
             outer = (sp, ss)
         }
         let done = attempt(op, s) { core throws(SegmentFault) in
-            try core.loadCode(UInt16(truncatingIfNeeded: cs), cpl: new, returning: true)
-            if let outer {
-                try core.loadSegment(SegmentRegister.ss, UInt16(truncatingIfNeeded: outer.ss))
-                core.dropPrivilegedSegments()
-            }
+            guard let outer else { return try core.loadCode(UInt16(truncatingIfNeeded: cs), cpl: new, returning: true) }
+            let code = try core.codeSegment(UInt16(truncatingIfNeeded: cs), cpl: new, returning: true)
+            core.segment(SegmentRegister.ss).pointee = try core.stackSegment(UInt16(truncatingIfNeeded: outer.ss), cpl: new, for: code)
+            core.segment(SegmentRegister.cs).pointee = code
+            s.pointee.cpl = new
+            core.updateMode()
+            core.dropPrivilegedSegments()
         }
         guard done else { return 0 }
         if let outer { setGPR(s, GPR.rsp, outer.sp &+ op.pointee.imm) } else { drop(s, 2 * UInt64(size) &+ op.pointee.imm) }
@@ -200,17 +202,18 @@ enum SystemHandlers {
         guard attempt(op, s, { core throws(SegmentFault) in try core.interruptReturn(op, size: Int(op.pointee.size)) }) else { return 0 }
         return resume(s)
     }
-    /// INT n, INT3, INT1 and INTO: vector in the immediate.
+    /// INT n, INT3, INTO and INT1: vector in the immediate; 1 for INTO in `extra`, 2 for INT1, to which gates are open as to the processor.
     static let softwareInterrupt: Handler = { op, s in
         if op.pointee.extra == 1, !overflowFlag(s) { return step(op, s) }
         let core = core(s)
+        if op.pointee.extra == 2 { core.takeBreakpointHits() }
         core.deliver(
-            vector: UInt8(truncatingIfNeeded: op.pointee.imm), error: nil, software: true, rip: followingRIP(op, s),
+            vector: UInt8(truncatingIfNeeded: op.pointee.imm), error: nil, software: op.pointee.extra != 2, rip: followingRIP(op, s),
             instruction: instructionRIP(op, s))
         return 0
     }
     static let syscall: Handler = { op, s in
-        guard s.pointee.efer & ControlRegister.sce != 0, s.pointee.mode == 2 || entersFromCompatibilityMode(s) else {
+        guard s.pointee.efer & ControlRegister.sce != 0, s.pointee.mode == 2 || isAMDsLongMode(s) else {
             return raise(op, s, Vector.invalidOpcode)
         }
         enterKernel(op, s)
@@ -224,6 +227,7 @@ enum SystemHandlers {
         return resume(s)
     }
     static let sysenter: Handler = { op, s in
+        guard !isAMDsLongMode(s) else { return raise(op, s, Vector.invalidOpcode) }
         guard s.pointee.cr0 & ControlRegister.pe != 0, s.pointee.sysenter_cs & 0xFFFC != 0 else { return generalProtection(op, s) }
         let core = core(s)
         let selector = UInt16(truncatingIfNeeded: s.pointee.sysenter_cs) & 0xFFFC
@@ -238,6 +242,7 @@ enum SystemHandlers {
         return 0
     }
     static let sysexit: Handler = { op, s in
+        guard !isAMDsLongMode(s) else { return raise(op, s, Vector.invalidOpcode) }
         guard isPrivileged(s), s.pointee.sysenter_cs & 0xFFFC != 0 else { return generalProtection(op, s) }
         let core = core(s)
         let long = op.pointee.size == 8
@@ -331,7 +336,7 @@ enum SystemHandlers {
         return next(op, s)
     }
 
-    // CMPXCHG8B and 16B. Page-crossing and device operands of the wide form are not atomic.
+    // CMPXCHG8B and 16B.
     static let compareExchange8: Handler = { op, s in
         let expected = (gpr(s, GPR.rdx) << 32) | (gpr(s, GPR.rax) & 0xFFFF_FFFF)
         let new = (gpr(s, GPR.rcx) << 32) | (gpr(s, GPR.rbx) & 0xFFFF_FFFF)
@@ -392,8 +397,11 @@ func compareExchangeWide(_ op: Op, _ s: CPU) -> Next {
     }
     if let p = writablePointer(s, linear, UInt64.self) {
         equal = cx_cas128(p, &lo, &hi, newLo, newHi) != 0
+    } else if let p = beginUpdate(op, s, linear, 16) {
+        equal = cx_cas128(p, &lo, &hi, newLo, newHi) != 0
+        endUpdate(op, s, 16)
     } else {
-        guard let a: UInt64 = load(op, s, linear), let b: UInt64 = load(op, s, linear &+ 8) else { return 0 }
+        guard s.pointee.exit_reason == 0, let a: UInt64 = load(op, s, linear), let b: UInt64 = load(op, s, linear &+ 8) else { return 0 }
         equal = a == lo && b == hi
         guard store(op, s, linear, equal ? newLo : a), store(op, s, linear &+ 8, equal ? newHi : b) else { return 0 }
         (lo, hi) = (a, b)

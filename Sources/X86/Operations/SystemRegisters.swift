@@ -223,8 +223,7 @@ extension SystemHandlers {
         }
         let index = Int(op.pointee.extra)
         guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, selector) }) else { return 0 }
-        if index == SegmentRegister.ss { s.pointee.inhibit = 1 }
-        return finish(op, s)
+        return finishSegmentLoad(op, s, index)
     }
     static let pushSegment: Handler = { op, s in
         guard X86.push(op, s, UInt64(core(s).segment(Int(op.pointee.extra)).pointee.selector), op.pointee.size) else { return 0 }
@@ -235,7 +234,7 @@ extension SystemHandlers {
         let index = Int(op.pointee.extra)
         guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, UInt16(truncatingIfNeeded: value)) }) else { return 0 }
         drop(s, UInt64(op.pointee.size))
-        return finish(op, s)
+        return finishSegmentLoad(op, s, index)
     }
     /// LES, LDS, LSS, LFS, LGS: the segment in `extra`.
     static let loadFarPointer: Handler = { op, s in

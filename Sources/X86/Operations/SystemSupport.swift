@@ -7,6 +7,15 @@ import CX86
     s.pointee.rip = followingRIP(op, s)
     return 0
 }
+/// The same after MOV or POP to a segment register. That of the stack comes with its pointer: neither an interrupt nor a debug exception comes in
+/// between. SDM vol. 3 § 6.8.3.
+@inline(__always) func finishSegmentLoad(_ op: Op, _ s: CPU, _ index: Int) -> Next {
+    if index == SegmentRegister.ss {
+        s.pointee.inhibit = 1
+        withCore(s) { $0.hasLoadedSS = true }
+    }
+    return finish(op, s)
+}
 @inline(__always) func generalProtection(_ op: Op, _ s: CPU, _ error: UInt64 = 0) -> Next {
     raise(op, s, Vector.generalProtection, error)
 }
@@ -107,8 +116,9 @@ func mayUsePort(_ op: Op, _ s: CPU, _ port: UInt16, _ size: Int) -> Bool {
     return s.pointee.narrow != 0 ? jump(s, s.pointee.rip) : 0
 }
 
-/// Whether SYSCALL works here though it is no 64-bit code: on AMD's processors. A call, so that the handler needs no frame.
-@inline(never) func entersFromCompatibilityMode(_ s: CPU) -> Bool { s.pointee.lma != 0 && withCore(s) { $0.hasCompatibilitySyscall } }
+/// Whether this is long mode as AMD's processors have it: with SYSCALL from 32-bit code, too, and without SYSENTER. A call, so that handlers need
+/// no frame.
+@inline(never) func isAMDsLongMode(_ s: CPU) -> Bool { s.pointee.lma != 0 && withCore(s) { $0.hasCompatibilitySyscall } }
 /// SYSCALL in long mode. SDM vol. 2; from compatibility mode AMD APM vol. 3.
 @inline(never) func enterKernel(_ op: Op, _ s: CPU) {
     let isCompatible = s.pointee.mode != 2
