@@ -16,6 +16,8 @@ package final class Machine: Sendable {
     package enum Event: Sendable {
         /// The guest powered itself off; the machine is stopped.
         case guestStopped
+        /// The guest restarted the machine, which goes on.
+        case guestRestarted
         /// The machine died; it is stopped.
         case failed(String)
         /// The guest opened or closed a console port: console, port, open.
@@ -210,6 +212,7 @@ package final class Machine: Sendable {
                     started = true
                 }
                 saved = nil
+                if case .reset = ending { events(.guestRestarted) }
             }
         } catch {
             finish()

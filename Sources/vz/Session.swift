@@ -206,6 +206,10 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
 
     func start() {
         catchSignals()
+        #if os(Linux)
+            // One that never comes as far as to be ready for a command restarts for ever.
+            if commandPorts != nil { machine.guestDidRestart = { [weak self] in self?.commandNews(.restarted) } }
+        #endif
         let interactive = options.command.isEmpty && options.console == "stdio" && Terminal.isInteractive
         let began: (Result<Void, any Error>) -> Void = { [self] result in
             switch result {
@@ -360,6 +364,7 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             // The guest goes down by itself, and has a while for it.
             DispatchQueue.main.asyncAfter(deadline: .now() + 30) { [weak self] in self?.switchOff(status: self?.commandPorts?.status ?? 1) }
         case .restarted:
+            commandPorts?.drain()
             if let status = commandPorts?.status { return switchOff(status: status) }
             Terminal.say("the guest restarted before the command had ended; --console FILE shows what its kernel said")
             switchOff(status: 1)

@@ -455,6 +455,11 @@ import Testing
         #expect(panicked.errors.contains("restarted"), "\(panicked.errors)")
         #expect(try String(contentsOf: Self.home.appendingPathComponent("console"), encoding: .utf8).contains("Kernel panic"))
 
+        // Without a root file system.
+        let early = try vz(["run", "debian", "--cmdline", "rdinit=/nowhere", "--", "true"])
+        #expect(early.status == 1)
+        #expect(early.errors.contains("restarted"), "\(early.errors)")
+
         let console = try vz(
             ["run", "debian", "--memory", "768MiB"], input: "systemctl is-system-running --wait; poweroff\n", after: "root@debian:~#")
         #expect(console.status == 0)

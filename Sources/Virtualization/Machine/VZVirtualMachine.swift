@@ -22,6 +22,7 @@ open class VZVirtualMachine: NSObject {
     private let balloons: [VZVirtioTraditionalMemoryBalloonDevice]
     private var sockets: [VZVirtioSocketDevice] = []
     private let fileSystems: [VZVirtioFileSystemDevice]
+    var restarted: (() -> Void)?
     /// A stop in flight: what the machine reports meanwhile is no news.
     private var runIdentifier = 0
 
@@ -398,6 +399,7 @@ open class VZVirtualMachine: NSObject {
             tearDown()
             enter(.stopped)
             delegate?.guestDidStop(self)
+        case .guestRestarted: restarted?()
         case .failed(let reason):
             tearDown()
             enter(.error)
