@@ -364,17 +364,19 @@ final class Session: NSObject, VZVirtualMachineDelegate, @unchecked Sendable {  
             // The guest goes down by itself, and has a while for it.
             DispatchQueue.main.asyncAfter(deadline: .now() + 30) { [weak self] in self?.switchOff(status: self?.commandPorts?.status ?? 1) }
         case .restarted:
-            commandPorts?.drain()
-            if let status = commandPorts?.status { return switchOff(status: status) }
-            Terminal.say("the guest restarted before the command had ended; --console FILE shows what its kernel said")
-            switchOff(status: 1)
+            // Stopped first: it goes on, and might take the command. It may be heard of twice, from the machine and from the guest.
+            guard machine.canStop else { return }
+            machine.stop { [self] _ in endCommand("restarted", "; --console FILE shows what its kernel said") }
         }
     }
 
     func guestDidStop(_ virtualMachine: VZVirtualMachine) {
-        guard let commandPorts else { return end(status: 0) }
-        commandPorts.drain()
-        guard let status = commandPorts.status else { return end(status: 1, message: "the guest stopped before the command had ended") }
+        if commandPorts == nil { end(status: 0) } else { endCommand("stopped") }
+    }
+    /// The machine is off.
+    private func endCommand(_ what: String, _ hint: String = "") {
+        commandPorts?.drain()
+        guard let status = commandPorts?.status else { return end(status: 1, message: "the guest \(what) before the command had ended\(hint)") }
         end(status: status)
     }
     func virtualMachine(_ virtualMachine: VZVirtualMachine, didStopWithError error: any Error) {

@@ -9,8 +9,7 @@ struct BreakpointTests {
         machine.core.translationThreshold = threshold
         let (start, data) = (TestMachine.base + 0x100, TestMachine.base + 0x6000)
         func little(_ value: UInt64, _ count: Int) -> [UInt8] { (0..<count).map { UInt8(truncatingIfNeeded: value >> UInt64(8 * $0)) } }
-        func code(_ at: Int, _ bytes: [UInt8]) { for (n, byte) in bytes.enumerated() { machine.bytes.storeBytes(of: byte, toByteOffset: 0x100 + at + n, as: UInt8.self) } }
-        func put(_ at: Int, _ value: UInt64) { machine.bytes.storeBytes(of: value, toByteOffset: at, as: UInt64.self) }
+        func code(_ at: Int, _ bytes: [UInt8]) { machine.put(bytes, at: 0x100 + at) }
         // RSI points to the data.
         // mov edi, 200; 1: mov [rsi + 0x12], al; mov [rsi + 0x14], al; mov eax, [rsi + 0x10]; mov rcx, [rsi + 0x20]
         // mov [rsi + 0x24], eax; mov [rsi + 0x1C], rax; inc dword [rsi + 0x11]; nop; dec edi; jnz 1b; hlt
@@ -23,18 +22,11 @@ struct BreakpointTests {
         // or dword [rsp + 16], RF; iretq
         code(0x80, [0x50, 0x0F, 0x21, 0xF0, 0x25, 0x0F, 0x40, 0, 0, 0x49, 0x01, 0xC1, 0x49, 0xFF, 0xC0, 0xB8] + little(0xFFFF_0FF0, 4))
         code(0x94, [0x0F, 0x23, 0xF0, 0x58, 0x81, 0x4C, 0x24, 0x10, 0, 0, 1, 0, 0x48, 0xCF])
-        put(0x4008, 0x00AF_9B00_0000_FFFF)
-        put(0x4010, 0x00CF_9300_0000_FFFF)
-        let handler = start + 0x80
-        put(0x5010, handler & 0xFFFF | 8 << 16 | 0x8E00 << 32 | (handler >> 16 & 0xFFFF) << 48)
-        put(0x5018, handler >> 32)
         machine.memory.noteDeviceWrite(start, 0x100)
         /// Hits, and the sum of what DR6 said.
         func run(_ control: UInt64) -> (hits: UInt64, reasons: UInt64) {
-            var state = TestMachine.flatState
-            (state.gpr[4], state.gpr[6]) = (TestMachine.base + 0x8000, data)
-            state.gdt = (TestMachine.base + 0x4000, 0x17)
-            (state.idtBase, state.idtLimit, state.rip) = (TestMachine.base + 0x5000, 0xFFF, start)
+            var state = machine.withExceptions([1: 0x180])
+            state.gpr[6] = data
             state.dr = [data + 0x10, data + 0x20, nop, start + 5, 0, 0, 0xFFFF_0FF0, control]
             machine.core.architecturalState = state
             #expect(machine.core.run() == .halt)
@@ -54,5 +46,18 @@ struct BreakpointTests {
         #expect(run(0x400 | 1 << 0 | 0b1101 << 16 | 1 << 4) == (400, 400))
         // Set up, but not enabled.
         #expect(run(0x400 | 0b1101 << 16 | 0b1011 << 20) == (0, 0))
+    }
+    /// lock cmpxchg16b [rsi], whose upper half is watched; hlt. The handler: inc r8; iretq.
+    @Test func allOfALockedOperandIsWatched() {
+        let machine = TestMachine()
+        machine.put([0xF0, 0x48, 0x0F, 0xC7, 0x0E, 0xF4], at: 0x100)
+        machine.put([0x49, 0xFF, 0xC0, 0x48, 0xCF], at: 0x180)
+        var state = machine.withExceptions([1: 0x180])
+        state.gpr[6] = TestMachine.base + 0x6000
+        state.dr[0] = TestMachine.base + 0x6008
+        state.dr[7] = 0x0009_0402
+        machine.core.architecturalState = state
+        #expect(machine.core.run() == .halt)
+        #expect(machine.core.architecturalState.gpr[8] == 1)
     }
 }

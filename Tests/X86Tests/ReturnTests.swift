@@ -8,33 +8,21 @@ struct ReturnTests {
         static let kernelCode: UInt64 = 0x08, kernelData: UInt64 = 0x10, userData: UInt64 = 0x1B, userCode: UInt64 = 0x23, readOnly: UInt64 = 0x2B, absent: UInt64 = 0x33
         static let absentCode: UInt64 = 0x3B
     }
-    /// Handlers of #DB, #BP, #NP, #SS, #GP at 0x800 + 16 times the vector: the vector, the frame and where the stack was into registers.
+    /// Handlers of #DB, #BP, #NP, #SS, #GP: the vector, and what the frame says, into registers.
     private func machine() -> (TestMachine, X86State) {
         let machine = TestMachine()
-        func put(_ at: Int, _ value: UInt64) { machine.bytes.storeBytes(of: value, toByteOffset: at, as: UInt64.self) }
-        let descriptors: [UInt64] = [
-            0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF, 0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0x00CF_F100_0000_FFFF, 0x00CF_7300_0000_FFFF,
-            0x00AF_7B00_0000_FFFF,
-        ]
-        for (n, descriptor) in descriptors.enumerated() { put(0x4000 + 8 * n, descriptor) }
         for vector in [1, 3, 11, 12, 13] {
-            let handler = Self.base + 0x800 + UInt64(16 * vector)
-            put(0x5000 + 16 * vector, handler & 0xFFFF | Selector.kernelCode << 16 | 0x8E00 << 32 | (handler >> 16 & 0xFFFF) << 48)
-            put(0x5008 + 16 * vector, handler >> 32)
             // mov r8d, vector; pop r9 (what has an error code: that first, into r10); pop r11; hlt
             let code: [UInt8] = [0x41, 0xB8, UInt8(vector), 0, 0, 0] + (vector > 10 ? [0x41, 0x5A] : []) + [0x41, 0x59, 0x41, 0x5B, 0xF4]
-            for (n, byte) in code.enumerated() { machine.bytes.storeBytes(of: byte, toByteOffset: 0x800 + 16 * vector + n, as: UInt8.self) }
+            machine.put(code, at: Self.handler(vector))
         }
-        var state = TestMachine.flatState
-        state.gpr[4] = Self.base + 0x8000
-        state.gdt = (Self.base + 0x4000, UInt32(8 * descriptors.count - 1))
-        state.idtBase = Self.base + 0x5000
-        state.idtLimit = 0xFFF
-        state.rip = Self.base + 0x100
-        return (machine, state)
+        let others: [UInt64] = [0x00CF_F300_0000_FFFF, 0x00AF_FB00_0000_FFFF, 0x00CF_F100_0000_FFFF, 0x00CF_7300_0000_FFFF, 0x00AF_7B00_0000_FFFF]
+        let handlers = Dictionary(uniqueKeysWithValues: [1, 3, 11, 12, 13].map { ($0, Self.handler($0)) })
+        return (machine, machine.withExceptions(handlers, descriptors: others))
     }
+    private static func handler(_ vector: Int) -> Int { 0x800 + 16 * vector }
     private func run(_ machine: TestMachine, _ state: X86State, _ code: [UInt8]) -> X86State {
-        for (n, byte) in code.enumerated() { machine.bytes.storeBytes(of: byte, toByteOffset: 0x100 + n, as: UInt8.self) }
+        machine.put(code, at: 0x100)
         machine.core.architecturalState = state
         #expect(machine.core.run() == .halt)
         return machine.core.architecturalState
@@ -60,7 +48,7 @@ struct ReturnTests {
             var state = start
             let frame = isFar ? [Self.base + 0x200, bad.cs, Self.base + 0x7000, bad.ss] : [Self.base + 0x200, bad.cs, 2, Self.base + 0x7000, bad.ss]
             state.gpr[4] -= 64
-            for (n, value) in frame.enumerated() { machine.bytes.storeBytes(of: value, toByteOffset: 0x8000 - 64 + 8 * n, as: UInt64.self) }
+            for (n, value) in frame.enumerated() { machine.put(value, at: 0x8000 - 64 + 8 * n) }
             let end = run(machine, state, [0x48, isFar ? 0xCB : 0xCF])
             #expect(end.gpr[8] == bad.vector)
             #expect(end.gpr[10] == bad.error)
@@ -82,9 +70,9 @@ struct ReturnTests {
         var state = start
         state.gpr[4] -= 64
         for (n, value) in [Self.base + 0x200, Selector.kernelCode, 2, Self.base + 0x7000, 0].enumerated() {
-            machine.bytes.storeBytes(of: value, toByteOffset: 0x8000 - 64 + 8 * n, as: UInt64.self)
+            machine.put(value, at: 0x8000 - 64 + 8 * n)
         }
-        machine.bytes.storeBytes(of: 0xF4, toByteOffset: 0x200, as: UInt8.self)
+        machine.put([0xF4], at: 0x200)
         let end = run(machine, state, [0x48, 0xCF])
         #expect(end.gpr[8] == 0)
         #expect(end.gpr[4] == Self.base + 0x7000)
@@ -116,7 +104,7 @@ struct ReturnTests {
     func aBreakpointAtALoadOfSSWaits(next: UInt8, at: Int64, vector: UInt64) {
         let (machine, start) = machine()
         var state = start
-        machine.bytes.storeBytes(of: Selector.kernelData, toByteOffset: 0x3000, as: UInt64.self)
+        machine.put(Selector.kernelData, at: 0x3000)
         state.gpr[7] = Self.base + 0x3000
         state.dr[0] = Self.base + 0x3000
         state.dr[7] = 0x0007_0402

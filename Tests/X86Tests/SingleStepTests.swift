@@ -14,27 +14,16 @@ struct SingleStepTests {
         // 0x10: dec ecx; jnz 0x0B          6
         // 0x14: push 2; popfq; hlt         2, as POPF begins with TF
         // 0x20: inc rax; jmp 0x28; 0x28: nop; lea rdx, [rdx]; ret
-        func code(_ at: Int, _ bytes: [UInt8]) { for (n, byte) in bytes.enumerated() { machine.bytes.storeBytes(of: byte, toByteOffset: 0x100 + at + n, as: UInt8.self) } }
+        func code(_ at: Int, _ bytes: [UInt8]) { machine.put(bytes, at: 0x100 + at) }
         code(0x20, [0x48, 0xFF, 0xC0, 0xEB, 0x03, 0, 0, 0, 0x90, 0x48, 0x8D, 0x12, 0xC3])
         // The handler: inc r8; add r9, [rsp]; iretq
         code(0x80, [0x49, 0xFF, 0xC0, 0x4C, 0x03, 0x0C, 0x24, 0x48, 0xCF])
         let program: [UInt8] = [
             0x68, 0x02, 0x03, 0, 0, 0x9D, 0xB9, 3, 0, 0, 0, 0xE8, 0x10, 0, 0, 0, 0xFF, 0xC9, 0x75, 0xF7, 0x6A, 0x02, 0x9D, 0xF4,
         ]
-        func put(_ at: Int, _ value: UInt64) { machine.bytes.storeBytes(of: value, toByteOffset: at, as: UInt64.self) }
-        put(0x4008, 0x00AF_9B00_0000_FFFF)
-        put(0x4010, 0x00CF_9300_0000_FFFF)
-        let handler = start + 0x80
-        put(0x5010, handler & 0xFFFF | 8 << 16 | 0x8E00 << 32 | (handler >> 16 & 0xFFFF) << 48)
-        put(0x5018, handler >> 32)
         code(0, program)
         machine.memory.noteDeviceWrite(TestMachine.base + 0x100, 0x100)
-        var state = TestMachine.flatState
-        state.gpr[4] = TestMachine.base + 0x8000
-        state.gdt = (TestMachine.base + 0x4000, 0x17)
-        state.idtBase = TestMachine.base + 0x5000
-        state.idtLimit = 0xFFF
-        state.rip = start
+        let state = machine.withExceptions([1: 0x180])
         for _ in 0..<3 {
             machine.core.architecturalState = state
             #expect(machine.core.run() == .halt)

@@ -41,9 +41,30 @@ final class TestMachine: X86Environment {
 }
 
 extension TestMachine {
+    func put(_ code: [UInt8], at offset: Int) { for (n, byte) in code.enumerated() { bytes.storeBytes(of: byte, toByteOffset: offset + n, as: UInt8.self) } }
+    func put(_ value: UInt64, at offset: Int) { bytes.storeBytes(of: value, toByteOffset: offset, as: UInt64.self) }
+    /// Descriptor tables, and a state that begins at 0x100 and has its stack below 0x8000.
+    ///
+    /// - Parameters:
+    ///   - descriptors: behind those of the flat state's code and data.
+    ///   - handlers: offsets of the handlers of exceptions.
+    func withExceptions(_ handlers: [Int: Int], descriptors: [UInt64] = []) -> X86State {
+        let all = [0, 0x00AF_9B00_0000_FFFF, 0x00CF_9300_0000_FFFF] + descriptors
+        for (n, descriptor) in all.enumerated() { put(descriptor, at: 0x4000 + 8 * n) }
+        for (vector, offset) in handlers {
+            let address = Self.base + UInt64(offset)
+            put(address & 0xFFFF | 8 << 16 | 0x8E00 << 32 | (address >> 16 & 0xFFFF) << 48, at: 0x5000 + 16 * vector)
+            put(address >> 32, at: 0x5008 + 16 * vector)
+        }
+        var state = Self.flatState
+        state.gpr[4] = Self.base + 0x8000
+        state.gdt = (Self.base + 0x4000, UInt32(8 * all.count - 1))
+        (state.idtBase, state.idtLimit, state.rip) = (Self.base + 0x5000, 0xFFF, Self.base + 0x100)
+        return state
+    }
     /// Runs code until it halts, from a state with the given registers.
     func run(_ code: [UInt8], registers: [Int: UInt64] = [:]) -> X86Exit {
-        for (n, byte) in code.enumerated() { (bytes + 0x100 + n).storeBytes(of: byte, as: UInt8.self) }
+        put(code, at: 0x100)
         memory.noteDeviceWrite(TestMachine.base + 0x100, code.count)
         var state = Self.flatState
         for (n, value) in registers { state.gpr[n] = value }

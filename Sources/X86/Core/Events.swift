@@ -149,7 +149,7 @@ extension X86Core {
     }
 
     /// IRET. SDM vol. 2 IRET/IRETD/IRETQ.
-    func interruptReturn(_ op: Op, size: Int) throws(SegmentFault) {
+    func interruptReturn(size: Int) throws(SegmentFault) {
         let s = state
         if s.pointee.lma != 0, s.pointee.rflags & EFlags.nt != 0 { throw SegmentFault(vector: Vector.generalProtection, error: 0) }
         let step = UInt64(size)
@@ -180,23 +180,17 @@ extension X86Core {
         let old = s.pointee.cpl
         let new = UInt8(cs & 3)
         guard new >= old else { throw SegmentFault(vector: Vector.generalProtection, error: UInt64(cs & 0xFFFC)) }
-        let long = s.pointee.mode == 2
         var newSP: UInt64?
         var ss: UInt16 = 0
-        if long || new != old {
+        if s.pointee.mode == 2 || new != old {
             newSP = try pop()
             ss = UInt16(truncatingIfNeeded: try pop())
         }
         let code = try codeSegment(cs, cpl: new, returning: true)
-        let toLong = s.pointee.lma != 0 && code.attributes & SegmentAttribute.long != 0
         let stack = try newSP.map { _ throws(SegmentFault) in try stackSegment(ss, cpl: new, for: code) }
-        if toLong, !isCanonical(rip) { throw SegmentFault(vector: Vector.generalProtection, error: 0) }
+        if isLong(code), !isCanonical(rip) { throw SegmentFault(vector: Vector.generalProtection, error: 0) }
         // From here on nothing can fail.
-        segment(SegmentRegister.cs).pointee = code
-        if let stack { segment(SegmentRegister.ss).pointee = stack }
-        s.pointee.cpl = new
-        // Long mode to long mode: nothing about address formation changes.
-        if long, toLong { updateContext() } else { updateMode() }
+        take(code, stack, cpl: new)
         setFlags(flags, size: size, from: old)
         let behind = newSP ?? sp
         if s.pointee.sp_mask == 0xFFFF { setReg(s, 32, UInt16(truncatingIfNeeded: behind)) } else { setGPR(s, GPR.rsp, behind & s.pointee.sp_mask) }

@@ -276,14 +276,14 @@ extension X86Core {
     }
     /// An operand of RAM in one page that has been found to be writable, for an atomic update behind the TLB's back. nil when it is none, or a fault was
     /// raised.
-    func beginUpdate(_ op: Op, _ address: UInt64, _ size: Int) -> UnsafeMutableRawPointer? {
+    func beginUpdate(_ op: Op, _ address: UInt64, _ size: Int) -> (host: UnsafeMutableRawPointer, gpa: UInt64)? {
         let linear = cut(address)
         // Lock-step has one processor, and notes what stores overwrite.
-        guard lockStep == nil, Int(linear & 4095) + size <= 4096, let (gpa, host) = fill(op, linear, .write) else { return nil }
-        updateAddress = gpa
-        return host
+        guard lockStep == nil, Int(linear & 4095) + size <= 4096 else { return nil }
+        if breakpoints.watchesData, !mayAccess(op, linear, size, isWrite: true) { return nil }
+        guard let (gpa, host) = fill(op, linear, .write), let host else { return nil }
+        return (host, gpa)
     }
-    func endUpdate(_ op: Op, _ size: Int) { noteStore(op, updateAddress, size) }
     /// When a store hit the code that it belongs to, the operation after it becomes the way out of the (now stale) block.
     func noteStore(_ op: Op, _ gpa: UInt64, _ size: Int) {
         guard memory.noteWrite(gpa, size) else { return }
@@ -323,8 +323,10 @@ let leaveBlock: Handler = { op, s in
 @inline(never) func slowLoadForWrite(_ op: Op, _ s: CPU, _ linear: UInt64, _ size: Int) -> UInt64 {
     core(s).load(op, linear, size, .write)
 }
-@inline(never) func beginUpdate(_ op: Op, _ s: CPU, _ linear: UInt64, _ size: Int) -> UnsafeMutableRawPointer? { core(s).beginUpdate(op, linear, size) }
-@inline(never) func endUpdate(_ op: Op, _ s: CPU, _ size: Int) { core(s).endUpdate(op, size) }
+@inline(never) func beginUpdate(_ op: Op, _ s: CPU, _ linear: UInt64, _ size: Int) -> (host: UnsafeMutableRawPointer, gpa: UInt64)? {
+    core(s).beginUpdate(op, linear, size)
+}
+@inline(never) func endUpdate(_ op: Op, _ s: CPU, _ gpa: UInt64, _ size: Int) { core(s).noteStore(op, gpa, size) }
 @inline(never) func beginSplitUpdate(_ s: CPU) { core(s).memory.lockSplitUpdates() }
 @inline(never) func endSplitUpdate(_ s: CPU) { core(s).memory.unlockSplitUpdates() }
 @inline(never) func slowStore(_ op: Op, _ s: CPU, _ linear: UInt64, _ value: UInt64, _ size: Int) -> Bool {

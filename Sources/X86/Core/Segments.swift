@@ -177,8 +177,7 @@ extension X86Core {
     }
     /// The same behind a return to `code`, which may need none.
     func stackSegment(_ selector: UInt16, cpl: UInt8, for code: x86_segment) throws(SegmentFault) -> x86_segment {
-        let isLong = state.pointee.lma != 0 && code.attributes & SegmentAttribute.long != 0
-        return try isLong && cpl < 3 && selector == UInt16(cpl) ? noStackSegment(selector) : stackSegment(selector, cpl: cpl)
+        try isLong(code) && cpl < 3 && selector == UInt16(cpl) ? noStackSegment(selector) : stackSegment(selector, cpl: cpl)
     }
     /// No stack segment: kernels of 64 bits need none.
     func noStackSegment(_ selector: UInt16) -> x86_segment { x86_segment(base: 0, limit: 0, selector: selector, attributes: SegmentAttribute.big) }
@@ -192,10 +191,18 @@ extension X86Core {
             updateMode()
             return
         }
-        segment(SegmentRegister.cs).pointee = try codeSegment(selector, cpl: cpl, returning: returning)
-        s.pointee.cpl = cpl
-        updateMode()
+        take(try codeSegment(selector, cpl: cpl, returning: returning), nil, cpl: cpl)
     }
+    /// Goes on in code, and with a stack, that were found to be right for a privilege.
+    func take(_ code: x86_segment, _ stack: x86_segment?, cpl: UInt8) {
+        let wasLong = state.pointee.mode == 2
+        segment(SegmentRegister.cs).pointee = code
+        if let stack { segment(SegmentRegister.ss).pointee = stack }
+        state.pointee.cpl = cpl
+        // Long mode to long mode: nothing about address formation changes.
+        if wasLong, isLong(code) { updateContext() } else { updateMode() }
+    }
+    func isLong(_ code: x86_segment) -> Bool { state.pointee.lma != 0 && code.attributes & SegmentAttribute.long != 0 }
     /// What CS would be at a privilege, found to be right for it; nothing is loaded.
     func codeSegment(_ selector: UInt16, cpl: UInt8, returning: Bool) throws(SegmentFault) -> x86_segment {
         let error = UInt64(selector & 0xFFFC)
@@ -211,7 +218,7 @@ extension X86Core {
             throw SegmentFault(vector: Vector.generalProtection, error: error)
         }
         guard new.attributes & SegmentAttribute.present != 0 else { throw SegmentFault(vector: Vector.segmentNotPresent, error: error) }
-        if state.pointee.lma != 0, new.attributes & SegmentAttribute.long != 0, new.attributes & SegmentAttribute.big != 0 {
+        if isLong(new), new.attributes & SegmentAttribute.big != 0 {
             throw SegmentFault(vector: Vector.generalProtection, error: error)
         }
         try markAccessed(selector, raw)

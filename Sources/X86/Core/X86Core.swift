@@ -69,8 +69,6 @@ package final class X86Core: @unchecked Sendable {  // see above
     var breakpoints = Breakpoints()
     /// Of the instruction that runs by itself: bits of DR6.
     var breakpointHits: UInt64 = 0
-    /// Where an atomic update is under way, see `beginUpdate`.
-    var updateAddress: UInt64 = 0
     /// One instruction is to run, and nothing after it.
     var isAlone = false
     /// POPF has cleared TF, with which it began.

@@ -177,9 +177,9 @@ enum Test: BinaryOperation {
 @inline(__always) private func slowAtomicUpdate<T: FixedWidthInteger & UnsignedInteger>(
     _ op: Op, _ s: CPU, _ linear: UInt64, _ transform: (T) -> T
 ) -> (T, T)? {
-    if let p = beginUpdate(op, s, linear, T.bitWidth / 8) {
-        let values = atomicUpdate(p, transform)
-        endUpdate(op, s, T.bitWidth / 8)
+    if let (host, gpa) = beginUpdate(op, s, linear, T.bitWidth / 8) {
+        let values = atomicUpdate(host, transform)
+        endUpdate(op, s, gpa, T.bitWidth / 8)
         return values
     }
     guard s.pointee.exit_reason == 0 else { return nil }

@@ -187,10 +187,7 @@ enum SystemHandlers {
         let done = attempt(op, s) { core throws(SegmentFault) in
             guard let outer else { return try core.loadCode(UInt16(truncatingIfNeeded: cs), cpl: new, returning: true) }
             let code = try core.codeSegment(UInt16(truncatingIfNeeded: cs), cpl: new, returning: true)
-            core.segment(SegmentRegister.ss).pointee = try core.stackSegment(UInt16(truncatingIfNeeded: outer.ss), cpl: new, for: code)
-            core.segment(SegmentRegister.cs).pointee = code
-            s.pointee.cpl = new
-            core.updateMode()
+            core.take(code, try core.stackSegment(UInt16(truncatingIfNeeded: outer.ss), cpl: new, for: code), cpl: new)
             core.dropPrivilegedSegments()
         }
         guard done else { return 0 }
@@ -199,7 +196,7 @@ enum SystemHandlers {
         return 0
     }
     static let interruptReturn: Handler = { op, s in
-        guard attempt(op, s, { core throws(SegmentFault) in try core.interruptReturn(op, size: Int(op.pointee.size)) }) else { return 0 }
+        guard attempt(op, s, { core throws(SegmentFault) in try core.interruptReturn(size: Int(op.pointee.size)) }) else { return 0 }
         return resume(s)
     }
     /// INT n, INT3, INTO and INT1: vector in the immediate; 1 for INTO in `extra`, 2 for INT1, to which gates are open as to the processor.
@@ -397,9 +394,9 @@ func compareExchangeWide(_ op: Op, _ s: CPU) -> Next {
     }
     if let p = writablePointer(s, linear, UInt64.self) {
         equal = cx_cas128(p, &lo, &hi, newLo, newHi) != 0
-    } else if let p = beginUpdate(op, s, linear, 16) {
-        equal = cx_cas128(p, &lo, &hi, newLo, newHi) != 0
-        endUpdate(op, s, 16)
+    } else if let (host, gpa) = beginUpdate(op, s, linear, 16) {
+        equal = cx_cas128(host, &lo, &hi, newLo, newHi) != 0
+        endUpdate(op, s, gpa, 16)
     } else {
         guard s.pointee.exit_reason == 0, let a: UInt64 = load(op, s, linear), let b: UInt64 = load(op, s, linear &+ 8) else { return 0 }
         equal = a == lo && b == hi
