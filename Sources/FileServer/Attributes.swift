@@ -14,8 +14,13 @@ extension FileServer {
         return (node, descriptor)
     }
 
+    /// A file's status as the guest may see it.
+    private func shown(_ descriptor: Descriptor) throws(FuseError) -> stat {
+        isRoot ? try NodeTable.status(descriptor) : try rights.status(descriptor)
+    }
+
     func putEntry(_ node: Node, _ descriptor: Descriptor, _ reply: FuseReply) throws(FuseError) {
-        putEntry(node, descriptor, try NodeTable.status(descriptor), reply)
+        putEntry(node, descriptor, try shown(descriptor), reply)
     }
     func putEntry(_ node: Node, _ descriptor: Descriptor, _ status: stat, _ reply: FuseReply) {
         reply.put(node.id)
@@ -59,13 +64,13 @@ extension FileServer {
     }
     /// Tells the guest of a file.
     func enter(_ found: Descriptor, _ parent: Node, _ name: [CChar], _ reply: FuseReply) throws(FuseError) {
-        let status = try NodeTable.status(found)
+        let status = try shown(found)
         putEntry(nodes.insert(found, status, parent.share, parent: parent, name: name), found, status, reply)
     }
 
     func getAttributes(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
         let descriptor = try self.descriptor(request.node).1
-        let status = try NodeTable.status(descriptor)
+        let status = try shown(descriptor)
         window()?.look(at: status)
         reply.put(Self.validSeconds)
         reply.put(UInt64(0))
@@ -76,10 +81,6 @@ extension FileServer {
         try request.require(88)
         let (node, descriptor) = try writable(request.node)
         let valid: UInt32 = request.argument(0)
-        if valid & Fuse.Valid.mode != 0 {
-            guard !node.isSymbolicLink else { throw FuseError(EOPNOTSUPP) }
-            try check(chmod(descriptor.path, request.argument(68, as: UInt32.self) & 0o7777))
-        }
         if valid & (Fuse.Valid.user | Fuse.Valid.group) != 0 {
             try setOwner(
                 node, descriptor, user: valid & Fuse.Valid.user != 0 ? request.argument(76) : .max, group: valid & Fuse.Valid.group != 0 ? request.argument(80) : .max)
@@ -93,6 +94,12 @@ extension FileServer {
                 try check(truncate(descriptor.path, size))
             }
             try sizeChanged(descriptor)
+        }
+        // Behind what it may forbid.
+        if valid & Fuse.Valid.mode != 0 {
+            guard !node.isSymbolicLink else { throw FuseError(EOPNOTSUPP) }
+            let mode = request.argument(68, as: UInt32.self) & 0o7777
+            try check(isRoot ? chmod(descriptor.path, mode) : rights.setMode(descriptor, mode))
         }
         try setTimes(request, valid, descriptor)
         return try getAttributes(request, reply)
@@ -121,28 +128,47 @@ extension FileServer {
     private static let ownerAttribute = "user.vz.owner"
 
     /// Who owns a file as the guest sees it.
-    private func guestOwner(_ status: stat, _ descriptor: Descriptor) -> (user: UInt32, group: UInt32) {
-        if isRoot { return (status.st_uid, status.st_gid) }
+    private func guestOwner(_ status: stat, _ descriptor: Descriptor) -> Node.Owner {
+        if isRoot { return Node.Owner(user: status.st_uid, group: status.st_gid) }
         let kind = status.st_mode & FileKind.mask
         if kind == FileKind.regular || kind == FileKind.directory, status.st_uid == owner.user, let kept = keptOwner(descriptor) { return kept }
-        return (status.st_uid == owner.user ? 0 : status.st_uid, status.st_gid == owner.group ? 0 : status.st_gid)
+        return plainOwner(status)
     }
-    private func keptOwner(_ descriptor: Descriptor) -> (user: UInt32, group: UInt32)? {
+    private func plainOwner(_ status: stat) -> Node.Owner {
+        Node.Owner(user: status.st_uid == owner.user ? 0 : status.st_uid, group: status.st_gid == owner.group ? 0 : status.st_gid)
+    }
+    private func keptOwner(_ descriptor: Descriptor) -> Node.Owner? {
+        if let kept = readOwner(descriptor) { return kept }
+        // A file that its owner may not read: each look would change its time of change, so one has to do.
+        guard errno == EACCES, let status = try? NodeTable.status(descriptor), let (known, mayLend) = nodes.keptOwner(status) else { return nil }
+        if known != nil || !mayLend { return known }
+        let kept = (try? rights.lend(of: owner.user, { $0 == 0 ? descriptor : nil }, { readOwner(descriptor) })) ?? nil
+        nodes.keep(kept ?? plainOwner(status), status)
+        return kept
+    }
+    /// nil, and `errno`, when there is none.
+    private func readOwner(_ descriptor: Descriptor) -> Node.Owner? {
         var pair: (UInt32, UInt32) = (0, 0)
-        guard getxattr(descriptor.path, Self.ownerAttribute, &pair, 8) == 8 else { return nil }
-        return (UInt32(littleEndian: pair.0), UInt32(littleEndian: pair.1))
+        let count = getxattr(descriptor.path, Self.ownerAttribute, &pair, 8)
+        if count == 8 { return Node.Owner(user: UInt32(littleEndian: pair.0), group: UInt32(littleEndian: pair.1)) }
+        if count >= 0 { errno = ENODATA }
+        return nil
+    }
+    /// False, and `errno`, when it cannot be kept.
+    private func writeOwner(_ new: Node.Owner, _ descriptor: Descriptor) -> Bool {
+        if new == Node.Owner(user: 0, group: 0) { return removexattr(descriptor.path, Self.ownerAttribute) == 0 || errno == ENODATA }
+        var pair = (new.user.littleEndian, new.group.littleEndian)
+        return setxattr(descriptor.path, Self.ownerAttribute, &pair, 8, 0) == 0
     }
     /// `.max` leaves one of them as it is.
     func setOwner(_ node: Node, _ descriptor: Descriptor, user: UInt32, group: UInt32) throws(FuseError) {
         if isRoot { return try check(fchownat(descriptor.fd, "", user, group, Self.emptyPath)) }
         guard node.isRegular || node.isDirectory else { return }
-        let now = guestOwner(try NodeTable.status(descriptor), descriptor)
-        var pair = ((user == .max ? now.user : user).littleEndian, (group == .max ? now.group : group).littleEndian)
-        if pair.0 == 0, pair.1 == 0 {
-            removexattr(descriptor.path, Self.ownerAttribute)
-            return
-        }
-        try check(setxattr(descriptor.path, Self.ownerAttribute, &pair, 8, 0))
+        let status = try NodeTable.status(descriptor)
+        let now = guestOwner(status, descriptor)
+        let new = Node.Owner(user: user == .max ? now.user : user, group: group == .max ? now.group : group)
+        guard writeOwner(new, descriptor) else { throw FuseError(errno) }
+        nodes.keep(new, status)
     }
     /// What the guest has just made belongs to who made it; the group of a directory with the set-group-ID bit stays.
     /// - Parameter mode: what the guest asked for. Where this thread could have no umask of its own, the process's has taken
@@ -159,8 +185,8 @@ extension FileServer {
             let kind = status.st_mode & FileKind.mask
             let group = keepsGroup ? keptOwner(directory)?.group ?? 0 : request.group
             guard request.user != 0 || group != 0, kind == FileKind.regular || kind == FileKind.directory else { return }
-            var pair = (request.user.littleEndian, group.littleEndian)
-            setxattr(made.path, Self.ownerAttribute, &pair, 8, 0)
+            let new = Node.Owner(user: request.user, group: group)
+            if !writeOwner(new, made), errno == EACCES { _ = try? rights.lend(of: owner.user, { $0 == 0 ? made : nil }, { writeOwner(new, made) }) }
         }
     }
 

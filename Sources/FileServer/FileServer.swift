@@ -33,7 +33,8 @@ package struct FileShareError: Error, CustomStringConvertible, Sendable {
 /// more than their attributes.
 ///
 /// Who owns what: as root, users and groups are the guest's own. As anybody else, files of that user belong to the guest's root,
-/// what the guest makes belongs to that user, and changes of owner are kept in the extended attribute `user.vz.owner`.
+/// what the guest makes belongs to that user, and changes of owner are kept in the extended attribute `user.vz.owner`. What modes deny
+/// their owner, and the guest's root may do nevertheless, it gets lent (`LentRights`).
 package final class FileServer: Sendable {
     /// How long the guest believes what it was told of a name or of attributes: then it sees what the host has changed.
     static let validSeconds: UInt64 = 1
@@ -42,6 +43,7 @@ package final class FileServer: Sendable {
     let handles: HandleTable
     let isRoot = geteuid() == 0
     let owner = (user: geteuid(), group: getegid())
+    let rights = LentRights()
     private struct State {
         var shares: [Share] = []
         /// The one that is the root; nil when there are several, or none.
@@ -131,7 +133,7 @@ package final class FileServer: Sendable {
             let room = answer.total
             reply.clear()
             let outcome: Outcome
-            do throws(FuseError) { outcome = try server.perform(fuse, self, Answer(pieces: answer, room: room)) } catch {
+            do throws(FuseError) { outcome = try server.answer(fuse, self, Answer(pieces: answer, room: room)) } catch {
                 outcome = .error(error.code)
             }
             return finish(outcome, fuse.unique, answer, room)
@@ -152,7 +154,7 @@ package final class FileServer: Sendable {
             return Fuse.replyHeader + count
         }
     }
-    enum Outcome {
+    enum Outcome: Sendable {
         case none
         case error(Int32)
         /// What is in the worker's `reply`.

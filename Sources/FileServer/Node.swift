@@ -29,9 +29,15 @@ final class Node: @unchecked Sendable {  // see above
         let kind: UInt32
         init(_ status: stat) { (device, inode, kind) = (UInt64(status.st_dev), UInt64(status.st_ino), status.st_mode & FileKind.mask) }
     }
+    struct Owner: Equatable, Sendable {
+        let user: UInt32
+        let group: UInt32
+    }
     let id: UInt64
     let key: Key
     let share: Share
+    /// Who owns it as the guest sees it, where that is kept beside the file: asked where that cannot be read.
+    fileprivate var owner: Owner?
     /// How often the guest was told of it and has not forgotten it.
     fileprivate(set) var lookups: UInt64 = 0
     /// O_PATH; nil while it is closed to save descriptors. Then it is found again by its parent and name.
@@ -115,6 +121,11 @@ final class NodeTable: Sendable {
         state.opened = kept
         state.openCount = kept.count
     }
+    /// What was said of a file with `keep`, and whether its mode may be changed to look; nil when the guest does not know the file.
+    func keptOwner(_ status: stat) -> (owner: Node.Owner?, mayLend: Bool)? {
+        state.withLock { state in state.byKey[Node.Key(status)].map { ($0.owner, !$0.share.isReadOnly) } }
+    }
+    func keep(_ owner: Node.Owner, _ status: stat) { state.withLock { $0.byKey[Node.Key(status)]?.owner = owner } }
     func node(_ id: UInt64) throws(FuseError) -> Node {
         guard let node = state.withLock({ $0.byID[id] }) else { throw FuseError(ESTALE) }
         return node

@@ -123,6 +123,43 @@ static void modes(void) {
   CHECK(unlink("g/f") == 0 && rmdir("g/s") == 0 && rmdir("g") == 0 && unlink("m") == 0);
   umask(old);
 }
+/// The guest's root does what modes deny, and a file without rights still has its owner.
+static void privileges(void) {
+  struct stat s;
+  CHECK(close(make("r", "old")) == 0 && chmod("r", 0444) == 0);
+  int fd = open("r", O_WRONLY | O_TRUNC);
+  CHECK(fd >= 0 && write(fd, "new", 3) == 3 && close(fd) == 0 && mode("r") == (S_IFREG | 0444));
+  CHECK(chown("r", 1234, 5678) == 0 && stat("r", &s) == 0 && s.st_uid == 1234 && s.st_gid == 5678 && s.st_mode == (S_IFREG | 0444));
+  CHECK(truncate("r", 2) == 0 && setxattr("r", "user.a", "b", 1, 0) == 0 && chmod("r", 0) == 0);
+  CHECK(holds("r", "ne") && stat("r", &s) == 0 && s.st_uid == 1234 && s.st_mode == S_IFREG);
+  CHECK(chown("r", 5, 6) == 0 && chmod("r", 0600) == 0 && stat("r", &s) == 0 && s.st_uid == 5 && s.st_mode == (S_IFREG | 0600));
+  CHECK(chmod("r", 0) == 0 && chown("r", 0, 0) == 0 && stat("r", &s) == 0 && s.st_uid == 0 && unlink("r") == 0);
+  CHECK(mkdir("p", 0) == 0 && mkdir("q", 0500) == 0 && mkdir("q/moves", 0555) == 0);
+  CHECK(close(make("p/f", "")) == 0 && rename("p/f", "q/f") == 0 && link("q/f", "p/f") == 0 && symlink("x", "p/l") == 0 && mkfifo("p/i", 0600) == 0);
+  CHECK(rename("q/moves", "p/moves") == 0 && mode("p/moves") == (S_IFDIR | 0555) && mode("p") == S_IFDIR && mode("q") == (S_IFDIR | 0500));
+  DIR *d = opendir("p");
+  int count = 0;
+  while (d && readdir(d)) count++;
+  CHECK(count == 6 && closedir(d) == 0);
+  CHECK(rmdir("p/moves") == 0 && unlink("p/f") == 0 && unlink("p/l") == 0 && unlink("p/i") == 0 && unlink("q/f") == 0 && rmdir("q") == 0 && rmdir("p") == 0);
+  // What others make without the right to write it is theirs.
+  CHECK(mkdir("o", 0) == 0 && chmod("o", 0777) == 0);
+  pid_t child = fork();
+  if (child == 0) {
+    if (setgid(1001) || setuid(1000)) _exit(1);
+    umask(022);
+    int own = open("o/mine", O_WRONLY | O_CREAT | O_EXCL, 0444), nobodys = open("o/none", O_WRONLY | O_CREAT | O_EXCL, 0);
+    int bad = own < 0 || nobodys < 0 || write(own, "x", 1) != 1 || close(own) || close(nobodys) || mkdir("o/sub", 0555);
+    bad |= stat("o/mine", &s) || s.st_uid != 1000 || s.st_gid != 1001 || s.st_mode != (S_IFREG | 0444) || utimensat(AT_FDCWD, "o/mine", 0, 0);
+    bad |= stat("o/none", &s) || s.st_uid != 1000 || open("o/none", O_RDONLY) != -1 || errno != EACCES || open("o/mine", O_WRONLY) != -1;
+    bad |= stat("o/sub", &s) || s.st_uid != 1000 || mkdir("o/sub/x", 0700) != -1 || errno != EACCES || chmod("o/sub", 0700) != 0;
+    _exit(bad);
+  }
+  int status = -1;
+  waitpid(child, &status, 0);
+  CHECK(status == 0);
+  CHECK(unlink("o/mine") == 0 && unlink("o/none") == 0 && rmdir("o/sub") == 0 && rmdir("o") == 0);
+}
 static int rename2(const char *old, const char *new, unsigned flags) { return syscall(SYS_renameat2, AT_FDCWD, old, AT_FDCWD, new, flags); }
 static void renames(void) {
   close(make("a", "A"));
@@ -440,6 +477,7 @@ int main(int argc, char **argv) {
   if (argc < 2 || chdir(argv[1]) != 0) return 2;
   names();
   modes();
+  privileges();
   renames();
   links();
   special();
