@@ -130,18 +130,19 @@ extension FileServer {
     /// Who owns a file as the guest sees it.
     private func guestOwner(_ status: stat, _ descriptor: Descriptor) -> Node.Owner {
         if isRoot { return Node.Owner(user: status.st_uid, group: status.st_gid) }
-        let kind = status.st_mode & FileKind.mask
-        if kind == FileKind.regular || kind == FileKind.directory, status.st_uid == owner.user, let kept = keptOwner(descriptor) { return kept }
-        return plainOwner(status)
+        return (status.st_uid == owner.user ? keptOwner(status, descriptor) : nil) ?? plainOwner(status)
     }
     private func plainOwner(_ status: stat) -> Node.Owner {
         Node.Owner(user: status.st_uid == owner.user ? 0 : status.st_uid, group: status.st_gid == owner.group ? 0 : status.st_gid)
     }
-    private func keptOwner(_ descriptor: Descriptor) -> Node.Owner? {
+    private func keptOwner(_ status: stat, _ descriptor: Descriptor) -> Node.Owner? {
+        let kind = status.st_mode & FileKind.mask
+        guard kind == FileKind.regular || kind == FileKind.directory else { return kind == FileKind.symbolicLink ? nil : nodes.owner(status) }
         if let kept = readOwner(descriptor) { return kept }
         // A file that its owner may not read: each look would change its time of change, so one has to do.
-        guard errno == EACCES, let status = try? NodeTable.status(descriptor), let (known, mayLend) = nodes.keptOwner(status) else { return nil }
-        if known != nil || !mayLend { return known }
+        guard errno == EACCES else { return nil }
+        if let known = nodes.owner(status) { return known }
+        guard nodes.isWritable(status) else { return nil }
         let kept = (try? rights.lend(of: owner.user, { $0 == 0 ? descriptor : nil }, { readOwner(descriptor) })) ?? nil
         nodes.keep(kept ?? plainOwner(status), status)
         return kept
@@ -163,12 +164,13 @@ extension FileServer {
     /// `.max` leaves one of them as it is.
     func setOwner(_ node: Node, _ descriptor: Descriptor, user: UInt32, group: UInt32) throws(FuseError) {
         if isRoot { return try check(fchownat(descriptor.fd, "", user, group, Self.emptyPath)) }
-        guard node.isRegular || node.isDirectory else { return }
+        guard !node.isSymbolicLink else { return }
         let status = try NodeTable.status(descriptor)
         let now = guestOwner(status, descriptor)
         let new = Node.Owner(user: user == .max ? now.user : user, group: group == .max ? now.group : group)
-        guard writeOwner(new, descriptor) else { throw FuseError(errno) }
-        nodes.keep(new, status)
+        let isPlain = node.isRegular || node.isDirectory
+        guard !isPlain || writeOwner(new, descriptor) else { throw FuseError(errno) }
+        if !isPlain || nodes.owner(status) != nil { nodes.keep(new, status) }
     }
     /// What the guest has just made belongs to who made it; the group of a directory with the set-group-ID bit stays.
     /// - Parameter mode: what the guest asked for. Where this thread could have no umask of its own, the process's has taken
@@ -183,9 +185,11 @@ extension FileServer {
             _ = fchownat(made.fd, "", request.user, group, Self.emptyPath)
         } else if let status = try? NodeTable.status(made) {
             let kind = status.st_mode & FileKind.mask
-            let group = keepsGroup ? keptOwner(directory)?.group ?? 0 : request.group
-            guard request.user != 0 || group != 0, kind == FileKind.regular || kind == FileKind.directory else { return }
+            let group = keepsGroup ? (try? NodeTable.status(directory)).map { guestOwner($0, directory).group } ?? 0 : request.group
             let new = Node.Owner(user: request.user, group: group)
+            // Pipes and sockets have no such attributes; their owners are known while the machine runs.
+            if kind != FileKind.regular, kind != FileKind.directory { return kind == FileKind.symbolicLink ? () : nodes.keep(new, status) }
+            guard request.user != 0 || group != 0 else { return }
             if !writeOwner(new, made), errno == EACCES { _ = try? rights.lend(of: owner.user, { $0 == 0 ? made : nil }, { writeOwner(new, made) }) }
         }
     }

@@ -13,6 +13,8 @@ package struct FileServerImage: Equatable, Sendable, Codable {
         package var inode: UInt64
         package var kind: UInt32
         package var lookups: UInt64
+        /// User and group, where they are kept in memory.
+        package var owner: [UInt32]?
     }
     package struct Handle: Equatable, Sendable, Codable {
         package var number: UInt64
@@ -58,7 +60,11 @@ extension FileServer {
             let isWritable = handle.flags & O_ACCMODE != O_RDONLY
             guard !isWritable || !node.share.isReadOnly && node.isRegular else { continue }
             let wanted = node.isDirectory ? O_RDONLY | O_DIRECTORY : handle.flags & (O_ACCMODE | O_APPEND | O_DSYNC | O_SYNC)
-            let fd = clinux_open(path, wanted | O_CLOEXEC | O_NONBLOCK, 0)
+            func open() -> Int32 { clinux_open(path, wanted | O_CLOEXEC | O_NONBLOCK, 0) }
+            var fd = open()
+            if fd < 0, errno == EACCES, !isRoot, !node.share.isReadOnly {
+                fd = (try? rights.lend(of: owner.user, { $0 == 0 ? try? nodes.descriptor(node) : nil }, open)) ?? -1
+            }
             guard fd >= 0 else { continue }
             if node.isDirectory { lseek(fd, off_t(handle.offset), SEEK_SET) }
             files[handle.number] = OpenFile(Descriptor(fd), isWritable: isWritable)

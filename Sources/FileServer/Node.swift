@@ -36,8 +36,6 @@ final class Node: @unchecked Sendable {  // see above
     let id: UInt64
     let key: Key
     let share: Share
-    /// Who owns it as the guest sees it, where that is kept beside the file: asked where that cannot be read.
-    fileprivate var owner: Owner?
     /// How often the guest was told of it and has not forgotten it.
     fileprivate(set) var lookups: UInt64 = 0
     /// O_PATH; nil while it is closed to save descriptors. Then it is found again by its parent and name.
@@ -74,14 +72,23 @@ final class NodeTable: Sendable {
         var opened: [Node] = []
         var openCount = 0
         var devices: [UInt64: UInt64] = [:]
+        /// Who owns what, as the guest sees it, where that cannot be kept beside the file, or not be read there.
+        var owners: [Node.Key: Node.Owner] = [:]
     }
+    private static let mostOwners = 8192
     private let state = Mutex(State())
     private let mostOpen: Int
 
     /// - Parameter mostOpen: how many descriptors it may hold.
     init(mostOpen: Int) { self.mostOpen = mostOpen }
 
-    func clear() { state.withLock { $0 = State() } }
+    func clear() {
+        state.withLock { state in
+            let owners = state.owners
+            state = State()
+            state.owners = owners
+        }
+    }
 
     /// The node of a file that was just opened with O_PATH, with one more lookup.
     func insert(_ descriptor: Descriptor, _ status: stat, _ share: Share, parent: Node?, name: [CChar], id: UInt64? = nil) -> Node {
@@ -121,11 +128,19 @@ final class NodeTable: Sendable {
         state.opened = kept
         state.openCount = kept.count
     }
-    /// What was said of a file with `keep`, and whether its mode may be changed to look; nil when the guest does not know the file.
-    func keptOwner(_ status: stat) -> (owner: Node.Owner?, mayLend: Bool)? {
-        state.withLock { state in state.byKey[Node.Key(status)].map { ($0.owner, !$0.share.isReadOnly) } }
+    /// What was said of a file with `keep`.
+    func owner(_ status: stat) -> Node.Owner? { state.withLock { $0.owners[Node.Key(status)] } }
+    /// Remembers who owns a file as long as the machine runs.
+    func keep(_ owner: Node.Owner, _ status: stat) {
+        state.withLock { state in
+            // Those whose files the guest has forgotten are the ones to lose.
+            if state.owners.count >= Self.mostOwners { state.owners = state.owners.filter { state.byKey[$0.key] != nil } }
+            if state.owners.count >= Self.mostOwners { state.owners = [:] }
+            state.owners[Node.Key(status)] = owner
+        }
     }
-    func keep(_ owner: Node.Owner, _ status: stat) { state.withLock { $0.byKey[Node.Key(status)]?.owner = owner } }
+    /// Whether the guest knows the file by a share that it may change.
+    func isWritable(_ status: stat) -> Bool { state.withLock { $0.byKey[Node.Key(status)].map { !$0.share.isReadOnly } ?? false } }
     func node(_ id: UInt64) throws(FuseError) -> Node {
         guard let node = state.withLock({ $0.byID[id] }) else { throw FuseError(ESTALE) }
         return node
@@ -149,7 +164,7 @@ final class NodeTable: Sendable {
                 files.append(
                     .init(
                         number: node.id, parent: node.parent?.id, name: node.name.filter { $0 != 0 }.map { UInt8(bitPattern: $0) }, share: share, inode: node.key.inode,
-                        kind: node.key.kind, lookups: node.lookups))
+                        kind: node.key.kind, lookups: node.lookups, owner: state.owners[node.key].map { [$0.user, $0.group] }))
             }
             return (files.sorted { $0.number < $1.number }, state.nextID, state.byKey.mapValues(\.id))
         }
@@ -187,7 +202,10 @@ final class NodeTable: Sendable {
         guard let status = try? Self.status(descriptor), UInt64(status.st_ino) == file.inode, status.st_mode & FileKind.mask == file.kind else { return nil }
         let node = insert(descriptor, status, share, parent: parent, name: parent == nil ? [] : name, id: file.number)
         guard node.id == file.number else { return nil }
-        state.withLock { _ in node.lookups = max(file.lookups, 1) }
+        state.withLock { state in
+            node.lookups = max(file.lookups, 1)
+            if let owner = file.owner, owner.count == 2 { state.owners[node.key] = Node.Owner(user: owner[0], group: owner[1]) }
+        }
         return node
     }
     func forget(_ id: UInt64, _ count: UInt64) {
@@ -208,6 +226,7 @@ final class NodeTable: Sendable {
     func pin(_ parent: Descriptor, _ name: [CChar]) {
         guard let found = try? Self.open(parent, name), let status = try? Self.status(found) else { return }
         state.withLock { state in
+            if status.st_nlink <= 1 { state.owners[Node.Key(status)] = nil }
             guard let node = state.byKey[Node.Key(status)] else { return }
             if status.st_nlink <= 1 || node.isDirectory { node.isPinned = true }
             if node.descriptor == nil { reopen(node, found, &state) }

@@ -152,6 +152,12 @@ static void privileges(void) {
     int bad = own < 0 || nobodys < 0 || write(own, "x", 1) != 1 || close(own) || close(nobodys) || mkdir("o/sub", 0555);
     bad |= stat("o/mine", &s) || s.st_uid != 1000 || s.st_gid != 1001 || s.st_mode != (S_IFREG | 0444) || utimensat(AT_FDCWD, "o/mine", 0, 0);
     bad |= stat("o/none", &s) || s.st_uid != 1000 || open("o/none", O_RDONLY) != -1 || errno != EACCES || open("o/mine", O_WRONLY) != -1;
+    bad |= mkfifo("o/pipe", 0600) || stat("o/pipe", &s) || s.st_uid != 1000 || s.st_gid != 1001 || chmod("o/pipe", 0640) != 0;
+    int pipe = open("o/pipe", O_RDWR);
+    bad |= pipe < 0 || stat("o/pipe", &s) || s.st_mode != (S_IFIFO | 0640);
+    int server = socket(AF_UNIX, SOCK_STREAM, 0), client = socket(AF_UNIX, SOCK_STREAM, 0);
+    struct sockaddr_un a = {.sun_family = AF_UNIX, .sun_path = "o/socket"};
+    bad |= bind(server, (void *)&a, sizeof a) || listen(server, 1) || connect(client, (void *)&a, sizeof a) || unlink("o/socket") || unlink("o/pipe");
     bad |= stat("o/sub", &s) || s.st_uid != 1000 || mkdir("o/sub/x", 0700) != -1 || errno != EACCES || chmod("o/sub", 0700) != 0;
     _exit(bad);
   }
