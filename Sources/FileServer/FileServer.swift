@@ -33,9 +33,8 @@ package struct FileShareError: Error, CustomStringConvertible, Sendable {
 /// more than their attributes.
 ///
 /// Who owns what: as root, users and groups are the guest's own. As anybody else, files of that user belong to the guest's root,
-/// what the guest makes belongs to that user, and changes of owner are kept in the extended attribute `user.vz.owner`,
-/// those of pipes and sockets, which have none, in memory. What modes deny
-/// their owner, and the guest's root may do nevertheless, it gets lent (`LentRights`).
+/// what the guest makes belongs to that user, and changes of owner are kept in the extended attribute `user.vz.owner`, those of pipes
+/// and sockets, which can have none, in memory. What modes deny, and the guest's root may do nevertheless, it gets lent (`LentRights`).
 package final class FileServer: Sendable {
     /// How long the guest believes what it was told of a name or of attributes: then it sees what the host has changed.
     static let validSeconds: UInt64 = 1

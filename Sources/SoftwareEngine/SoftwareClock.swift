@@ -22,6 +22,20 @@ final class SoftwareClock: Sendable {
         try? memory.store(UInt32(2), at: address)
     }
 
+    /// `kvm_clock_pairing`: the host's time of day and the guest's counter at one moment. False where there is no memory for it.
+    func writePair(at address: UInt64) -> Bool {
+        // Of a few tries the one in which nothing came between the two clocks' readings.
+        var best = (width: UInt64.max, time: 0 as UInt64, moment: 0 as UInt64)
+        for _ in 0..<3 {
+            let (before, time, after) = (monotonicNanoseconds(), realtimeNanoseconds(), monotonicNanoseconds())
+            if after &- before < best.width { best = (after &- before, time, before &+ (after &- before) / 2) }
+        }
+        guard memory.pointer(address, 64) != nil else { return false }
+        let fields = [best.time / 1_000_000_000, best.time % 1_000_000_000, guest.timeStamp.counter(at: best.moment), 0, 0, 0, 0, 0]
+        for (index, field) in fields.enumerated() { try? memory.store(field, at: address &+ UInt64(8 * index)) }
+        return true
+    }
+
     /// `pvclock_vcpu_time_info`: system time = start + (tsc - tsc at start) * 2^shift * multiplier / 2^32, for good.
     /// - Parameter afterStop: tells the guest that it did not run for a while, so that its watchdogs do not bark.
     func writeSystemTime(at address: UInt64, afterStop: Bool = false) {

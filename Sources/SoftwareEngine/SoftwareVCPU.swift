@@ -195,6 +195,17 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
         get { interrupts.taskPriority(index) }
         set { interrupts.setTaskPriority(index, newValue) }
     }
+    func hypercall(_ number: UInt64, _ arguments: (UInt64, UInt64, UInt64, UInt64)) -> UInt64 {
+        // Processors' own numbers of errors: KVM_ENOSYS is none of Linux's.
+        guard number == Hypercall.clockPairing else { return 0 &- 1000 }
+        guard arguments.1 == Hypercall.wallClock else { return 0 &- UInt64(EOPNOTSUPP) }
+        return clock.writePair(at: arguments.0) ? 0 : 0 &- UInt64(EFAULT)
+    }
+    /// Linux Documentation/virt/kvm/x86/hypercalls.rst.
+    private enum Hypercall {
+        static let clockPairing: UInt64 = 9
+        static let wallClock: UInt64 = 0
+    }
     func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {
         identity.first { $0.answers(leaf, subleaf) }?.values ?? (0, 0, 0, 0)
     }

@@ -444,6 +444,15 @@ import Testing
         #expect(outcome.errors == "to stderr\n")
         #expect(outcome.status == 7)
 
+        // A file that the host has just written is not from the guest's future: make would complain of the clock.
+        let clock = try vz(
+            ["run", "debian", "--mount", Self.home.path + ":/m", "--", "for i in 1 2 3 4 5; do echo >/m/now; stat -c %.9Y /m/now; date +%s.%N; sleep 0.1; done"])
+        let times = clock.output.split(separator: "\n").compactMap { Double($0) }
+        #expect(times.count == 10, "\(clock.errors)")
+        for (written, seen) in zip(times.enumerated().filter { $0.offset % 2 == 0 }, times.enumerated().filter { $0.offset % 2 == 1 }) {
+            #expect(written.element < seen.element + 0.001)
+        }
+
         // What is killed for want of memory, or kills those that wait for it, does not keep the host waiting.
         let hungry = try vz(["run", "debian", "--memory", "512MiB", "--", "tail /dev/zero >/dev/null; echo $?; kill -9 $PPID; sleep 1000"])
         #expect(hungry.output == "137\n")

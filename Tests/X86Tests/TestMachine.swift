@@ -38,6 +38,11 @@ final class TestMachine: X86Environment {
 
     func portWrite(_ port: UInt16, _ value: UInt32, size: Int) { ports.append((port, value)) }
     var taskPriority: UInt64 = 0
+    var hypercalls: [[UInt64]] = []
+    func hypercall(_ number: UInt64, _ arguments: (UInt64, UInt64, UInt64, UInt64)) -> UInt64 {
+        hypercalls.append([number, arguments.0, arguments.1, arguments.2, arguments.3])
+        return 0 &- 95
+    }
 }
 
 extension TestMachine {
@@ -111,6 +116,7 @@ extension X86Environment {
     func readMSR(_ index: UInt32) -> UInt64? { nil }
     func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool { false }
     func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) { (0, 0, 0, 0) }
+    func hypercall(_ number: UInt64, _ arguments: (UInt64, UInt64, UInt64, UInt64)) -> UInt64 { 0 &- 1000 }
     func acknowledgeInterrupt() -> UInt8? { nil }
     var taskPriority: UInt64 {
         get { 0 }

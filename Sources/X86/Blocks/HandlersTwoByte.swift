@@ -237,6 +237,9 @@ extension HandlerSelector {
             return .ends
         case 7 where i.rm & 7 == 0:
             op.fn = SystemHandlers.swapGS
+        case 0 where i.rm & 7 == 1 && i.rep == 0 && !i.has66, 3 where i.rm & 7 == 1 && i.rep == 0 && !i.has66:
+            op.fn = SystemHandlers.hypercall
+            return .ends
         default: return .undefined
         }
         return .next

@@ -11,6 +11,8 @@ package protocol X86Environment: AnyObject {
     /// Model-specific registers that are not the core's own (local APIC, clocks); nil makes the access fault.
     func readMSR(_ index: UInt32) -> UInt64?
     func writeMSR(_ index: UInt32, _ value: UInt64) -> Bool
+    /// VMCALL or VMMCALL of privilege 0, with what RAX, RBX, RCX, RDX and RSI hold; what RAX holds then.
+    func hypercall(_ number: UInt64, _ arguments: (UInt64, UInt64, UInt64, UInt64)) -> UInt64
     func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32)
     /// The vector of the highest-priority interrupt that may be taken now, acknowledged; nil when there is none.
     func acknowledgeInterrupt() -> UInt8?

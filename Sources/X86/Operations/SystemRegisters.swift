@@ -9,6 +9,15 @@ extension SystemHandlers {
         s.pointee.exit_reason = ExitReason.halt
         return 0
     }
+    /// VMCALL and VMMCALL, each on processors of either maker, as under KVM.
+    static let hypercall: Handler = { op, s in
+        let mask: UInt64 = s.pointee.mode == 2 ? .max : 0xFFFF_FFFF
+        let arguments = (gpr(s, GPR.rbx) & mask, gpr(s, GPR.rcx) & mask, gpr(s, GPR.rdx) & mask, gpr(s, GPR.rsi) & mask)
+        let number = gpr(s, GPR.rax) & mask
+        let result = isPrivileged(s) ? outside { core(s).environment.hypercall(number, arguments) } : 0 &- 1  // KVM_EPERM
+        setGPR(s, GPR.rax, result & mask)
+        return finish(op, s)
+    }
     static let cpuid: Handler = { op, s in
         let leaf = UInt32(truncatingIfNeeded: gpr(s, 0))
         var r = outside { core(s).environment.cpuid(leaf, UInt32(truncatingIfNeeded: gpr(s, 1))) }
