@@ -6,15 +6,15 @@ extension FileServer {
     /// Answers a request; once more with lent rights, where the modes of this user's own files were against it.
     func answer(_ request: FuseRequest, _ worker: Worker, _ answer: Answer) throws(FuseError) -> Outcome {
         do throws(FuseError) { return try perform(request, worker, answer) } catch {
-            guard error.code == EACCES, !isRoot, let node = try? nodes.node(request.node), !node.share.isReadOnly else { throw error }
+            guard error.code == EACCES, !isRoot else { throw error }
             worker.reply.clear()
             guard let outcome = try rights.lend(of: owner.user, { file($0, of: request) }, { () throws(FuseError) in try perform(request, worker, answer) }) else { throw error }
             return outcome
         }
     }
-    /// The files whose modes decide whether a request may be answered.
+    /// The files whose modes decide whether a request may be answered; none of a share that is only read.
     private func file(_ index: Int, of request: FuseRequest) -> Descriptor? {
-        func node(_ id: UInt64) -> Descriptor? { try? nodes.descriptor(try nodes.node(id)) }
+        func node(_ id: UInt64) -> Descriptor? { (try? writable(id))?.1 }
         func child(_ directory: UInt64, _ name: Int) -> Descriptor? {
             guard let directory = node(directory), let name = try? request.name(name).name else { return nil }
             return try? NodeTable.open(directory, name)
