@@ -253,8 +253,8 @@ public struct DebianImageBuilder: Sendable {
         }
         step() if abs(difference()) > 50_000;
         exit 0 if fork;
-        for (;;) {
-            sleep 10;
+        for (my $pause = 1;; $pause = 10) {
+            sleep $pause;
             my $difference = difference();
             if (abs($difference) > 200_000_000) {
                 step();
