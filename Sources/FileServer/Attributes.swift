@@ -136,14 +136,13 @@ extension FileServer {
         Node.Owner(user: status.st_uid == owner.user ? 0 : status.st_uid, group: status.st_gid == owner.group ? 0 : status.st_gid)
     }
     private func keptOwner(_ status: stat, _ descriptor: Descriptor) -> Node.Owner? {
-        let kind = status.st_mode & FileKind.mask
-        guard kind == FileKind.regular || kind == FileKind.directory else { return kind == FileKind.symbolicLink ? nil : nodes.owner(status) }
+        guard FileKind.isPlain(status.st_mode) else { return nodes.owner(status) }
         if let kept = readOwner(descriptor) { return kept }
         // A file that its owner may not read: each look would change its time of change, so one has to do.
         guard errno == EACCES else { return nil }
         if let known = nodes.owner(status) { return known }
         guard nodes.isWritable(status) else { return nil }
-        let kept = (try? rights.lend(of: owner.user, { $0 == 0 ? descriptor : nil }, { readOwner(descriptor) })) ?? nil
+        let kept = (try? rights.lend(of: owner.user, descriptor) { readOwner(descriptor) }) ?? nil
         nodes.keep(kept ?? plainOwner(status), status)
         return kept
     }
@@ -168,9 +167,8 @@ extension FileServer {
         let status = try NodeTable.status(descriptor)
         let now = guestOwner(status, descriptor)
         let new = Node.Owner(user: user == .max ? now.user : user, group: group == .max ? now.group : group)
-        let isPlain = node.isRegular || node.isDirectory
-        guard !isPlain || writeOwner(new, descriptor) else { throw FuseError(errno) }
-        if !isPlain || nodes.owner(status) != nil { nodes.keep(new, status) }
+        guard !node.isPlain || writeOwner(new, descriptor) else { throw FuseError(errno) }
+        if !node.isPlain || nodes.owner(status) != nil { nodes.keep(new, status) }
     }
     /// What the guest has just made belongs to who made it; the group of a directory with the set-group-ID bit stays.
     /// - Parameter mode: what the guest asked for. Where this thread could have no umask of its own, the process's has taken
@@ -183,14 +181,13 @@ extension FileServer {
         let group: UInt32 = keepsGroup ? .max : request.group
         if isRoot {
             _ = fchownat(made.fd, "", request.user, group, Self.emptyPath)
-        } else if let status = try? NodeTable.status(made) {
-            let kind = status.st_mode & FileKind.mask
+        } else if let status = try? NodeTable.status(made), status.st_mode & FileKind.mask != FileKind.symbolicLink {
             let group = keepsGroup ? (try? NodeTable.status(directory)).map { guestOwner($0, directory).group } ?? 0 : request.group
             let new = Node.Owner(user: request.user, group: group)
             // Pipes and sockets have no such attributes; their owners are known while the machine runs.
-            if kind != FileKind.regular, kind != FileKind.directory { return kind == FileKind.symbolicLink ? () : nodes.keep(new, status) }
+            guard FileKind.isPlain(status.st_mode) else { return nodes.keep(new, status) }
             guard request.user != 0 || group != 0 else { return }
-            if !writeOwner(new, made), errno == EACCES { _ = try? rights.lend(of: owner.user, { $0 == 0 ? made : nil }, { writeOwner(new, made) }) }
+            if !writeOwner(new, made), errno == EACCES { _ = try? rights.lend(of: owner.user, made) { writeOwner(new, made) } }
         }
     }
 
@@ -202,7 +199,7 @@ extension FileServer {
         guard text.hasPrefix("user."), text != Self.ownerAttribute else { throw FuseError(EOPNOTSUPP) }
         return (name, next)
     }
-    private func hasAttributes(_ node: Node) throws(FuseError) { guard node.isRegular || node.isDirectory else { throw FuseError(EOPNOTSUPP) } }
+    private func hasAttributes(_ node: Node) throws(FuseError) { guard node.isPlain else { throw FuseError(EOPNOTSUPP) } }
 
     func setExtended(_ request: FuseRequest) throws(FuseError) -> Outcome {
         try request.require(8)

@@ -56,14 +56,14 @@ extension FileServer {
         nodes.restore(image, shares)
         var files: [UInt64: OpenFile] = [:]
         for handle in image.handles {
-            guard let node = try? nodes.node(handle.file), node.isRegular || node.isDirectory, let path = try? nodes.descriptor(node).path else { continue }
+            guard let node = try? nodes.node(handle.file), node.isPlain, let descriptor = try? nodes.descriptor(node) else { continue }
             let isWritable = handle.flags & O_ACCMODE != O_RDONLY
             guard !isWritable || !node.share.isReadOnly && node.isRegular else { continue }
             let wanted = node.isDirectory ? O_RDONLY | O_DIRECTORY : handle.flags & (O_ACCMODE | O_APPEND | O_DSYNC | O_SYNC)
-            func open() -> Int32 { clinux_open(path, wanted | O_CLOEXEC | O_NONBLOCK, 0) }
+            func open() -> Int32 { clinux_open(descriptor.path, wanted | O_CLOEXEC | O_NONBLOCK, 0) }
             var fd = open()
             if fd < 0, errno == EACCES, !isRoot, !node.share.isReadOnly {
-                fd = (try? rights.lend(of: owner.user, { $0 == 0 ? try? nodes.descriptor(node) : nil }, open)) ?? -1
+                fd = (try? rights.lend(of: owner.user, descriptor, open)) ?? -1
             }
             guard fd >= 0 else { continue }
             if node.isDirectory { lseek(fd, off_t(handle.offset), SEEK_SET) }

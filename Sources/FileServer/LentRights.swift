@@ -37,6 +37,10 @@ final class LentRights: Sendable {
             return lendAll(of: user, find) ? try body() : nil
         }
     }
+    /// The same for one file.
+    func lend<R: Sendable>(of user: UInt32, _ descriptor: Descriptor, _ body: () throws(FuseError) -> R) throws(FuseError) -> R? {
+        try lend(of: user, { $0 == 0 ? descriptor : nil }, body)
+    }
     private func lendAll(of user: UInt32, _ find: (Int) -> Descriptor?) -> Bool {
         let before = loans.count
         var index = 0
@@ -48,10 +52,9 @@ final class LentRights: Sendable {
     }
     private func lend(of user: UInt32, _ descriptor: Descriptor) {
         guard let status = try? NodeTable.status(descriptor), status.st_uid == user, !loans.contains(where: { $0.key == Node.Key(status) }) else { return }
-        let kind = status.st_mode & FileKind.mask
-        guard kind == FileKind.regular || kind == FileKind.directory else { return }
+        guard FileKind.isPlain(status.st_mode) else { return }
         let mode = status.st_mode & 0o7777
-        let lent = mode | (kind == FileKind.directory ? 0o700 : 0o600)
+        let lent = mode | (status.st_mode & FileKind.mask == FileKind.directory ? 0o700 : 0o600)
         // chmod(2) takes the set-group-ID bit from a file of a group that is not ours.
         guard lent != mode, mode & 0o2000 == 0 || status.st_gid == getegid(), chmod(descriptor.path, lent) == 0 else { return }
         loans.append(Loan(descriptor: descriptor, key: Node.Key(status), mode: mode, lent: lent))

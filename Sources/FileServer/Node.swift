@@ -19,6 +19,8 @@ enum FileKind {
     static let regular: UInt32 = 0o100000
     static let symbolicLink: UInt32 = 0o120000
     static let socket: UInt32 = 0o140000
+    /// Whether a file of that mode can be opened here, and can have extended attributes: regular files and directories.
+    static func isPlain(_ mode: UInt32) -> Bool { mode & mask == regular || mode & mask == directory }
 }
 
 /// A file that the guest knows, by device and inode. Its table's lock guards what changes.
@@ -51,6 +53,7 @@ final class Node: @unchecked Sendable {  // see above
     }
     var isDirectory: Bool { key.kind == FileKind.directory }
     var isRegular: Bool { key.kind == FileKind.regular }
+    var isPlain: Bool { FileKind.isPlain(key.kind) }
     var isSymbolicLink: Bool { key.kind == FileKind.symbolicLink }
 }
 

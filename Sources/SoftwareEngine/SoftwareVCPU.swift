@@ -196,8 +196,7 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
         set { interrupts.setTaskPriority(index, newValue) }
     }
     func hypercall(_ number: UInt64, _ arguments: (UInt64, UInt64, UInt64, UInt64)) -> UInt64 {
-        // Processors' own numbers of errors: KVM_ENOSYS is none of Linux's.
-        guard number == Hypercall.clockPairing else { return 0 &- 1000 }
+        guard number == Hypercall.clockPairing else { return 0 &- Hypercall.noSuchCall }
         guard arguments.1 == Hypercall.wallClock else { return 0 &- UInt64(EOPNOTSUPP) }
         return clock.writePair(at: arguments.0) ? 0 : 0 &- UInt64(EFAULT)
     }
@@ -205,6 +204,8 @@ final class SoftwareVCPU: VirtualCPU, X86Environment, @unchecked Sendable {
     private enum Hypercall {
         static let clockPairing: UInt64 = 9
         static let wallClock: UInt64 = 0
+        /// KVM_ENOSYS; the other errors have Linux's numbers.
+        static let noSuchCall: UInt64 = 1000
     }
     func cpuid(_ leaf: UInt32, _ subleaf: UInt32) -> (eax: UInt32, ebx: UInt32, ecx: UInt32, edx: UInt32) {
         identity.first { $0.answers(leaf, subleaf) }?.values ?? (0, 0, 0, 0)

@@ -28,26 +28,6 @@ struct ReturnTests {
         return machine.core.architecturalState
     }
 
-    /// VMCALL and VMMCALL: the kernel's reach the board, a program's do not.
-    @Test(arguments: [[0x0F, 0x01, 0xC1], [0x0F, 0x01, 0xD9]] as [[UInt8]], [false, true]) func hypercallsAreTheKernels(code: [UInt8], isProgram: Bool) {
-        let (machine, start) = machine()
-        var state = start
-        (state.gpr[0], state.gpr[3], state.gpr[1], state.gpr[2], state.gpr[6]) = (9, 1 << 40, 2, 3, 4)
-        guard isProgram else {
-            #expect(run(machine, state, code + [0xF4]).gpr[0] == 0 &- 95)
-            #expect(machine.hypercalls == [[9, 1 << 40, 2, 3, 4]])
-            return
-        }
-        // IRET to it; its HLT ends in the handler of #GP.
-        for (n, value) in [Self.base + 0x200, Selector.userCode, 2, Self.base + 0x7000, Selector.userData].enumerated() { machine.put(value, at: 0x8000 - 64 + 8 * n) }
-        machine.put(code + [0xF4], at: 0x200)
-        state.gpr[4] -= 64
-        let end = run(machine, state, [0x48, 0xCF])
-        #expect(end.gpr[8] == 13)
-        #expect(end.gpr[0] == 0 &- 1)
-        #expect(machine.hypercalls.isEmpty)
-    }
-
     struct BadReturn: Sendable {
         var cs: UInt64, ss: UInt64, vector: UInt64, error: UInt64
     }
