@@ -26,7 +26,10 @@ enum ProcessorTrace {
                 say("cpu \(index) code \(hex(rip)) at \(hex(UInt64(start))) \(bytes.map { hex(UInt64($0) + 256).dropFirst() }.joined())")
             }
         }
-        if kinds.contains("costs") { core.traceCost = TranslationCost(index).tell }
+        if kinds.contains("costs") {
+            let cost = TranslationCost(index)
+            core.traceCost = { [unowned core] count, bytes in cost.tell(count, bytes, takenOver: core.takenOver) }
+        }
         if variable("VZ_LOCKSTEP") == "1" { core.runInLockStep { say("cpu \(index) \($0)") } }
         if variable("VZ_PERF_MAP") == "1" { core.traceTranslation = PerfMap.shared.add }
     }
@@ -48,7 +51,8 @@ private final class TranslationCost {
     /// - Parameters:
     ///   - count: nil before a block is translated, then its instructions.
     ///   - codeBytes: what the processor's translated code takes.
-    func tell(_ count: Int?, _ codeBytes: Int) {
+    ///   - takenOver: blocks that other processors have translated.
+    func tell(_ count: Int?, _ codeBytes: Int, takenOver: Int) {
         guard let count else {
             bytesBefore = codeBytes
             return began = monotonicNanoseconds()
@@ -59,7 +63,9 @@ private final class TranslationCost {
         bytes += codeBytes - bytesBefore
         guard blocks % 4096 == 0 else { return }
         let all = max(instructions, 1)
-        ProcessorTrace.say("cpu \(index) translated \(blocks) blocks, \(instructions) instructions, \(Int(nanoseconds) / all) ns and \(bytes / all) bytes each")
+        ProcessorTrace.say(
+            "cpu \(index) translated \(blocks) blocks, \(instructions) instructions, \(Int(nanoseconds) / all) ns and \(bytes / all) bytes each; took over \(takenOver) blocks"
+        )
     }
 }
 

@@ -8,16 +8,20 @@ import X86
     /// Seconds for each way of running; VZ_CONTAINMENT_SECONDS for a long run.
     private static var seconds: Double { ProcessInfo.processInfo.environment["VZ_CONTAINMENT_SECONDS"].flatMap { Double($0) } ?? 3 }
 
-    @Test(arguments: [0, 1, 3] as [UInt32]) func garbageStaysInItsMemory(threshold: UInt32) throws {
-        let machine = try HostileMachine(seed: DifferentialTests.seed &+ UInt64(threshold), threshold: threshold)
+    /// With several processors, each guest runs on one after the other, which take each other's code over.
+    @Test(arguments: [(0, 1), (1, 1), (3, 1), (1, 3)] as [(UInt32, Int)]) func garbageStaysInItsMemory(threshold: UInt32, processors: Int) throws {
+        let machine = try HostileMachine(seed: DifferentialTests.seed &+ UInt64(threshold), threshold: threshold, processors: processors)
         let end = Date().addingTimeInterval(Self.seconds)
         var rounds = 0
         while Date() < end {
             machine.round()
             rounds += 1
         }
-        print("containment, threshold \(threshold): \(rounds) guests, ended by \(machine.ends.sorted { $0.key < $1.key })")
+        print(
+            "containment, threshold \(threshold), \(processors) processors: \(rounds) guests, \(machine.takenOver) blocks taken over, ended by \(machine.ends.sorted { $0.key < $1.key })"
+        )
         #expect(rounds > 10)
+        #expect(machine.takenOver > 0 || processors == 1)
     }
 }
 
@@ -26,29 +30,39 @@ private final class HostileMachine: X86Environment {
     private let guarded: GuardedMemory
     private var ram: UnsafeMutableRawPointer { guarded.bytes }
     private let memory: PhysicalMemory
-    private var core: X86Core!
+    private var cores: [X86Core] = []
+    var takenOver: Int { cores.reduce(0) { $0 + $1.takenOver } }
     private var random: Generator
     private var generator: SequenceGenerator
     /// Of 32-bit code.
     private var narrow: SequenceGenerator
     private(set) var ends: [String: Int] = [:]
 
-    init(seed: UInt64, threshold: UInt32) throws {
+    init(seed: UInt64, threshold: UInt32, processors: Int) throws {
         guarded = try GuardedMemory(size: Self.size)
         memory = PhysicalMemory(regions: [(0, UInt64(Self.size), guarded.bytes)])
         random = Generator(state: seed)
         generator = SequenceGenerator(seed: seed, data: 0x8000, code: 0x4000)
         narrow = SequenceGenerator(seed: seed &+ 1, data: 0x8000, code: 0x4000, size: .bits32)
-        core = X86Core(memory: memory, environment: self)
-        core.translationThreshold = threshold
-        core.interruptRuns(every: 500)
+        for _ in 0..<processors {
+            let core = X86Core(memory: memory, environment: self)
+            core.translationThreshold = threshold
+            core.interruptRuns(every: 500)
+            cores.append(core)
+        }
     }
 
     func round() {
         let isNarrow = random.next() & 3 == 0
         fill(isNarrow)
         memory.noteDeviceWrite(0, Self.size)
-        core.architecturalState = isNarrow ? narrowState() : state()
+        let state = isNarrow ? narrowState() : state()
+        for core in cores {
+            core.architecturalState = state
+            run(core)
+        }
+    }
+    private func run(_ core: X86Core) {
         for _ in 0..<Int(random.next() % 4) + 1 {
             switch core.run() {
             case .halt: ends["halt", default: 0] += 1

@@ -24,6 +24,16 @@ import X86
         #expect(completed > Self.caseCount / 4)
     }
 
+    /// The same code, but translated by another processor, which has run it before.
+    @Test(arguments: [CodeSize.bits64, .bits32]) func codeThatIsTakenOverAgreesWithHost(size: CodeSize) throws {
+        let harness = try SequenceHarness(seed: DifferentialTests.seed &+ 1, threshold: 1, size: size, takesOver: true)
+        let report = harness.run(cases: Self.caseCount / 3)
+        for line in report.mismatches.prefix(20) { print(line) }
+        print("sequences taken over, \(size): \(report.completed) completed, \(report.faulted) faulted alike, \(harness.takenOver) blocks, \(report.mismatches.count) mismatches")
+        #expect(report.mismatches.count == 0)
+        #expect(harness.takenOver > report.completed)
+    }
+
     /// A base register reads a page that is not writable, then writes the page beside it. (What translated code knew of the
     /// first page was once taken for the second.)
     @Test(arguments: [0, 1] as [UInt32]) func aNeighbourIsNotTheSamePage(threshold: UInt32) throws {
@@ -58,6 +68,9 @@ final class SequenceHarness: X86Environment {
     private let bytes: UnsafeMutableRawPointer
     private let memory: PhysicalMemory
     private var core: X86Core!
+    /// Another processor, which runs each sequence before.
+    private var other: X86Core?
+    var takenOver: Int { core.takenOver }
     private var generator: SequenceGenerator
     private let hostData = UnsafeMutableRawPointer(bitPattern: UInt(SequenceHarness.data))!
     /// No two neighbours lie together, and none in order: an access that takes one page for another shows.
@@ -72,7 +85,7 @@ final class SequenceHarness: X86Environment {
     /// Where our processor's exception was, from the sequence's start.
     private var lastPlace: Int?
 
-    init(seed: UInt64, threshold: UInt32, size: CodeSize = .bits64) throws {
+    init(seed: UInt64, threshold: UInt32, size: CodeSize = .bits64, takesOver: Bool = false) throws {
         translates = threshold > 0
         self.size = size
         try #require(host_sequence_init(Self.code, Self.data, UInt64(Self.pages * 4096)) == 0)
@@ -82,6 +95,10 @@ final class SequenceHarness: X86Environment {
         memory = PhysicalMemory(regions: [(0, 0x40000, bytes)])
         core = X86Core(memory: memory, environment: self)
         core.translationThreshold = threshold
+        if takesOver {
+            other = X86Core(memory: memory, environment: self)
+            other?.translationThreshold = threshold
+        }
         makePageTables()
         makeState()
     }
@@ -137,6 +154,7 @@ final class SequenceHarness: X86Environment {
         for number in 0..<cases {
             if number % 256 == 0 { refill() }
             core.trials = [.usual, .immediate, .skipped][number % 3]
+            other?.trials = core.trials
             let code = generator.sequence(count: 1 + Int(generator.below(14)))
             if code.count > Int(HOST_SEQUENCE_CODE_SIZE) - 16 { continue }
             if let problem = one(code, &report) {
@@ -201,7 +219,8 @@ final class SequenceHarness: X86Environment {
             refill()
             return nil
         }
-        if core.trials == .immediate { warmUp(state) }
+        if let other { warmUp(state, other, turns: 1) }
+        if core.trials == .immediate { warmUp(state, core, turns: 3) }
         var guest: (vector: UInt8, rip: UInt64, error: UInt64, state: X86State)?
         core.trace = { [unowned self] vector, rip, error in if guest == nil { guest = (vector, rip, error, core.architecturalState) } }
         core.architecturalState = state
@@ -252,12 +271,12 @@ final class SequenceHarness: X86Environment {
     }
 
     /// Has the blocks that a sequence runs known, watched and judged, so that segments go on where jumps lead.
-    private func warmUp(_ state: X86State) {
+    private func warmUp(_ state: X86State, _ core: X86Core, turns: Int) {
         core.trace = nil
         let places = (0..<Self.pages).map { guestData($0 * 4096) }
         let before = places.map { [UInt8](UnsafeRawBufferPointer(start: $0, count: 4096)) }
         let code = [UInt8](UnsafeRawBufferPointer(start: guestCode, count: 4096))
-        for _ in 0..<3 {
+        for _ in 0..<turns {
             core.architecturalState = state
             _ = core.run()
             for (place, bytes) in zip(places, before) { bytes.withUnsafeBytes { place.copyMemory(from: $0.baseAddress!, byteCount: 4096) } }

@@ -35,6 +35,8 @@ package final class PhysicalMemory: @unchecked Sendable {  // tables are fixed a
     private let versions: UnsafeMutablePointer<Atomic<UInt32>>
     private let granules: UnsafeMutablePointer<Atomic<UInt64>>
     let pageCount: Int
+    /// What the cores have translated.
+    let translations = SharedTranslations()
     private let splitUpdates = Atomic<Bool>(false)
     // SAFETY: a core takes itself off this list when it goes, and the machine that owns memory and cores lets go of them only
     // when no thread of it runs any more. No weak references: they would make each retain in the handlers a slow one.

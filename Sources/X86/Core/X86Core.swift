@@ -25,6 +25,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     private(set) var translations: TranslationCache?
     /// With the lists that the newest block's translation has left.
     var spareTranslator: BlockTranslator?
+    /// How many blocks have translations that other processors have made.
+    package internal(set) var takenOver = 0
     /// Executions after which a block of 64-bit code is translated. Before the first run.
     package var translationThreshold: UInt32 = 32
     /// Whether the supervisor's blocks are watched, too, and judged (`AccessTrial`): for tests.
@@ -102,7 +104,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         state.pointee.core = Unmanaged.passUnretained(self).toOpaque()
         state.pointee.tsc_scale = 1 << 32
         reset()
-        translations = TranslationCache(state: state, empty: (nowhere, UInt64(UInt(bitPattern: scratchPage)) &- nowhere))
+        translations = TranslationCache(
+            state: state, empty: (nowhere, UInt64(UInt(bitPattern: scratchPage)) &- nowhere), sharing: memory.translations)
         returns.prepare(state, empty: translations?.shared.returnWithoutCall ?? 0, unknown: translations?.shared.returnToUnknown ?? 0)
         memory.register(self)
     }
@@ -399,6 +402,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             traceBlock?(rip, gpa, blocks.lastCount)
             if !stepping {
                 blocks.insert(key, first)
+                takeOver(first)
                 noteBlock(rip, first)
             }
             return first

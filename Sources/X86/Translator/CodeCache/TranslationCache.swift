@@ -52,23 +52,24 @@ final class TranslationCache {
     /// How often such an edge goes through the jump cache before it is linked, for each address space anew: linking costs as much as
     /// some hundred questions to the jump cache.
     static let patience: Int16 = 64
-    private static let size = 110 << 20
+    static let size = 110 << 20
     private static let slotBytes = 8 << 20
     /// Behind the slots counters of 16 bits: of blocks' executions, close together as they are written all the time, and of edges.
     private static let counterBytes = 1 << 20
-    private static let codeStart = slotBytes + 2 * counterBytes
+    static let codeStart = slotBytes + 2 * counterBytes
     /// More than any block takes in either half: 48 instructions five times over (four fallbacks), each with a slow path that stores
     /// sixteen vector registers.
-    private static let reserve = 256 << 10
+    static let reserve = 256 << 10
 
-    private let writable: UnsafeMutableRawPointer
-    private let executable: UnsafeMutableRawPointer
+    let writable: UnsafeMutableRawPointer
+    let executable: UnsafeMutableRawPointer
     private let flagTable: UnsafeMutablePointer<UInt64>
     /// Ends of what runs mostly and of what runs seldom, which fills the second half: apart, so that the host's instruction
     /// cache holds the former only.
-    private var used = 0
-    private var coldUsed = coldStart
-    private var start = 0
+    var used = 0
+    var coldUsed = coldStart
+    /// Where the code that all blocks share ends.
+    private(set) var start = 0
     /// Between the two, by itself: programs' blocks that have been judged, which is to say those that run most. Spread over everything
     /// that ever ran, they would need several times as many entries of the host's TLB.
     private var hotUsed = hotStart
@@ -77,8 +78,8 @@ final class TranslationCache {
     /// Where the translation that was committed last lies.
     private(set) var latest: (address: UInt, bytes: Int) = (0, 0)
     private var largePages = LargePages()
-    private var slots = 0
-    private var counters = (executions: 0, crossings: 0)
+    var slots = 0
+    var counters = (executions: 0, crossings: 0)
     /// In pages of their own, which go back to the host with the code.
     let edges: UnsafeMutablePointer<Edge>
     private(set) var edgeCount = 0
@@ -96,14 +97,25 @@ final class TranslationCache {
     /// Whose addresses blocks name.
     private(set) var shared = SharedCode()
     private(set) var operandCaches: OperandCaches
+    /// What other processors have translated, and which of them this one is.
+    let others: SharedTranslations
+    private(set) var member: Int32 = 0
+    /// Of the block that is being translated, if others may want it.
+    let fixups: UnsafeMutablePointer<FixupLog>
+    var isOffering = false
+    /// Of the image that is being made.
+    var words: [UInt32] = []
 
     /// - Parameter empty: what base caches hold that hold nothing.
-    init?(state: UnsafeMutablePointer<x86_cpu>, empty: (tag: UInt64, way: UInt64)) {
+    init?(state: UnsafeMutablePointer<x86_cpu>, empty: (tag: UInt64, way: UInt64), sharing others: SharedTranslations) {
         var rw: UnsafeMutableRawPointer?
         var rx: UnsafeMutableRawPointer?
         guard cx_code_buffer(UInt(Self.size), &rw, &rx) == 0, let rw, let rx else { return nil }
         writable = rw
         executable = rx
+        self.others = others
+        fixups = .allocate(capacity: 1)
+        fixups.initialize(to: FixupLog())
         edges = cx_map_zeroed(Self.edgeBytes).bindMemory(to: Edge.self, capacity: Self.mostEdges)
         operandCaches = OperandCaches(most: Self.slotBytes / 16, state: state, empty: empty)
         flagTable = .allocate(capacity: 1024)
@@ -120,8 +132,12 @@ final class TranslationCache {
         operandCaches.makeLookUps(&code)
         commit(code)
         start = used
+        member = others.join(SharedTranslations.Member(executable: executable, writable: writable, edges: edges))
     }
     deinit {
+        others.leave(member)
+        fixups.pointee.deallocate()
+        fixups.deallocate()
         cx_unmap(writable, UInt(Self.size))
         cx_unmap(executable, UInt(Self.size))
         cx_unmap(edges, Self.edgeBytes)
@@ -139,6 +155,7 @@ final class TranslationCache {
     }
 
     func flush() {
+        member = others.renew(member)
         used = start
         hotUsed = Self.hotStart
         coldUsed = Self.coldStart
@@ -163,7 +180,8 @@ final class TranslationCache {
     func open(hot: Bool = false) -> Assembler { assembler(at: hot && hotUsed + Self.reserve <= Self.coldStart ? hotUsed : used) }
     func openCold() -> Assembler { assembler(at: coldUsed) }
     private func assembler(at offset: Int) -> Assembler {
-        Assembler(at: (writable + offset).assumingMemoryBound(to: UInt8.self), toExecutable: executable - writable)
+        Assembler(
+            at: (writable + offset).assumingMemoryBound(to: UInt8.self), toExecutable: executable - writable, fixups: isOffering ? fixups : nil)
     }
     func commit(_ code: Assembler) {
         let isHot = offset(code) >= Self.hotStart
@@ -175,6 +193,12 @@ final class TranslationCache {
     func commitCold(_ code: Assembler) {
         largePages.grown(writable, executable, from: coldUsed, to: end(code), of: Self.coldStart)
         coldUsed = end(code)
+    }
+    /// The same of code that was copied there.
+    func grown(from old: (code: Int, cold: Int)) {
+        latest = (UInt(bitPattern: executable) + UInt(old.code), used - old.code)
+        largePages.grown(writable, executable, from: old.code, to: used, of: Self.codeStart)
+        largePages.grown(writable, executable, from: old.cold, to: coldUsed, of: Self.coldStart)
     }
     private func offset(_ code: Assembler) -> Int { UnsafeMutableRawPointer(code.cursor) - writable }
     private func end(_ code: Assembler) -> Int { (offset(code) + 15) & ~15 }
@@ -201,13 +225,15 @@ final class TranslationCache {
     /// Of a block's executions while they are counted, later of its patience.
     func makeCounter(_ value: Int16) -> CodeOffset {
         defer { counters.executions += 1 }
-        let offset = CodeOffset(truncatingIfNeeded: Self.slotBytes + counters.executions * 2)
+        let offset = executionsOffset(counters.executions)
         counter(offset).pointee = value
         return offset
     }
+    func executionsOffset(_ number: Int) -> CodeOffset { CodeOffset(truncatingIfNeeded: Self.slotBytes + number * 2) }
+    func crossingsOffset(_ number: Int) -> CodeOffset { CodeOffset(truncatingIfNeeded: Self.slotBytes + Self.counterBytes + number * 2) }
     func makeCrossingCounter() -> CodeOffset {
         defer { counters.crossings += 1 }
-        return CodeOffset(truncatingIfNeeded: Self.slotBytes + Self.counterBytes + counters.crossings * 2)
+        return crossingsOffset(counters.crossings)
     }
     func counter(_ offset: CodeOffset) -> UnsafeMutablePointer<Int16> { (writable + Int(offset)).assumingMemoryBound(to: Int16.self) }
     /// A trial's counters, one for each operand, beside the slots; before them the offset of the block's own.

@@ -79,15 +79,34 @@ extension X86Core {
         guard let host = memory.host(gpa) else { return }
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 4096 - Int(gpa & 4095))
         let header = first - 1
+        if takeOver(first) { return }
         traceCost?(nil, translations.bytes)
         (first.timesWatched, first.failedWindows) = (1, 0)
         // Programs only: the kernel's blocks are many, and few of them hot.
         let isWatched = lockStep == nil && (state.pointee.cpl == 3 || watchesSupervisor)
-        let count = translate(
-            bytes, first, gpa, translations, (UInt(header.pointee.imm), header.pointee.extra), phase: isWatched ? firstPhase(gpa) : .none)
+        let version = (UInt(header.pointee.imm), header.pointee.extra)
+        func translated() -> Int { translate(bytes, first, gpa, translations, version, phase: isWatched ? firstPhase(gpa) : .none) }
+        let count = shareable(first, gpa).map { translations.offer(first, $0.key, translated) } ?? translated()
         if first.pointee.aux == 1 { translations.note(first, page: Int(header.pointee.imm)) }
         traceCost?(count, translations.bytes)
         traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(first.pointee.off))
+    }
+    /// Whether the block has a translation now that another processor has made.
+    @discardableResult func takeOver(_ first: Op) -> Bool {
+        guard let translations, !translations.isFull, first.pointee.aux == 0 else { return false }
+        guard let (operations, key) = shareable(first, UInt64(bitPattern: first.pointee.disp)) else { return false }
+        guard translations.takeOver(first, operations: operations, key) else { return false }
+        if first.pointee.aux == 1 { translations.note(first, page: Int((first - 1).pointee.imm)) }
+        takenOver += 1
+        traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(first.pointee.off))
+        return true
+    }
+    /// The operations of a block in one page, and by what others find its translation; nil while there is nobody to share it with.
+    private func shareable(_ first: Op, _ gpa: UInt64) -> (operations: Int, key: UInt64)? {
+        guard memory.translations.isShared, lockStep == nil, (first - 1).pointee.reg == 0 else { return nil }
+        var end = first + 1
+        while end.pointee.len > 0 { end += 1 }
+        return (end - first, BlockCache.key(gpa, user: state.pointee.cpl == 3, CodeKind(state)))
     }
     /// A block of one instruction that goes on in the next page: translated when it is made, while its bytes are together.
     func translateCrossing(

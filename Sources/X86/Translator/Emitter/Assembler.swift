@@ -14,10 +14,13 @@ struct Assembler {
     private(set) var cursor: UnsafeMutablePointer<UInt8>
     /// What to add to a writable address for the executable one.
     let toExecutable: Int
+    /// Of places that name something else; nil while nobody wants to know.
+    private let fixups: UnsafeMutablePointer<FixupLog>?
 
-    init(at cursor: UnsafeMutablePointer<UInt8>, toExecutable: Int) {
+    init(at cursor: UnsafeMutablePointer<UInt8>, toExecutable: Int, fixups: UnsafeMutablePointer<FixupLog>? = nil) {
         self.cursor = cursor
         self.toExecutable = toExecutable
+        self.fixups = fixups
     }
 
     /// The address at which what comes next will run.
@@ -83,7 +86,7 @@ struct Assembler {
         case .register(let n): byte(0xC0 | reg << 3 | n & 7)
         case .near(let address):
             byte(reg << 3 | 5)
-            int32(Int32(truncatingIfNeeded: Int(bitPattern: address) &- (here + 4)))
+            distance(to: Int(bitPattern: address))
         case .memory(let base, let index, let scale, let displacement):
             let needsSIB = index != 0xFF || base & 7 == 4
             let mod: UInt8 = displacement == 0 && base & 7 != 5 ? 0 : (Int32(Int8(truncatingIfNeeded: displacement)) == displacement ? 1 : 2)
@@ -110,6 +113,17 @@ struct Assembler {
             byte(0xB8 | register & 7)
             int64(value)
         }
+    }
+    /// The address of an operation of the block.
+    mutating func moveOperation(_ register: UInt8, _ operation: Op) {
+        moveImmediate(register, UInt64(UInt(bitPattern: operation)))
+        fixups?.pointee.note(cursor - 8, .operation)
+    }
+    /// An edge's number, below where in the page the edge leads.
+    mutating func moveEdge(_ register: UInt8, _ edge: Int, to offset: Int) {
+        let value = UInt64(offset) << 32 | UInt64(edge)
+        moveImmediate(register, value)
+        fixups?.pointee.note(cursor - (value <= 0x7FFF_FFFF ? 4 : 8), .edge)
     }
     mutating func push(_ register: UInt8) {
         if register > 7 { byte(0x41) }
@@ -138,20 +152,27 @@ struct Assembler {
     }
     mutating func jump(to address: Int) {
         byte(0xE9)
-        int32(Int32(truncatingIfNeeded: address - (here + 4)))
+        distance(to: address)
     }
     mutating func call(_ address: Int) {
         byte(0xE8)
-        int32(Int32(truncatingIfNeeded: address - (here + 4)))
+        distance(to: address)
     }
     mutating func jump(if condition: UInt8, to address: Int) {
         bytes(0x0F, 0x80 | condition)
-        int32(Int32(truncatingIfNeeded: address - (here + 4)))
+        distance(to: address)
+    }
+    /// What an instruction's last bytes but `trailing` name by how far it lies behind the instruction.
+    private mutating func distance(to address: Int, trailing: Int = 0) {
+        fixups?.pointee.note(cursor, .address(address))
+        int32(Int32(truncatingIfNeeded: address &- (here + 4 + trailing)))
     }
     /// Where a jump may be written later.
     static let room: [UInt8] = [0x0F, 0x1F, 0x44, 0x00, 0x00]  // nop
     /// Makes the jump that ended at `end` come here.
     func patch(_ end: UnsafeMutablePointer<UInt8>) {
+        // A block's two pieces lie further from each other than either is long.
+        if abs(cursor - end) > TranslationCache.reserve { fixups?.pointee.note(end - 4, .address(here)) }
         UnsafeMutableRawPointer(end - 4).storeBytes(of: Int32(truncatingIfNeeded: cursor - end), as: Int32.self)
     }
     func patchShort(_ end: UnsafeMutablePointer<UInt8>) { (end - 1).pointee = UInt8(truncatingIfNeeded: cursor - end) }
@@ -197,16 +218,16 @@ struct Assembler {
     mutating func increment(_ counter: UInt) { add(1, to: counter) }
     private mutating func add(_ value: Int8, to cell: UInt) {
         bytes(0x83, 0x05)  // add [rip + …], …
-        int32(Int32(truncatingIfNeeded: Int(bitPattern: cell) &- (here + 5)))
+        distance(to: Int(bitPattern: cell), trailing: 1)
         byte(UInt8(bitPattern: value))
     }
     /// Through the cell at an executable address.
     mutating func jumpThrough(_ address: Int, isCall: Bool = false) {
         bytes(0xFF, isCall ? 0x15 : 0x25)
-        int32(Int32(truncatingIfNeeded: address - (here + 4)))
+        distance(to: address)
     }
     mutating func leaRIP(_ register: UInt8, _ address: Int) {
         bytes(0x48 | (register > 7 ? 4 : 0), 0x8D, 0x05 | (register & 7) << 3)
-        int32(Int32(truncatingIfNeeded: address - (here + 4)))
+        distance(to: address)
     }
 }

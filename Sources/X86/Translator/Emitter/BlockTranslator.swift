@@ -382,7 +382,7 @@ struct BlockTranslator {
     }
     mutating func leave(_ op: Op, _ handler: UInt, _ flags: Flags) {
         let exit = flags == .host ? cache.shared.exitWithFlags : (flags == .memory ? cache.shared.exitWithMemory : cache.shared.exitWithout)
-        code.moveImmediate(Host.address, UInt64(UInt(bitPattern: op)))
+        code.moveOperation(Host.address, op)
         // Only a segment's first operation has another handler than the interpreter's.
         if op != first, op != segmentHead, handler == Self.handler(op) {
             return code.jump(to: exit.loadingHandler)
@@ -478,7 +478,7 @@ struct BlockTranslator {
                 continue
             }
             let edge = cache.makeEdge(stub.way, kind: stub.kind, isBackward: stub.isBackward, stub: code.here)
-            code.moveImmediate(Host.address, UInt64(stub.target) << 32 | UInt64(edge))
+            code.moveEdge(Host.address, edge, to: stub.target)
             leaveToLink(stub.kind)
         }
         stubs.removeAll(keepingCapacity: true)

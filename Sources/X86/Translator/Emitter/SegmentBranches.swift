@@ -124,7 +124,7 @@ extension BlockTranslator {
         cache.setPoll(edge, code.here)
         if kind == .flags { saveFlags() }
         code.patch(enough)
-        code.moveImmediate(Host.address, UInt64(offset) << 32 | UInt64(edge))
+        code.moveEdge(Host.address, edge, to: offset)
         leaveToLink(.memory)
     }
 

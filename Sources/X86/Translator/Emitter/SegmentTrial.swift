@@ -73,7 +73,7 @@ extension BlockTranslator {
     }
     /// For handlers that see to the block in which they were met. r11 is lost.
     mutating func nameBlock() {
-        code.moveImmediate(Host.address, UInt64(UInt(bitPattern: first)))
+        code.moveOperation(Host.address, first)
         code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
     }
     /// The block's operands wander after all: the interpreter sees to this one, and the block is watched again.
