@@ -6,6 +6,8 @@ struct FixupLog {
         case address(Int)
         /// One of the block's operations, by its address: 64 bits.
         case operation
+        /// The same, and behind it a jump to what all blocks share.
+        case exit
         /// An edge, by its number: 32 bits.
         case edge
     }

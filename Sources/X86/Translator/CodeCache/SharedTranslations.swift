@@ -24,8 +24,8 @@ final class SharedTranslations: Sendable {
     }
     // SAFETY: the memory is used under the lock only.
     private struct State: @unchecked Sendable {
-        /// With how many images each has put here.
-        var members: [(number: Int32, member: Member, images: Int)] = []
+        /// With the words that images of each take.
+        var members: [(number: Int32, member: Member, words: Int)] = []
         var newest: Int32 = 0
         /// Four of them share a cache line and a hash. Both are there from the second processor on.
         var slots: UnsafeMutablePointer<Slot>?
@@ -67,8 +67,9 @@ final class SharedTranslations: Sendable {
     func renew(_ number: Int32) -> Int32 {
         state.withLock { state in
             state.newest &+= 1
-            if let place = state.members.firstIndex(where: { $0.number == number }) { (state.members[place].number, state.members[place].images) = (state.newest, 0) }
-            if state.members.allSatisfy({ $0.images == 0 }) { Self.removeAll(&state) }
+            if let place = state.members.firstIndex(where: { $0.number == number }) { (state.members[place].number, state.members[place].words) = (state.newest, 0) }
+            // The memory goes back when most of it is of no use any more.
+            if state.members.reduce(0, { $0 + $1.words }) < state.used / 2 { Self.removeAll(&state) }
             return state.newest
         }
     }
@@ -93,7 +94,7 @@ final class SharedTranslations: Sendable {
             if free == nil { state.victim = (state.victim + 1) & 3 }
             bucket[free ?? state.victim] = Slot(key: key, version: version, place: UInt32(truncatingIfNeeded: state.used))
             state.used += size
-            state.members[owner].images += 1
+            state.members[owner].words += size
         }
     }
     private static func removeAll(_ state: inout State) {
@@ -101,6 +102,7 @@ final class SharedTranslations: Sendable {
         cx_discard(slots, slotBytes, 0)
         cx_discard(images, imageBytes, 0)
         state.used = 2
+        for place in state.members.indices { state.members[place].words = 0 }
     }
     /// Runs `body` if somebody has such an image, with what follows that. The owner's code stays as long as it takes.
     func take(_ key: UInt64, _ version: UInt32, _ body: (TranslationImage, UnsafePointer<UInt32>, Member) -> Void) {

@@ -56,7 +56,13 @@ extension TranslationCache {
         return true
     }
     private func target(_ target: FixupLog.Target, _ begin: TranslationImage.Extent, _ end: TranslationImage.Extent) -> TranslationImage.Target? {
-        guard case .address(let address) = target else { return if case .edge = target { .edge } else { .operation } }
+        let address: Int
+        switch target {
+        case .edge: return .edge
+        case .operation: return .operation
+        case .exit: return .exit
+        case .address(let named): address = named
+        }
         let place = address - Int(bitPattern: executable)
         guard (0..<Self.size).contains(place) else { return counter(CodeOffset(truncatingIfNeeded: address - Int(bitPattern: writable)), begin, end) }
         let offset = CodeOffset(truncatingIfNeeded: place)
@@ -125,11 +131,17 @@ extension TranslationCache {
         for number in 0..<count {
             let fixup = TranslationImage.Fixup(word: words[number])
             let place = writable + Int(fixup.isCold ? move.to.cold : move.to.code) + fixup.place
-            switch fixup.target {
-            case 0..<6: add(distances[fixup.target] - (fixup.isCold ? cold : code), at: place)
-            case Int(TranslationImage.Target.edge.rawValue): add(Int(move.to.edges - move.from.edges), at: place)
-            default: place.storeBytes(of: place.loadUnaligned(as: Int.self) &+ operations, as: Int.self)
+            let moved = fixup.isCold ? cold : code
+            guard fixup.target > Int(TranslationImage.Target.crossings.rawValue) else {
+                add(distances[fixup.target] - moved, at: place)
+                continue
             }
+            guard fixup.target > Int(TranslationImage.Target.edge.rawValue) else {
+                add(Int(move.to.edges - move.from.edges), at: place)
+                continue
+            }
+            place.storeBytes(of: place.loadUnaligned(as: Int.self) &+ operations, as: Int.self)
+            if fixup.target == Int(TranslationImage.Target.exit.rawValue) { add(-moved, at: place + Assembler.exitDistance) }
         }
     }
     private func add(_ distance: Int, at place: UnsafeMutableRawPointer) {

@@ -16,15 +16,15 @@ struct TranslationImage {
         var edges: Int32
     }
     /// What a place names.
-    enum Target: UInt32 { case shared, code, cold, slots, executions, crossings, operation, edge }
+    enum Target: UInt32 { case shared, code, cold, slots, executions, crossings, edge, operation, exit }
     /// A place in one of the block's two pieces, and what that names.
     struct Fixup {
         let word: UInt32
-        init(_ place: Int, isCold: Bool, _ target: Target) { word = UInt32(truncatingIfNeeded: place) << 4 | (isCold ? 8 : 0) | target.rawValue }
+        init(_ place: Int, isCold: Bool, _ target: Target) { word = UInt32(truncatingIfNeeded: place) << 5 | (isCold ? 16 : 0) | target.rawValue }
         init(word: UInt32) { self.word = word }
-        var place: Int { Int(word >> 4) }
-        var isCold: Bool { word & 8 != 0 }
-        var target: Int { Int(word & 7) }
+        var place: Int { Int(word >> 5) }
+        var isCold: Bool { word & 16 != 0 }
+        var target: Int { Int(word & 15) }
     }
     /// An operation's number, and where it enters the second of the block's pieces.
     struct Head {

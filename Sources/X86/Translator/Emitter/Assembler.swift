@@ -119,6 +119,15 @@ struct Assembler {
         moveImmediate(register, UInt64(UInt(bitPattern: operation)))
         fixups?.pointee.note(cursor - 8, .operation)
     }
+    /// Goes on at an address that is the same in all caches, with an operation of the block.
+    mutating func exit(_ register: UInt8, _ operation: Op, to address: Int) {
+        moveImmediate(register, UInt64(UInt(bitPattern: operation)))
+        fixups?.pointee.note(cursor - 8, .exit)
+        byte(0xE9)
+        int32(Int32(truncatingIfNeeded: address - (here + 4)))
+    }
+    /// From an exit's operation to where its jump names the distance.
+    static let exitDistance = 9
     /// An edge's number, below where in the page the edge leads.
     mutating func moveEdge(_ register: UInt8, _ edge: Int, to offset: Int) {
         let value = UInt64(offset) << 32 | UInt64(edge)

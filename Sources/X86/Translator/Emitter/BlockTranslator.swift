@@ -382,11 +382,9 @@ struct BlockTranslator {
     }
     mutating func leave(_ op: Op, _ handler: UInt, _ flags: Flags) {
         let exit = flags == .host ? cache.shared.exitWithFlags : (flags == .memory ? cache.shared.exitWithMemory : cache.shared.exitWithout)
-        code.moveOperation(Host.address, op)
         // Only a segment's first operation has another handler than the interpreter's.
-        if op != first, op != segmentHead, handler == Self.handler(op) {
-            return code.jump(to: exit.loadingHandler)
-        }
+        if op != first, op != segmentHead, handler == Self.handler(op) { return code.exit(Host.address, op, to: exit.loadingHandler) }
+        code.moveOperation(Host.address, op)
         code.moveImmediate(Host.scratch, UInt64(handler))
         code.jump(to: exit.withHandler)
     }
