@@ -23,8 +23,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     let blocks: BlockCache
     /// Translated code; nil when the host gives no executable memory, or nothing is to be translated.
     private(set) var translations: TranslationCache?
-    /// With the lists that the newest block's translation has left.
-    var spareTranslator: BlockTranslator?
+    /// With the lists that the newest block's translation has left. In memory of its own: it is large, and would be moved out and in with each.
+    var spareTranslator: UnsafeMutablePointer<BlockTranslator>?
     /// How many blocks have translations that other processors have made.
     package internal(set) var takenOver = 0
     /// Executions after which a block of 64-bit code is translated. Before the first run.
@@ -111,6 +111,8 @@ package final class X86Core: @unchecked Sendable {  // see above
     }
     deinit {
         memory.unregister(self)
+        spareTranslator?.deinitialize(count: 1)
+        spareTranslator?.deallocate()
         cx_unmap(state, UInt(X86_STATE_BYTES))
         systemOp.deallocate()
         scratchPage.deallocate()

@@ -179,15 +179,18 @@ extension X86Core {
         _ bytes: UnsafeBufferPointer<UInt8>, _ first: Op, _ gpa: UInt64, _ translations: TranslationCache, _ version: (cell: UInt, version: UInt32),
         _ next: (cell: UInt, version: UInt32)? = nil, phase: AccessTrial.Phase
     ) -> Int {
-        // Taken out while it works: one that somebody else holds, too, would be copied.
-        var translator = spareTranslator.take() ?? BlockTranslator(cache: translations, features: features, first: first, repeatsLoops: lockStep == nil)
+        let translator = spareTranslator ?? makeTranslator(translations, first)
         let (linear, isUser, code) = (state.pointee.block_base, state.pointee.cpl == 3, CodeKind(state))
-        translator.translate(bytes, first: first, gpa: gpa, linear: linear, isUser: isUser, code, version: version, next: next, phase: phase) {
+        translator.pointee.translate(bytes, first: first, gpa: gpa, linear: linear, isUser: isUser, code, version: version, next: next, phase: phase) {
             blocks.find(BlockCache.key($0, user: isUser, code))
         }
-        let count = translator.instructionCount
+        return translator.pointee.instructionCount
+    }
+    private func makeTranslator(_ translations: TranslationCache, _ first: Op) -> UnsafeMutablePointer<BlockTranslator> {
+        let translator = UnsafeMutablePointer<BlockTranslator>.allocate(capacity: 1)
+        translator.initialize(to: BlockTranslator(cache: translations, features: features, first: first, repeatsLoops: lockStep == nil))
         spareTranslator = translator
-        return count
+        return translator
     }
     func link(_ edge: Int, to first: Op) {
         guard let translations, edge < translations.edgeCount else { return }
