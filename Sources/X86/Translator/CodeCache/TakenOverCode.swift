@@ -93,11 +93,12 @@ extension TranslationCache {
         func slot(_ offset: CodeOffset) -> CodeOffset { offset + (to.slots - from.slots) * 16 }
         func crossing(_ offset: CodeOffset) -> CodeOffset { offset + (to.crossings - from.crossings) * 2 }
     }
-    /// Makes another processor's code that of a block here, if there is any for the same operations. There must be room.
+    /// Makes another processor's code that of a block here, if there is any for the same operations (or this one's own, of a block that the block
+    /// cache had no room for any more). There must be room.
     func takeOver(_ first: Block, operations: Int, _ key: UInt64) -> Bool {
         let before = (used, coldUsed)
         others.take(key, (first - 1).pointee.extra) { image, words, owner in
-            if image.owner != member, image.operations == operations { takeOver(image, words, owner, first) }
+            if image.operations == operations { takeOver(image, words, owner, first) }
         }
         guard used > before.0 else { return false }
         // Large pages may take the host a while, and others wait for what was locked.
