@@ -16,8 +16,8 @@ final class SharedTranslations: Sendable {
     }
     private struct Slot {
         var key: UInt64
-        /// Of the block's page when it was decoded. A block of the same version is the same: a write that another one would see is on its way
-        /// to change the version.
+        /// Of the block's page when it was decoded. A block of the same version is the same, or a write is on its way to change the version, and
+        /// with that takes it out of use.
         var version: UInt32
         /// Of the image, in words; 0 for none.
         var place: UInt32

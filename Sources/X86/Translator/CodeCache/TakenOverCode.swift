@@ -2,8 +2,6 @@ import CX86
 
 // A block's code for other processors, and theirs for this one.
 extension TranslationCache {
-    typealias Block = UnsafeMutablePointer<x86_op>
-
     var extent: TranslationImage.Extent {
         func short(_ value: Int) -> Int32 { Int32(truncatingIfNeeded: value) }
         return TranslationImage.Extent(
@@ -14,33 +12,38 @@ extension TranslationCache {
     // MARK: offered
 
     /// What is translated in `body` for the first time is offered to others, unless there is something in it that only this processor has.
-    func offer<T>(_ first: Block, _ key: UInt64, _ body: () -> T) -> T {
+    func offer(_ first: Op, _ key: UInt64, _ body: () -> Int) -> Int {
         let begin = extent
         fixups.pointee.removeAll()
         isOffering = true
-        let result = body()
+        let instructions = body()
         isOffering = false
         offer(first, key, begin)
-        return result
+        return instructions
     }
-    private func offer(_ first: Block, _ key: UInt64, _ begin: TranslationImage.Extent) {
+    private func offer(_ first: Op, _ key: UInt64, _ begin: TranslationImage.Extent) {
         let end = extent
         guard end.code > begin.code, end.executions - begin.executions < 2 else { return }
         words.removeAll(keepingCapacity: true)
-        var op = first + 1
-        while op.pointee.len > 0 {
-            if let entry = entry(op, begin, end) { words.append(TranslationImage.Head(operation: op - first, entry: Int(entry - begin.cold)).word) }
-            op += 1
+        let operations = Self.operations(first)
+        for number in 1..<operations {
+            if let entry = entry(first + number, begin, end) { words.append(TranslationImage.Head(operation: number, entry: Int(entry - begin.cold)).word) }
         }
         let heads = words.count
         guard collectFixups(begin, end) else { return }
         let entry = entry(first, begin, end)
         let image = TranslationImage(
             owner: member, entry: entry ?? 0, checked: entry == nil ? 0 : codeOffset(Int(first.pointee.imm)), flags: entry == nil ? 0 : codeOffset(Int(first.pointee.disp)),
-            begin: begin, end: end, first: first.pointee, firstAddress: UInt(bitPattern: first), operations: Int16(truncatingIfNeeded: op - first),
+            begin: begin, end: end, first: first.pointee, firstAddress: UInt(bitPattern: first), operations: Int16(truncatingIfNeeded: operations),
             executions: end.executions > begin.executions ? counter(executionsOffset(Int(begin.executions))).pointee : 0, heads: UInt16(truncatingIfNeeded: heads),
             fixups: UInt16(truncatingIfNeeded: words.count - heads))
         words.withUnsafeBufferPointer { others.add(key, (first - 1).pointee.extra, image, $0) }
+    }
+    /// Of a block, the first one included.
+    private static func operations(_ first: Op) -> Int {
+        var end = first + 1
+        while end.pointee.len > 0 { end += 1 }
+        return end - first
     }
     /// To `words`. False if there is a place that names what only this processor has.
     private func collectFixups(_ begin: TranslationImage.Extent, _ end: TranslationImage.Extent) -> Bool {
@@ -78,7 +81,7 @@ extension TranslationCache {
         return nil
     }
     /// Where the interpreter enters translated code with an operation.
-    private func entry(_ op: Block, _ begin: TranslationImage.Extent, _ end: TranslationImage.Extent) -> CodeOffset? {
+    private func entry(_ op: Op, _ begin: TranslationImage.Extent, _ end: TranslationImage.Extent) -> CodeOffset? {
         let distance = Int(bitPattern: unsafeBitCast(op.pointee.fn, to: UInt.self)) &- Int(bitPattern: executable)
         guard distance >= Int(begin.cold), distance < Int(end.cold) else { return nil }
         return CodeOffset(truncatingIfNeeded: distance)
@@ -95,17 +98,18 @@ extension TranslationCache {
     }
     /// Makes another processor's code that of a block here, if there is any for the same operations (or this one's own, of a block that the block
     /// cache had no room for any more). There must be room.
-    func takeOver(_ first: Block, operations: Int, _ key: UInt64) -> Bool {
+    func takeOver(_ first: Op, _ key: UInt64) -> Bool {
         let before = (used, coldUsed)
         others.take(key, (first - 1).pointee.extra) { image, words, owner in
-            if image.operations == operations { takeOver(image, words, owner, first) }
+            // While a write is on its way to change the version, one of them may have decoded what was there before.
+            if Int(image.operations) == Self.operations(first) { takeOver(image, words, owner, first) }
         }
         guard used > before.0 else { return false }
         // Large pages may take the host a while, and others wait for what was locked.
         grown(from: before)
         return true
     }
-    private func takeOver(_ image: TranslationImage, _ words: UnsafePointer<UInt32>, _ owner: SharedTranslations.Member, _ first: Block) {
+    private func takeOver(_ image: TranslationImage, _ words: UnsafePointer<UInt32>, _ owner: SharedTranslations.Member, _ first: Op) {
         let (begin, end, to) = (image.begin, image.end, extent)
         let move = Move(from: begin, to: to)
         (writable + used).copyMemory(from: owner.writable + Int(begin.code), byteCount: Int(end.code - begin.code))
@@ -165,7 +169,7 @@ extension TranslationCache {
         }
     }
     private func handler(_ entry: CodeOffset) -> Handler { unsafeBitCast(UInt(bitPattern: executable) + UInt(entry), to: Handler.self) }
-    private func enter(_ image: TranslationImage, _ move: Move, _ first: Block, _ counter: CodeOffset) {
+    private func enter(_ image: TranslationImage, _ move: Move, _ first: Op, _ counter: CodeOffset) {
         let (place, untranslated) = (first.pointee.disp, first.pointee.imm)
         first.pointee = image.first
         first.counters = counter

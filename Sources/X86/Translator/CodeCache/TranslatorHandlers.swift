@@ -86,7 +86,7 @@ extension X86Core {
         let isWatched = lockStep == nil && (state.pointee.cpl == 3 || watchesSupervisor)
         let version = (UInt(header.pointee.imm), header.pointee.extra)
         func translated() -> Int { translate(bytes, first, gpa, translations, version, phase: isWatched ? firstPhase(gpa) : .none) }
-        let count = shareable(first, gpa).map { translations.offer(first, $0.key, translated) } ?? translated()
+        let count = sharingKey(first, gpa).map { translations.offer(first, $0, translated) } ?? translated()
         if first.pointee.aux == 1 { translations.note(first, page: Int(header.pointee.imm)) }
         traceCost?(count, translations.bytes)
         traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(first.pointee.off))
@@ -94,19 +94,16 @@ extension X86Core {
     /// Whether the block has a translation now that another processor has made.
     @discardableResult func takeOver(_ first: Op) -> Bool {
         guard let translations, !translations.isFull, first.pointee.aux == 0 else { return false }
-        guard let (operations, key) = shareable(first, UInt64(bitPattern: first.pointee.disp)) else { return false }
-        guard translations.takeOver(first, operations: operations, key) else { return false }
+        guard let key = sharingKey(first, UInt64(bitPattern: first.pointee.disp)), translations.takeOver(first, key) else { return false }
         if first.pointee.aux == 1 { translations.note(first, page: Int((first - 1).pointee.imm)) }
         takenOver += 1
         traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(first.pointee.off))
         return true
     }
-    /// The operations of a block in one page, and by what others find its translation; nil while there is nobody to share it with.
-    private func shareable(_ first: Op, _ gpa: UInt64) -> (operations: Int, key: UInt64)? {
+    /// By what others find the translation of a block in one page; nil while there is nobody to share it with.
+    private func sharingKey(_ first: Op, _ gpa: UInt64) -> UInt64? {
         guard memory.translations.isShared, lockStep == nil, (first - 1).pointee.reg == 0 else { return nil }
-        var end = first + 1
-        while end.pointee.len > 0 { end += 1 }
-        return (end - first, BlockCache.key(gpa, user: state.pointee.cpl == 3, CodeKind(state)))
+        return BlockCache.key(gpa, user: state.pointee.cpl == 3, CodeKind(state))
     }
     /// A block of one instruction that goes on in the next page: translated when it is made, while its bytes are together.
     func translateCrossing(
