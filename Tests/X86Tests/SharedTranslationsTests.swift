@@ -55,6 +55,22 @@ struct SharedTranslationsTests {
         #expect(Self.run(two, state, data: 0x2000) == sum + 4)
         #expect((8..<16).contains(two.takenOver))
     }
+    /// Whoever goes to a block through the jump cache is led from its first translation to the second: there, not where that was copied.
+    @Test func codeThatItsOwnerHasTranslatedAgainIs() throws {
+        let (machine, one, two) = try #require(pair())
+        (one.watchesSupervisor, two.watchesSupervisor) = (true, true)
+        // mov ecx, 1000; 1: call rbx; dec ecx; jnz 1b; mov eax, [rdi]; hlt
+        machine.put([0xB9, 0xE8, 3, 0, 0, 0xFF, 0xD3, 0xFF, 0xC9, 0x75, 0xFA, 0x8B, 0x07, 0xF4], at: 0x4000)
+        // add dword [rdi], 1; ret
+        machine.put([0x83, 0x07, 1, 0xC3], at: 0x5000)
+        var state = TestMachine.flatState
+        (state.rip, state.gpr[3], state.gpr[4]) = (TestMachine.base + 0x4000, TestMachine.base + 0x5000, TestMachine.base + 0x3000)
+        for turn in 1...3 {
+            #expect(Self.run(one, state, data: 0x1000) == UInt64(1000 * turn))
+            #expect(Self.run(two, state, data: 0x2000) == UInt64(1000 * turn))
+        }
+        #expect(two.takenOver > 0)
+    }
     @Test func codeOfACacheThatWasEmptiedIsNot() throws {
         let (machine, one, two) = try #require(pair())
         let (state, sum) = Self.chain(machine, blocks: 16)

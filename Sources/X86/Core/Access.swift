@@ -186,21 +186,21 @@ enum GPR {
     return one.pointee &+ two.pointee == header.pointee.extra
 }
 
-/// The entry of the jump cache that may hold the block at `rip`.
-@inline(__always) func jumpSlot(_ s: CPU, _ rip: UInt64) -> UnsafeMutablePointer<x86_jump> {
-    let index = JumpHash.index(rip) ^ Int(s.pointee.jump_salt &>> 1)
-    let slot = s.pointee.jcache + index
-    return slot.pointee.rip == rip ? slot : s.pointee.jcache + (index ^ 1)
+/// The block at `rip`, if the jump cache has it.
+@inline(__always) func knownBlock(_ s: CPU, _ rip: UInt64) -> Op? {
+    var index = JumpHash.index(rip) ^ Int(s.pointee.jump_salt)
+    if s.pointee.jcache[index] != rip {
+        index ^= 1
+        guard s.pointee.jcache[index] == rip else { return nil }
+    }
+    return JumpTable(keys: s.pointee.jcache).operation(index)
 }
 
 /// Goes to the block at `rip`: straight on when the jump cache knows it, else through the run loop.
 @inline(__always) func jump(_ s: CPU, _ rip: UInt64) -> Next {
     s.pointee.rip = rip
     #if !DEBUG
-        let slot = jumpSlot(s, rip)
-        if slot.pointee.rip == rip, s.pointee.pending == 0,
-            let first = slot.pointee.op, isCurrent(first)
-        {
+        if s.pointee.pending == 0, let first = knownBlock(s, rip), isCurrent(first) {
             s.pointee.block_base = (rip &+ segmentBase(s, 8)) & ~4095
             return first.pointee.fn(first, s)
         }
@@ -229,12 +229,7 @@ enum GPR {
     if s.pointee.mode != CodeSize.bits64.rawValue { rip &= op.pointee.aux == 2 ? 0xFFFF : 0xFFFF_FFFF }
     // A link may be made when source and target lie in one page and nothing can come between.
     if linear & ~4095 == s.pointee.block_base, s.pointee.lma != 0 {
-        let slot = jumpSlot(s, rip)
-        if slot.pointee.rip == rip, let first = slot.pointee.op,
-            isCurrent(first), (first - 1).pointee.reg == 0
-        {
-            op.pointee.disp = Int64(Int(bitPattern: first))
-        }
+        if let first = knownBlock(s, rip), isCurrent(first), (first - 1).pointee.reg == 0 { op.pointee.disp = Int64(Int(bitPattern: first)) }
     }
     return jump(s, rip)
 }

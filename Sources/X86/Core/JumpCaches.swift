@@ -13,25 +13,40 @@ enum JumpHash {
 /// belong: what another has at the same address is never found there, and forgetting all of an address space takes a new salt.
 struct JumpTable {
     private static let size = Int(X86_JCACHE_SIZE)
-    var table: UnsafeMutablePointer<x86_jump> = UnsafeMutablePointer(bitPattern: 64).unsafelyUnwrapped
-    /// Even, so that an entry and the one beside it are one address space's place for an address; below half the size, see `empty`.
+    private static let column = Int(X86_JCACHE_COLUMN) / 8
+    /// The first column, see X86_JCACHE_COLUMN.
+    var keys: UnsafeMutablePointer<UInt64> = UnsafeMutablePointer(bitPattern: 64).unsafelyUnwrapped
+    /// Even, so that a place and the one beside it are one address space's for an address; below half the size, see `empty`.
     private(set) var salt = 0
     private var newest = 0
     /// What the addresses mean: all entries of this salt are of one kind of code.
     private(set) var code = CodeKind.bits16
     private var base: UInt64 = 0
 
-    func makeTable() { for index in 0..<Self.size / 2 { table[index] = Self.empty(index) } }
-    /// Puts the block where its address belongs, and what was there into the entry beside it.
+    init(keys: UnsafeMutablePointer<UInt64>) { self.keys = keys }
+    init() {}
+    func makeTable() { for index in 0..<Self.size / 2 { empty(index) } }
+    @inline(__always) func operation(_ index: Int) -> Op? { Op(bitPattern: UInt(keys[2 * Self.column + index])) }
+    /// Puts the block where its address belongs, and what was there into the place beside it.
     func insert(_ rip: UInt64, _ first: Op) {
         let index = JumpHash.index(rip) ^ salt
-        let old = table[index]
-        if old.op != nil, old.rip != rip {
-            table[index ^ 1] = old
-        } else if table[index ^ 1].rip == rip {
-            table[index ^ 1].op = first
+        if keys[index] != rip, !isEmpty(index) {
+            for column in 0..<3 { (keys + column * Self.column)[index ^ 1] = (keys + column * Self.column)[index] }
+        } else if keys[index ^ 1] == rip {
+            empty(index ^ 1)
         }
-        table[index] = x86_jump(rip: rip, op: first)
+        put(first, rip, index)
+    }
+    /// Translated code of 16 bits, or in segments that begin elsewhere, is none: nothing reads its way in.
+    private func put(_ first: Op, _ rip: UInt64, _ index: Int) {
+        keys[index] = rip
+        keys[Self.column + index] = first.pointee.imm
+        keys[2 * Self.column + index] = UInt64(UInt(bitPattern: first))
+    }
+    /// The block has other code now.
+    func renew(_ rip: UInt64, _ first: Op) {
+        let index = JumpHash.index(rip) ^ salt
+        for place in [index, index ^ 1] where keys[place] == rip && operation(place) == first { put(first, rip, place) }
     }
     /// Whether addresses are those of code that is translated.
     var isFlat: Bool { code.isTranslated && base == 0 }
@@ -43,20 +58,22 @@ struct JumpTable {
         if hasNewSalt {
             newest += 2
         } else {
-            for index in 0..<Self.size { table[index] = Self.empty(index) }
+            for index in 0..<Self.size { empty(index) }
             newest = 0
         }
         salt = newest
     }
     /// Whatever the salt, address 0 belongs to the first half of the table, address 1 to the second.
-    private static func empty(_ index: Int) -> x86_jump { x86_jump(rip: index < size / 2 ? 1 : 0, op: nil) }
+    private func empty(_ index: Int) { keys[index] = Self.elsewhere(index) }
+    private func isEmpty(_ index: Int) -> Bool { keys[index] == Self.elsewhere(index) }
+    private static func elsewhere(_ index: Int) -> UInt64 { index < size / 2 ? 1 : 0 }
     /// Empties the entries of the page of `linear`, and of instructions that may go on there.
     func forget(_ linear: UInt64) {
         for offset in 0..<UInt64(4096 + 14) {
             let rip = linear & ~4095 &- 14 &+ offset
             let index = JumpHash.index(rip) ^ salt
-            if table[index].rip == rip { table[index] = Self.empty(index) }
-            if table[index ^ 1].rip == rip { table[index ^ 1] = Self.empty(index ^ 1) }
+            if keys[index] == rip { empty(index) }
+            if keys[index ^ 1] == rip { empty(index ^ 1) }
         }
     }
     /// True when addresses meant something else until now: then it must be cleared.
@@ -71,6 +88,10 @@ struct JumpTable {
 extension X86Core {
     func noteBlock(_ rip: UInt64, _ first: Op) {
         if state.pointee.cpl == 3 { userJumps.insert(rip, first) } else { supervisorJumps.insert(rip, first) }
+    }
+    /// A block has other code than when it was noted.
+    func renewBlock(_ rip: UInt64, _ first: Op) {
+        if state.pointee.cpl == 3 { userJumps.renew(rip, first) } else { supervisorJumps.renew(rip, first) }
     }
     /// Forgets where a privilege's code goes on in a page.
     func forgetJumps(_ linear: UInt64, user: Bool) {
@@ -114,7 +135,7 @@ extension X86Core {
         userJumps.clear()
         updateSalt()
     }
-    private func updateSalt() { state.pointee.jump_salt = UInt32(2 * (state.pointee.cpl == 3 ? userJumps.salt : supervisorJumps.salt)) }
+    private func updateSalt() { state.pointee.jump_salt = UInt32(state.pointee.cpl == 3 ? userJumps.salt : supervisorJumps.salt) }
     /// A privilege's code is of another kind now. Apart from what each change of privilege does.
     @inline(never) private func leaveCode(user: Bool) {
         if user { clearUserJumps() } else { supervisorJumps.clear() }
@@ -140,11 +161,11 @@ extension X86Core {
         returns.select(s, user: s.pointee.cpl == 3)
         if s.pointee.cpl == 3 {
             if userJumps.setCode(code, base: base) { leaveCode(user: true) }
-            s.pointee.jcache = userJumps.table
+            s.pointee.jcache = userJumps.keys
             s.pointee.tlb = s.pointee.tlb_user
         } else {
             if supervisorJumps.setCode(code, base: base) { leaveCode(user: false) }
-            s.pointee.jcache = supervisorJumps.table
+            s.pointee.jcache = supervisorJumps.keys
             s.pointee.tlb = s.pointee.tlb_supervisor
         }
         updateSalt()

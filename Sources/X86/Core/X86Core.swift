@@ -98,8 +98,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         blocks = BlockCache()
         state.pointee.tlb_supervisor = (bytes + Int(X86_TLB_TABLES)).assumingMemoryBound(to: UInt64.self)
         state.pointee.tlb_user = (bytes + Int(X86_TLB_TABLES) + Int(X86_TLB_BYTES)).assumingMemoryBound(to: UInt64.self)
-        supervisorJumps.table = (bytes + Int(X86_JCACHE_TABLES)).assumingMemoryBound(to: x86_jump.self)
-        userJumps.table = supervisorJumps.table + Int(X86_JCACHE_SIZE)
+        supervisorJumps.keys = (bytes + Int(X86_JCACHE_TABLES)).assumingMemoryBound(to: UInt64.self)
+        userJumps.keys = (bytes + Int(X86_JCACHE_TABLES) + Int(X86_JCACHE_BYTES)).assumingMemoryBound(to: UInt64.self)
         makeTables()
         state.pointee.core = Unmanaged.passUnretained(self).toOpaque()
         state.pointee.tsc_scale = 1 << 32
@@ -343,10 +343,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         let s = state
         let rip = s.pointee.rip
         s.pointee.block_base = linearRIP & ~4095
-        let slot = jumpSlot(s, rip)
-        guard !isAlone, slot.pointee.rip == rip, let first = slot.pointee.op,
-            isCurrent(first)
-        else { return nil }
+        guard !isAlone, let first = X86.knownBlock(s, rip), isCurrent(first) else { return nil }
         return first
     }
     private func findBlock() -> Op? {

@@ -53,10 +53,14 @@ struct SharedCode {
         code.jump(to: exitWithMemory.withHandler)
         code.bytes(0x31, 0xC0, 0xC3)  // xor eax, eax; ret
 
-        // A block that has no translation yet, its first operation in r9.
+        // A block that had no translation when the jump cache's place in r9 was filled, or lost it.
         // What the interpreter asks at a block's start: its version, and whether somebody wants something.
         untranslated = code.here
         code.store(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        code.bytes(0x49, 0xC1, 0xE1, 0x03)  // shl r9, 3
+        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
+        code.store(Host.scratch, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        code.load(Host.scratch, .memory(base: Host.scratch, displacement: 2 * Int32(X86_JCACHE_COLUMN)))
         code.load(Host.address, .memory(base: Host.scratch, displacement: -32))
         code.load32(Host.rax, .memory(base: Host.address))
         code.load(Host.address, .memory(base: Host.scratch, displacement: -24))
@@ -64,9 +68,11 @@ struct SharedCode {
         code.op(0x3B, reg: Host.rax, .memory(base: Host.scratch, displacement: -4), wide: false)
         code.load(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
         let stale = code.jump(if: 5)
-        code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
-        code.byte(0)
+        code.comparePending()
         let wanted = code.jump(if: 5)
+        code.op(0x80, reg: 7, .memory(base: Host.scratch, displacement: 35), wide: false)  // cmp byte
+        code.byte(1)
+        let translated = code.jump(if: 4)
         code.move(Host.address, Host.scratch)
         code.load(Host.scratch, .memory(base: Host.scratch))
         code.jump(to: exitWithMemory.withHandler)
@@ -75,6 +81,12 @@ struct SharedCode {
         code.op(0xB7, reg: Host.address, .memory(base: Host.scratch, displacement: 32), wide: false, map: 1)  // movzx r11d, its offset
         code.op(0x03, reg: Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.jump(to: exitToLoop)
+        // It has one now: from here on, who comes this way goes there.
+        code.patch(translated)
+        code.load(Host.scratch, .memory(base: Host.scratch, displacement: 8))
+        code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        code.store(Host.scratch, .memory(base: Host.address, displacement: Int32(X86_JCACHE_COLUMN)))
+        code.bytes(0x41, 0xFF, 0xE1)  // jmp r9
         makeConversion(&code)
         makeReturns(&code)
         zeroUpper = code.here
@@ -119,7 +131,7 @@ struct SharedCode {
         code.load(4, Host.cell(Int(X86_HOST_STACK_OFFSET)))
         for register in Host.calleeSaved.reversed() { code.pop(register) }
     }
-    /// The jump cache's entry for r11 in r9. EFLAGS are lost.
+    /// The address of the jump cache's place for r11 in r9. EFLAGS are lost.
     private func findTarget(_ code: inout Assembler) {
         code.hashTarget()
         code.bytes(0x41, 0xC1, 0xE1, 0x03)  // shl r9d, 3
@@ -132,7 +144,7 @@ struct SharedCode {
         findTarget(&code)
         code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
         let first = code.jump(if: 4)
-        code.bytes(0x49, 0x83, 0xF1, 0x10)  // xor r9, 16
+        code.bytes(0x49, 0x83, 0xF1, 0x08)  // xor r9, 8
         code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
         let second = code.jump(if: 4)
         code.move(Host.scratch, Host.address)
@@ -144,16 +156,18 @@ struct SharedCode {
         code.patch(first)
         code.patch(second)
         let hit = code.here
-        code.load(Host.scratch, .memory(base: Host.scratch, displacement: 8))
         code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
         code.int32(-4096)
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-        code.op(0xFF, reg: 4, .memory(base: Host.scratch, displacement: 8), wide: false)
+        code.load(Host.address, .memory(base: Host.scratch, displacement: Int32(X86_JCACHE_COLUMN)))
+        code.op(0x2B, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
+        code.bytes(0x49, 0xC1, 0xE9, 0x03)  // shr r9, 3
+        code.bytes(0x41, 0xFF, 0xE3)  // jmp r11
         lookUpTarget = code.here
         findTarget(&code)
         code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
         code.jump(if: 4, to: hit)
-        code.bytes(0x49, 0x83, 0xF1, 0x10)  // xor r9, 16
+        code.bytes(0x49, 0x83, 0xF1, 0x08)  // xor r9, 8
         code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
         code.jump(if: 4, to: hit)
         code.jump(to: exitToLoop)

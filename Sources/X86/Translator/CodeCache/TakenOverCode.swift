@@ -177,6 +177,9 @@ extension TranslationCache {
             (first.pointee.disp, first.pointee.imm) = (place, untranslated)
             return
         }
+        // Its owner may have led that elsewhere.
+        var entry = assembler(at: Int(move.code(image.checked)))
+        entry.comparePending()
         first.pointee.fn = handler(move.code(image.entry))
         first.pointee.imm = UInt64(UInt(bitPattern: executable) + UInt(move.code(image.checked)))
         first.pointee.disp = Int64(Int(bitPattern: executable) + Int(move.code(image.flags)))

@@ -179,7 +179,7 @@ final class TranslationCache {
 
     func open(hot: Bool = false) -> Assembler { assembler(at: hot && hotUsed + Self.reserve <= Self.coldStart ? hotUsed : used) }
     func openCold() -> Assembler { assembler(at: coldUsed) }
-    private func assembler(at offset: Int) -> Assembler {
+    func assembler(at offset: Int) -> Assembler {
         Assembler(
             at: (writable + offset).assumingMemoryBound(to: UInt8.self), toExecutable: executable - writable, fixups: isOffering ? fixups : nil)
     }
@@ -387,10 +387,19 @@ final class TranslationCache {
         guard var list = blocks.removeValue(forKey: page) else { return }
         list.removeAll { first in
             if isCurrent(first) { return false }
+            redirect(Int(first.pointee.imm), to: shared.untranslated)
             first.pointee.imm = UInt64(shared.untranslated)
             return true
         }
         if !list.isEmpty { blocks[page] = list }
+    }
+    /// Whoever enters old code of a block goes elsewhere: the jump cache may have it for several address spaces.
+    /// - Parameter entry: where the code compares `pending`.
+    func redirect(_ entry: Int, to target: Int) {
+        guard entry != shared.untranslated, entry != target else { return }
+        let place = writable + (entry - Int(bitPattern: executable))
+        place.storeBytes(of: 0xE9, as: UInt8.self)
+        setDisplacement(codeOffset(entry) + 5, codeOffset(target))
     }
     /// The code of many pages has changed.
     func forgetChanged() {

@@ -66,8 +66,7 @@ enum TranslatorHandlers {
     // The edge says where in the page it leads.
     s.pointee.rip = s.pointee.block_base &+ (s.pointee.t1_edge >> 32)
     guard s.pointee.pending == 0 else { return 0 }
-    let slot = jumpSlot(s, s.pointee.rip)
-    guard slot.pointee.rip == s.pointee.rip, let first = slot.pointee.op, isCurrent(first) else { return 0 }
+    guard let first = knownBlock(s, s.pointee.rip), isCurrent(first) else { return 0 }
     if first.pointee.aux != 0 { outside { core(s).link(Int(s.pointee.t1_edge & 0xFFFF_FFFF), to: first) } }
     return UInt64(UInt(bitPattern: first))
 }
@@ -169,6 +168,8 @@ extension X86Core {
         traceCost?(count, translations.bytes)
         traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(start))
         let new = first.ways
+        translations.redirect(old.asking, to: new.asking)
+        renewBlock(state.pointee.block_base &+ UInt64(start), first)
         translations.retarget(page: Int(header.pointee.imm), (old.flags, new.flags, false), (old.memory, new.memory, false), (old.asking, new.asking, true))
     }
     /// Returns how many instructions were translated.

@@ -42,8 +42,7 @@ extension BlockTranslator {
     mutating func follow(_ line: Line) {
         guard target(line) <= line.offset else { return }
         aboutToClobber(line)
-        code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
-        code.byte(0)
+        code.comparePending()
         slowPath(Jumps(code.jump(if: 5)), line)
     }
     /// Goes on at an offset from the page's start.
@@ -74,8 +73,7 @@ extension BlockTranslator {
     /// Whether an edge leads to the beginning of the block.
     func isLoop(_ offset: Int) -> Bool { offset == Int(gpa & 4095) && isFirstSegment && startFlags == .dead }
     private mutating func loopBack() {
-        code.op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
-        code.byte(0)
+        code.comparePending()
         code.jump(if: 4, to: body)
         loopExits.append(code.jump())
     }
@@ -160,12 +158,11 @@ extension BlockTranslator {
         code.op(0x39, reg: Host.address, Host.cell(jumpTable, index: Host.scratch, scale: 3))
         alternates.append(Alternate(jump: code.jump(if: 5), back: code.here, slow: callMiss ? callMisses.count : slow.count, isCall: callMiss))
         if isCall { pushReturn() }
-        code.load(Host.scratch, Host.cell(jumpTable + 8, index: Host.scratch, scale: 3))
         code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
         code.int32(-4096)
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         commit(&code)
-        code.op(0xFF, reg: isCall ? 2 : 4, .memory(base: Host.scratch, displacement: 8), wide: false)
+        code.op(0xFF, reg: isCall ? 2 : 4, Host.cell(jumpTable + Int32(X86_JCACHE_COLUMN), index: Host.scratch, scale: 3), wide: false)
     }
     mutating func flagsToMemory() {
         if flags == .host {
