@@ -44,6 +44,13 @@ typedef struct x86_op {
   uint32_t extra;    // handler specific
 } x86_op;
 
+/// One place of a jump cache: an address, and where translated code goes that goes there. An address is at its hash, which each address space
+/// changes by a number of its own, or at the place beside that. One that is empty holds an address that belongs elsewhere.
+typedef struct x86_jump {
+  uint64_t rip;
+  uint64_t code;
+} x86_jump;
+
 typedef struct x86_segment {
   uint64_t base;
   uint32_t limit;
@@ -83,13 +90,13 @@ typedef struct x86_cpu {
   uint64_t t1_target;    // an indirect call's target while its return address is pushed
   uint8_t upper_in_use;  // the upper half of some vector register may not be zero; not in a word with what is read, see vector_off
   uint8_t pad11[7];
-  uint32_t jump_salt;    // of the running privilege's address space: see JumpTable
+  uint32_t jump_salt;    // of the running privilege's address space, twice: see JumpTable
   uint32_t pad12;
   // Up to here translated code reaches everything but the first eight registers with a displacement of one byte, see Host.bias.
   uint64_t fres, faux;   // lazy arithmetic flags (see Flags.swift)
   uint64_t rip;
   uint64_t *_Nonnull tlb; // the table of the current privilege, see X86_TLB_BYTES
-  uint64_t *_Nonnull jcache; // the jump cache of the current privilege, see X86_JCACHE_COLUMN
+  x86_jump *_Nonnull jcache; // of the current privilege
   uint64_t segbase[8];   // es cs ss ds fs gs, zero: bases in effect (0 in 64-bit mode for es cs ss ds)
   uint64_t rflags;       // every flag that is not lazy: IF DF TF IOPL NT RF AC ID ...
   uint64_t sp_mask;
@@ -138,12 +145,11 @@ _Static_assert(offsetof(x86_cpu, bounce) % 64 == 0 && offsetof(x86_cpu, xmm) % 6
 /// A TLB is four columns of 8 bytes a page: the tag for reading, the tag for writing, the distance from linear to host addresses, and
 /// the guest-physical address. `ea ^ tag` is at most 4096 - size exactly when the access may take the fast path. Neighbouring pages
 /// share the host's cache lines. Columns are not a multiple of its cache apart, or a page's four cells would fight for one place in it.
-/// A jump cache is three columns of 8 bytes a place: an address, where translated code goes that goes there, and the first operation of the
-/// block. An address is at its hash, which each address space changes by a number of its own, or at the place beside that. A place that is
-/// empty holds an address that belongs elsewhere. They begin where a large page may.
-enum { X86_TLB_COLUMN = X86_TLB_SIZE * 8 + 1344, X86_TLB_BYTES = (4 * X86_TLB_COLUMN + 4095) & ~4095, X86_JCACHE_COLUMN = X86_JCACHE_SIZE * 8 + 1344, X86_JCACHE_BYTES = 3 * X86_JCACHE_COLUMN,
+/// The jump caches begin where a large page may, and fill it; X86_JCACHE_OPERATIONS behind a jump cache's places are the first operations of
+/// their blocks.
+enum { X86_TLB_COLUMN = X86_TLB_SIZE * 8 + 1344, X86_TLB_BYTES = (4 * X86_TLB_COLUMN + 4095) & ~4095, X86_JCACHE_BYTES = X86_JCACHE_SIZE * sizeof(x86_jump), X86_JCACHE_OPERATIONS = 2 * X86_JCACHE_BYTES,
   X86_TLB_TABLES = (sizeof(x86_cpu) + 4095) & ~4095, X86_JCACHE_TABLES = (X86_TLB_TABLES + 2 * X86_TLB_BYTES + (2 << 20) - 1) & -(2 << 20),
-  X86_STATE_BYTES = X86_JCACHE_TABLES + 2 * X86_JCACHE_BYTES };
+  X86_STATE_BYTES = X86_JCACHE_TABLES + X86_JCACHE_OPERATIONS + 2 * X86_JCACHE_BYTES };
 
 /// Offsets that Swift needs as constants.
 enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offsetof(x86_cpu, fxarea), X86_SEGBASE_OFFSET = offsetof(x86_cpu, segbase), X86_XMM_OFFSET = offsetof(x86_cpu, xmm), X86_PENDING_OFFSET = offsetof(x86_cpu, pending), X86_SEGMENTS_OFFSET = offsetof(x86_cpu, seg), X86_RAW_FLAGS_OFFSET = offsetof(x86_cpu, raw_flags),

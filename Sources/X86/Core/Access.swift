@@ -188,12 +188,12 @@ enum GPR {
 
 /// The block at `rip`, if the jump cache has it.
 @inline(__always) func knownBlock(_ s: CPU, _ rip: UInt64) -> Op? {
-    var index = JumpHash.index(rip) ^ Int(s.pointee.jump_salt)
-    if s.pointee.jcache[index] != rip {
+    var index = JumpHash.index(rip) ^ Int(s.pointee.jump_salt &>> 1)
+    if s.pointee.jcache[index].rip != rip {
         index ^= 1
-        guard s.pointee.jcache[index] == rip else { return nil }
+        guard s.pointee.jcache[index].rip == rip else { return nil }
     }
-    return JumpTable(keys: s.pointee.jcache).operation(index)
+    return JumpTable.operations(s.pointee.jcache)[index]
 }
 
 /// Goes to the block at `rip`: straight on when the jump cache knows it, else through the run loop.

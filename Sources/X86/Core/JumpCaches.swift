@@ -13,9 +13,7 @@ enum JumpHash {
 /// belong: what another has at the same address is never found there, and forgetting all of an address space takes a new salt.
 struct JumpTable {
     private static let size = Int(X86_JCACHE_SIZE)
-    private static let column = Int(X86_JCACHE_COLUMN) / 8
-    /// The first column, see X86_JCACHE_COLUMN.
-    var keys: UnsafeMutablePointer<UInt64> = UnsafeMutablePointer(bitPattern: 64).unsafelyUnwrapped
+    var places: UnsafeMutablePointer<x86_jump> = UnsafeMutablePointer(bitPattern: 64).unsafelyUnwrapped
     /// Even, so that a place and the one beside it are one address space's for an address; below half the size, see `empty`.
     private(set) var salt = 0
     private var newest = 0
@@ -23,30 +21,31 @@ struct JumpTable {
     private(set) var code = CodeKind.bits16
     private var base: UInt64 = 0
 
-    init(keys: UnsafeMutablePointer<UInt64>) { self.keys = keys }
-    init() {}
     func makeTable() { for index in 0..<Self.size / 2 { empty(index) } }
-    @inline(__always) func operation(_ index: Int) -> Op? { Op(bitPattern: UInt(keys[2 * Self.column + index])) }
+    /// The first operations of the blocks at a jump cache's places.
+    @inline(__always) static func operations(_ places: UnsafeMutablePointer<x86_jump>) -> UnsafeMutablePointer<Op?> {
+        (UnsafeMutableRawPointer(places) + Int(X86_JCACHE_OPERATIONS)).assumingMemoryBound(to: Op?.self)
+    }
     /// Puts the block where its address belongs, and what was there into the place beside it.
     func insert(_ rip: UInt64, _ first: Op) {
         let index = JumpHash.index(rip) ^ salt
-        if keys[index] != rip, !isEmpty(index) {
-            for column in 0..<3 { (keys + column * Self.column)[index ^ 1] = (keys + column * Self.column)[index] }
-        } else if keys[index ^ 1] == rip {
+        if places[index].rip != rip, !isEmpty(index) {
+            places[index ^ 1] = places[index]
+            Self.operations(places)[index ^ 1] = Self.operations(places)[index]
+        } else if places[index ^ 1].rip == rip {
             empty(index ^ 1)
         }
         put(first, rip, index)
     }
     /// Translated code of 16 bits, or in segments that begin elsewhere, is none: nothing reads its way in.
     private func put(_ first: Op, _ rip: UInt64, _ index: Int) {
-        keys[index] = rip
-        keys[Self.column + index] = first.pointee.imm
-        keys[2 * Self.column + index] = UInt64(UInt(bitPattern: first))
+        places[index] = x86_jump(rip: rip, code: first.pointee.imm)
+        Self.operations(places)[index] = first
     }
     /// The block has other code now.
     func renew(_ rip: UInt64, _ first: Op) {
         let index = JumpHash.index(rip) ^ salt
-        for place in [index, index ^ 1] where keys[place] == rip && operation(place) == first { put(first, rip, place) }
+        for place in [index, index ^ 1] where places[place].rip == rip && Self.operations(places)[place] == first { put(first, rip, place) }
     }
     /// Whether addresses are those of code that is translated.
     var isFlat: Bool { code.isTranslated && base == 0 }
@@ -64,16 +63,16 @@ struct JumpTable {
         salt = newest
     }
     /// Whatever the salt, address 0 belongs to the first half of the table, address 1 to the second.
-    private func empty(_ index: Int) { keys[index] = Self.elsewhere(index) }
-    private func isEmpty(_ index: Int) -> Bool { keys[index] == Self.elsewhere(index) }
+    private func empty(_ index: Int) { places[index].rip = Self.elsewhere(index) }
+    private func isEmpty(_ index: Int) -> Bool { places[index].rip == Self.elsewhere(index) }
     private static func elsewhere(_ index: Int) -> UInt64 { index < size / 2 ? 1 : 0 }
     /// Empties the entries of the page of `linear`, and of instructions that may go on there.
     func forget(_ linear: UInt64) {
         for offset in 0..<UInt64(4096 + 14) {
             let rip = linear & ~4095 &- 14 &+ offset
             let index = JumpHash.index(rip) ^ salt
-            if keys[index] == rip { empty(index) }
-            if keys[index ^ 1] == rip { empty(index ^ 1) }
+            if places[index].rip == rip { empty(index) }
+            if places[index ^ 1].rip == rip { empty(index ^ 1) }
         }
     }
     /// True when addresses meant something else until now: then it must be cleared.
@@ -135,7 +134,7 @@ extension X86Core {
         userJumps.clear()
         updateSalt()
     }
-    private func updateSalt() { state.pointee.jump_salt = UInt32(state.pointee.cpl == 3 ? userJumps.salt : supervisorJumps.salt) }
+    private func updateSalt() { state.pointee.jump_salt = UInt32(2 * (state.pointee.cpl == 3 ? userJumps.salt : supervisorJumps.salt)) }
     /// A privilege's code is of another kind now. Apart from what each change of privilege does.
     @inline(never) private func leaveCode(user: Bool) {
         if user { clearUserJumps() } else { supervisorJumps.clear() }
@@ -161,11 +160,11 @@ extension X86Core {
         returns.select(s, user: s.pointee.cpl == 3)
         if s.pointee.cpl == 3 {
             if userJumps.setCode(code, base: base) { leaveCode(user: true) }
-            s.pointee.jcache = userJumps.keys
+            s.pointee.jcache = userJumps.places
             s.pointee.tlb = s.pointee.tlb_user
         } else {
             if supervisorJumps.setCode(code, base: base) { leaveCode(user: false) }
-            s.pointee.jcache = supervisorJumps.keys
+            s.pointee.jcache = supervisorJumps.places
             s.pointee.tlb = s.pointee.tlb_supervisor
         }
         updateSalt()

@@ -98,8 +98,8 @@ package final class X86Core: @unchecked Sendable {  // see above
         blocks = BlockCache()
         state.pointee.tlb_supervisor = (bytes + Int(X86_TLB_TABLES)).assumingMemoryBound(to: UInt64.self)
         state.pointee.tlb_user = (bytes + Int(X86_TLB_TABLES) + Int(X86_TLB_BYTES)).assumingMemoryBound(to: UInt64.self)
-        supervisorJumps.keys = (bytes + Int(X86_JCACHE_TABLES)).assumingMemoryBound(to: UInt64.self)
-        userJumps.keys = (bytes + Int(X86_JCACHE_TABLES) + Int(X86_JCACHE_BYTES)).assumingMemoryBound(to: UInt64.self)
+        supervisorJumps.places = (bytes + Int(X86_JCACHE_TABLES)).assumingMemoryBound(to: x86_jump.self)
+        userJumps.places = (bytes + Int(X86_JCACHE_TABLES) + Int(X86_JCACHE_BYTES)).assumingMemoryBound(to: x86_jump.self)
         makeTables()
         state.pointee.core = Unmanaged.passUnretained(self).toOpaque()
         state.pointee.tsc_scale = 1 << 32

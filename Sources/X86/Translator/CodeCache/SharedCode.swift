@@ -53,14 +53,14 @@ struct SharedCode {
         code.jump(to: exitWithMemory.withHandler)
         code.bytes(0x31, 0xC0, 0xC3)  // xor eax, eax; ret
 
-        // A block that had no translation when the jump cache's place in r9 was filled, or lost it.
+        // A block that had no translation when the jump cache's place was filled that r9 tells, or lost it.
         // What the interpreter asks at a block's start: its version, and whether somebody wants something.
         untranslated = code.here
         code.store(Host.rax, Host.cell(Int(X86_T1_SAVE_OFFSET)))
-        code.bytes(0x49, 0xC1, 0xE1, 0x03)  // shl r9, 3
-        code.op(0x03, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
-        code.store(Host.scratch, Host.cell(Int(X86_T1_TARGET_OFFSET)))
-        code.load(Host.scratch, .memory(base: Host.scratch, displacement: 2 * Int32(X86_JCACHE_COLUMN)))
+        code.load(Host.rax, Host.cell(Int(X86_JCACHE_OFFSET)))
+        code.lea(Host.address, .memory(base: Host.rax, index: Host.scratch, scale: 3, displacement: 8))
+        code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
+        code.load(Host.scratch, .memory(base: Host.rax, index: Host.scratch, scale: 2, displacement: Int32(X86_JCACHE_OPERATIONS)))
         code.load(Host.address, .memory(base: Host.scratch, displacement: -32))
         code.load32(Host.rax, .memory(base: Host.address))
         code.load(Host.address, .memory(base: Host.scratch, displacement: -24))
@@ -85,7 +85,7 @@ struct SharedCode {
         code.patch(translated)
         code.load(Host.scratch, .memory(base: Host.scratch, displacement: 8))
         code.load(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
-        code.store(Host.scratch, .memory(base: Host.address, displacement: Int32(X86_JCACHE_COLUMN)))
+        code.store(Host.scratch, .memory(base: Host.address))
         code.bytes(0x41, 0xFF, 0xE1)  // jmp r9
         makeConversion(&code)
         makeReturns(&code)
@@ -144,7 +144,7 @@ struct SharedCode {
         findTarget(&code)
         code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
         let first = code.jump(if: 4)
-        code.bytes(0x49, 0x83, 0xF1, 0x08)  // xor r9, 8
+        code.bytes(0x49, 0x83, 0xF1, 0x10)  // xor r9, 16
         code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
         let second = code.jump(if: 4)
         code.move(Host.scratch, Host.address)
@@ -159,7 +159,7 @@ struct SharedCode {
         code.bytes(0x49, 0x81, 0xE3)  // and r11, ~4095
         code.int32(-4096)
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-        code.load(Host.address, .memory(base: Host.scratch, displacement: Int32(X86_JCACHE_COLUMN)))
+        code.load(Host.address, .memory(base: Host.scratch, displacement: 8))
         code.op(0x2B, reg: Host.scratch, Host.cell(Int(X86_JCACHE_OFFSET)))
         code.bytes(0x49, 0xC1, 0xE9, 0x03)  // shr r9, 3
         code.bytes(0x41, 0xFF, 0xE3)  // jmp r11
@@ -167,7 +167,7 @@ struct SharedCode {
         findTarget(&code)
         code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
         code.jump(if: 4, to: hit)
-        code.bytes(0x49, 0x83, 0xF1, 0x08)  // xor r9, 8
+        code.bytes(0x49, 0x83, 0xF1, 0x10)  // xor r9, 16
         code.op(0x39, reg: Host.address, .memory(base: Host.scratch))
         code.jump(if: 4, to: hit)
         code.jump(to: exitToLoop)

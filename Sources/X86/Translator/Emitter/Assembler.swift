@@ -197,11 +197,12 @@ struct Assembler {
         op(0x83, reg: 7, Host.cell(Int(X86_PENDING_OFFSET)), wide: false)
         byte(0)
     }
-    /// The jump cache's place for r11 in r9; EFLAGS are lost. See JumpHash.
+    /// An eighth of the distance of the jump cache's place for r11 in r9; EFLAGS are lost. See JumpHash.
     mutating func hashTarget() {
         bytes(0x45, 0x69, 0xCB)  // imul r9d, r11d, …
         int32(Int32(bitPattern: JumpHash.factor))
-        bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift))  // shr r9d, …
+        bytes(0x41, 0xC1, 0xE9, UInt8(JumpHash.shift - 1))  // shr r9d, …
+        bytes(0x41, 0x83, 0xE1, 0xFE)  // and r9d, -2
         op(0x33, reg: Host.scratch, Host.cell(Int(X86_JUMP_SALT_OFFSET)), wide: false)
     }
     /// The address of the TLB's entry for the linear address in r11 in `entry`; jumps if that does not have it, with 4096 less the

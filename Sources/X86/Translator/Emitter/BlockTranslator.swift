@@ -432,7 +432,7 @@ struct BlockTranslator {
         misses.removeAll(keepingCapacity: true)
         for alternate in alternates {
             code.patch(alternate.jump)
-            code.bytes(0x41, 0x83, 0xF1, 0x01)  // xor r9d, 1
+            code.bytes(0x41, 0x83, 0xF1, 0x02)  // xor r9d, 2
             code.op(0x39, reg: Host.address, Host.cell(jumpTable, index: Host.scratch, scale: 3))
             code.jump(if: 4, to: alternate.back)
             let missing = code.jump()

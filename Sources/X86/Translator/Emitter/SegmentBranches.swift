@@ -162,7 +162,7 @@ extension BlockTranslator {
         code.int32(-4096)
         code.store(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         commit(&code)
-        code.op(0xFF, reg: isCall ? 2 : 4, Host.cell(jumpTable + Int32(X86_JCACHE_COLUMN), index: Host.scratch, scale: 3), wide: false)
+        code.op(0xFF, reg: isCall ? 2 : 4, Host.cell(jumpTable + 8, index: Host.scratch, scale: 3), wide: false)
     }
     mutating func flagsToMemory() {
         if flags == .host {
