@@ -36,9 +36,7 @@ final class BlockCache {
         // It is filled from one end to the other: a fault for each small page would cost as much as decoding what lies there.
         cx_prefer_large(memory, Self.arenaBytes)
         arena = memory.bindMemory(to: x86_op.self, capacity: Self.capacity)
-        let table = cx_map_zeroed(Self.hashBytes)
-        cx_prefer_large(table, Self.hashBytes)
-        slots = table.bindMemory(to: Slot.self, capacity: Self.hashSize)
+        slots = cx_map_zeroed(Self.hashBytes).bindMemory(to: Slot.self, capacity: Self.hashSize)
         zeroCell = .allocate(capacity: 1)
         zeroCell.initialize(to: 0)
     }

@@ -8,8 +8,16 @@ enum SystemHandlers {
     static let endBlock: Handler = { op, s in
         s.pointee.mode == 2 ? jump(s, instructionRIP(op, s)) : go(op, s, instructionRIP(op, s))
     }
+    /// A guest that waits in a loop: maybe for a processor that does not run, as the machine has more than the host. So now and then, after some
+    /// 20 to 50 µs of that, another thread may run here.
     static let pause: Handler = { op, s in
-        cx_pause()
+        s.pointee.pauses &-= 1
+        guard s.pointee.pauses < 0 else {
+            cx_pause()
+            return next(op, s)
+        }
+        s.pointee.pauses = 1024
+        cx_yield()
         return next(op, s)
     }
 

@@ -220,7 +220,7 @@ struct AccessWindows {
             guard i.reg == register else { return 0 }
             let adds = i.base == Int8(register) && i.index < 0 && !i.isRIPRelative && i.hasNaturalAddress && i.operandSize == i.naturalSize
             return adds && abs(i.displacement) < 1 << 30 ? Int(i.displacement) : nil
-        case .nop, .zeroUpper, .emptyMMX, .clearInterrupt, .setInterrupt, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
+        case .nop, .pause, .zeroUpper, .emptyMMX, .clearInterrupt, .setInterrupt, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
         case .storeString: return register == 1 || register == 7 ? nil : 0
         case .moveString: return register == 1 || register == 6 || register == 7 ? nil : 0
         case .bitString, .setDirection, .fence: return 0

@@ -19,7 +19,7 @@ struct TranslationPlan {
         case fence
         case lea
         case zeroUpper, emptyMMX
-        case nop
+        case nop, pause
         case jump, conditional, call, ret, jumpIndirect, callIndirect
     }
     enum File { case none, general, vector }
@@ -165,7 +165,7 @@ struct TranslationPlan {
         case 0x8D:
             guard i.isMemory else { return false }
             kind = .lea
-        case 0x90 where i.opcodeRegisterExtension == 0: kind = .nop
+        case 0x90 where i.opcodeRegisterExtension == 0: kind = i.rep == 0xF3 ? .pause : .nop
         case 0x90...0x97:
             kind = .exchangeAccumulator
         case 0x98, 0x99: kind = .plain

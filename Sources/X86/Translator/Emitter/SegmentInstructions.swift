@@ -74,7 +74,8 @@ extension BlockTranslator {
         case .lea: lea(line)
         case .zeroUpper: zeroUpper(line)
         case .emptyMMX: code.bytes(0x0F, 0x77)
-        case .nop: if line.instruction.opcode == 0x90, line.instruction.rep == 0xF3 { code.bytes(0xF3, 0x90) }
+        case .nop: break
+        case .pause: pause(line)
         case .jump: line.isFollowed ? follow(line) : edge(line, to: target(line))
         case .conditional: conditional(line)
         case .call: call(line)
@@ -85,6 +86,14 @@ extension BlockTranslator {
         if line.plan.definesFlags || line.plan.mergesFlags { flags = .host }
     }
 
+    /// Now and then the interpreter's.
+    private mutating func pause(_ line: Line) {
+        aboutToClobber(line)
+        code.op(0x83, reg: 5, Host.cell(Int(X86_PAUSES_OFFSET)), wide: false)  // sub …, 1
+        code.byte(1)
+        slowPath(Jumps(code.jump(if: 8)), line)
+        code.bytes(0xF3, 0x90)
+    }
     mutating func modRM(_ line: Line) {
         if onHome(line) { return }
         let (i, plan) = (line.instruction, line.plan)
