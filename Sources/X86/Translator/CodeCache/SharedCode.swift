@@ -70,7 +70,7 @@ struct SharedCode {
         let stale = code.jump(if: 5)
         code.comparePending()
         let wanted = code.jump(if: 5)
-        code.op(0x80, reg: 7, .memory(base: Host.scratch, displacement: 35), wide: false)  // cmp byte
+        code.op(0x80, reg: 7, .memory(base: Host.scratch, displacement: 35), wide: false)  // cmp …, 1: aux
         code.byte(1)
         let translated = code.jump(if: 4)
         code.move(Host.address, Host.scratch)
