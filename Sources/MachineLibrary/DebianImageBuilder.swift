@@ -230,7 +230,7 @@ public struct DebianImageBuilder: Sendable {
         #!/usr/bin/perl
         use strict;
         use integer;
-        my ($adjtimex, $settime, $gettime) = (159, 227, 228);
+        my ($adjtimex, $gettime) = (159, 228);
         open(my $clock, '<', '/dev/ptp0') or exit 0;
         my $host = ~fileno($clock) << 3 | 3;
         sub now {
@@ -247,17 +247,21 @@ public struct DebianImageBuilder: Sendable {
             }
             return $difference;
         }
+        # In one step of the kernel's: while a machine starts, milliseconds may pass between two of ours.
         sub step {
-            my $time = now(0) + difference();
-            syscall($settime, 0, pack('qq', $time / 1_000_000_000, $time % 1_000_000_000));
+            my ($seconds, $nanoseconds) = ($_[0] / 1_000_000_000, $_[0] % 1_000_000_000);
+            ($seconds, $nanoseconds) = ($seconds - 1, $nanoseconds + 1_000_000_000) if $nanoseconds < 0;
+            my $change = pack 'Lx68qqx120', 0x2100, $seconds, $nanoseconds;
+            syscall($adjtimex, $change);
         }
-        step() if abs(difference()) > 50_000;
+        my $first = difference();
+        step($first) if abs($first) > 50_000;
         exit 0 if fork;
         for (my $pause = 1;; $pause = 10) {
             sleep $pause;
             my $difference = difference();
             if (abs($difference) > 200_000_000) {
-                step();
+                step($difference);
             } elsif (abs($difference) > 50_000) {
                 my $change = pack 'Lx4qx192', 0x8001, $difference / 1000;
                 syscall($adjtimex, $change);
