@@ -187,7 +187,7 @@ enum GPR {
 }
 
 /// The block at `rip`, if the jump cache has it.
-@inline(__always) func knownBlock(_ s: CPU, _ rip: UInt64) -> Op? {
+@inline(__always) func notedBlock(_ s: CPU, _ rip: UInt64) -> Op? {
     var index = JumpHash.index(rip) ^ Int(s.pointee.jump_salt &>> 1)
     if s.pointee.jcache[index].rip != rip {
         index ^= 1
@@ -200,7 +200,7 @@ enum GPR {
 @inline(__always) func jump(_ s: CPU, _ rip: UInt64) -> Next {
     s.pointee.rip = rip
     #if !DEBUG
-        if s.pointee.pending == 0, let first = knownBlock(s, rip), isCurrent(first) {
+        if s.pointee.pending == 0, let first = notedBlock(s, rip), isCurrent(first) {
             s.pointee.block_base = (rip &+ segmentBase(s, 8)) & ~4095
             return first.pointee.fn(first, s)
         }
@@ -229,7 +229,7 @@ enum GPR {
     if s.pointee.mode != CodeSize.bits64.rawValue { rip &= op.pointee.aux == 2 ? 0xFFFF : 0xFFFF_FFFF }
     // A link may be made when source and target lie in one page and nothing can come between.
     if linear & ~4095 == s.pointee.block_base, s.pointee.lma != 0 {
-        if let first = knownBlock(s, rip), isCurrent(first), (first - 1).pointee.reg == 0 { op.pointee.disp = Int64(Int(bitPattern: first)) }
+        if let first = notedBlock(s, rip), isCurrent(first), (first - 1).pointee.reg == 0 { op.pointee.disp = Int64(Int(bitPattern: first)) }
     }
     return jump(s, rip)
 }

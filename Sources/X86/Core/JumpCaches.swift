@@ -37,7 +37,7 @@ struct JumpTable {
         }
         put(first, rip, index)
     }
-    /// Translated code of 16 bits, or in segments that begin elsewhere, is none: nothing reads its way in.
+    /// Code of 16 bits, or in segments that begin elsewhere, is never translated: nothing reads its way in.
     private func put(_ first: Op, _ rip: UInt64, _ index: Int) {
         places[index] = x86_jump(rip: rip, code: first.pointee.imm)
         Self.operations(places)[index] = first

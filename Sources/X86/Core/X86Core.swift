@@ -343,7 +343,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         let s = state
         let rip = s.pointee.rip
         s.pointee.block_base = linearRIP & ~4095
-        guard !isAlone, let first = X86.knownBlock(s, rip), isCurrent(first) else { return nil }
+        guard !isAlone, let first = notedBlock(s, rip), isCurrent(first) else { return nil }
         return first
     }
     private func findBlock() -> Op? {

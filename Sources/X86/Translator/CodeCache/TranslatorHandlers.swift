@@ -66,7 +66,7 @@ enum TranslatorHandlers {
     // The edge says where in the page it leads.
     s.pointee.rip = s.pointee.block_base &+ (s.pointee.t1_edge >> 32)
     guard s.pointee.pending == 0 else { return 0 }
-    guard let first = knownBlock(s, s.pointee.rip), isCurrent(first) else { return 0 }
+    guard let first = notedBlock(s, s.pointee.rip), isCurrent(first) else { return 0 }
     if first.pointee.aux != 0 { outside { core(s).link(Int(s.pointee.t1_edge & 0xFFFF_FFFF), to: first) } }
     return UInt64(UInt(bitPattern: first))
 }
