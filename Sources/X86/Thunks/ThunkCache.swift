@@ -129,7 +129,7 @@ private struct Emitter {
             let prefix = i.has66 ? 1 : (i.rep == 0xF3 ? 2 : (i.rep == 0xF2 ? 3 : 0))
             bytes += [0xC4, UInt8((~high & 7) << 5 | i.map.number), UInt8((i.significantW ? 0x80 : 0) | (~vvvv & 15) << 3 | (i.vexL ? 4 : 0) | prefix), i.opcode]
         } else {
-            if i.has66 { bytes.append(0x66) }
+            if plan.isSizedByPrefix ? i.operandSize == 2 : i.has66 { bytes.append(0x66) }
             if i.rep != 0 { bytes.append(i.rep) }
             let rex = (i.rexW ? 8 : 0) | high
             if rex != 0 { bytes.append(UInt8(0x40 | rex)) }

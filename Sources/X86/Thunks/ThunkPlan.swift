@@ -13,6 +13,8 @@ struct ThunkPlan {
     var aligned = false
     var setsFlags = false
     var hasImmediate = false
+    /// Prefix 66 says how wide the operands are, which in 16-bit code is the other way round, and not what is done.
+    var isSizedByPrefix = false
     /// The r/m operand is a byte register.
     var byteRM = false
 

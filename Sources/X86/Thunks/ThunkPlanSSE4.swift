@@ -14,7 +14,7 @@ extension ThunkPlan {
     }
     static func general(_ size: Int) -> ThunkPlan {
         var plan = ThunkPlan()
-        (plan.reg, plan.rm, plan.memory) = (.gpr, .gpr, size)
+        (plan.reg, plan.rm, plan.memory, plan.isSizedByPrefix) = (.gpr, .gpr, size, true)
         return plan
     }
 
