@@ -117,7 +117,8 @@ typedef struct x86_cpu {
   uint64_t *_Nonnull tlb_user;
   void *_Nullable core;  // unretained X86Core
   uint64_t x87_control;
-  uint64_t t1_edge;      // the edge that an unlinked exit of translated code wants linked
+  uint64_t t1_edge;      // the edge that an unlinked exit of translated code wants linked: its number, and in the low 12 bits where in the page it leads
+  x86_op *_Nullable operations; // of all blocks
   uint64_t own_end;      // behind the base caches of operands' own that hold something, a list of addresses
   uint64_t own_empty;    // the tag of those that do not
   uint64_t xcr0;
@@ -130,7 +131,7 @@ typedef struct x86_cpu {
   const void *_Nullable flag_table;  // fres and faux for every LAHF/SETO image
   uint32_t interrupt_latch; // 1 from an interrupt controller's word on until the core asks for the vector
   int32_t pauses;        // PAUSE instructions until the host is asked whether somebody else wants to run, see SystemHandlers.pause
-  uint32_t pad10[4];     // up to the alignment of what follows
+  uint32_t pad10[2];     // up to the alignment of what follows
   uint8_t xmm[512];      // 16 registers of 32 bytes
   uint8_t bounce[128];  // memory operand of a thunk that the fast path cannot reach
   uint8_t fxarea[512];  // FXSAVE image
@@ -157,7 +158,7 @@ enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offset
   X86_BLOCK_BASE_OFFSET = offsetof(x86_cpu, block_base), X86_T1_FLAGS_OFFSET = offsetof(x86_cpu, t1_flags), X86_T1_SAVE_OFFSET = offsetof(x86_cpu, t1_save),
   X86_FRES_OFFSET = offsetof(x86_cpu, fres), X86_FAUX_OFFSET = offsetof(x86_cpu, faux), X86_RIP_OFFSET = offsetof(x86_cpu, rip),
   X86_HOST_STACK_OFFSET = offsetof(x86_cpu, host_stack), X86_RETURN_STACK_OFFSET = offsetof(x86_cpu, return_stack), X86_RETURN_OFFSET_OFFSET = offsetof(x86_cpu, return_offset), X86_JCACHE_OFFSET = offsetof(x86_cpu, jcache), X86_JUMP_SALT_OFFSET = offsetof(x86_cpu, jump_salt),
-  X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge), X86_INTERRUPT_LATCH_OFFSET = offsetof(x86_cpu, interrupt_latch), X86_PAUSES_OFFSET = offsetof(x86_cpu, pauses),
+  X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge), X86_OPERATIONS_OFFSET = offsetof(x86_cpu, operations), X86_INTERRUPT_LATCH_OFFSET = offsetof(x86_cpu, interrupt_latch), X86_PAUSES_OFFSET = offsetof(x86_cpu, pauses),
   X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_STACK_CACHE_OFFSET = offsetof(x86_cpu, stack_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
   X86_OWN_END_OFFSET = offsetof(x86_cpu, own_end), X86_OWN_EMPTY_OFFSET = offsetof(x86_cpu, own_empty),
   X86_X87_CONTROL_OFFSET = offsetof(x86_cpu, x87_control), X86_RFLAGS_OFFSET = offsetof(x86_cpu, rflags), X86_CPL_OFFSET = offsetof(x86_cpu, cpl), X86_VECTOR_OFF_OFFSET = offsetof(x86_cpu, vector_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };

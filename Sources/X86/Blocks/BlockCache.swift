@@ -19,7 +19,7 @@ final class BlockCache {
         var key: UInt64
         var first: Op?
     }
-    private let arena: Op
+    let arena: Op
     private let slots: UnsafeMutablePointer<Slot>
     private(set) var used = 0
     private var victim = 0

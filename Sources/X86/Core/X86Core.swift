@@ -25,6 +25,7 @@ package final class X86Core: @unchecked Sendable {  // see above
     private(set) var translations: TranslationCache?
     /// With the lists that the newest block's translation has left. In memory of its own: it is large, and would be moved out and in with each.
     var spareTranslator: UnsafeMutablePointer<BlockTranslator>?
+    var waitingBlocks = WaitingBlocks()
     /// How many blocks have translations that other processors have made.
     package internal(set) var takenOver = 0
     /// Executions after which a block of 64-bit code is translated. Before the first run.
@@ -96,6 +97,7 @@ package final class X86Core: @unchecked Sendable {  // see above
         systemOp = .allocate(capacity: 2)
         systemOp.initialize(repeating: BlockCache.blankOperation, count: 2)
         blocks = BlockCache()
+        state.pointee.operations = blocks.arena
         state.pointee.tlb_supervisor = (bytes + Int(X86_TLB_TABLES)).assumingMemoryBound(to: UInt64.self)
         state.pointee.tlb_user = (bytes + Int(X86_TLB_TABLES) + Int(X86_TLB_BYTES)).assumingMemoryBound(to: UInt64.self)
         supervisorJumps.places = (bytes + Int(X86_JCACHE_TABLES)).assumingMemoryBound(to: x86_jump.self)
@@ -401,7 +403,7 @@ package final class X86Core: @unchecked Sendable {  // see above
             traceBlock?(rip, gpa, blocks.lastCount)
             if !stepping {
                 blocks.insert(key, first)
-                takeOver(first)
+                takeOver(first, BlockPlace(s))
                 noteBlock(rip, first)
             }
             return first
@@ -511,6 +513,7 @@ package final class X86Core: @unchecked Sendable {  // see above
 
     private func flushBlocks() {
         blocks.flush()
+        waitingBlocks.removeAll()
         savedContexts.removeAll()
         entryPoints.removeAll()
         translations?.flush()

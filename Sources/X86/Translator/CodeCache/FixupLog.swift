@@ -4,11 +4,11 @@ struct FixupLog {
     enum Target {
         /// By its distance, 32 bits.
         case address(Int)
-        /// One of the block's operations, by its address: 64 bits.
+        /// One of the block's operations, by where it lies among all: 32 bits.
         case operation
         /// The same, and behind it a jump to what all blocks share.
         case exit
-        /// An edge, by its number: 32 bits.
+        /// An edge, by its number, above where in its page it leads: 32 bits.
         case edge
     }
     struct Entry {

@@ -10,9 +10,13 @@ struct OperandCaches {
     /// `own_end` is where the list ends, `own_empty` the tag of what holds nothing.
     private let state: UnsafeMutablePointer<x86_cpu>
     private let emptyWay: UInt64
-    /// Called with a linear address in r11, 4096 less the operand's size in r9, the cache's address in RAX, and RAX in `t1_save`: finds
+    /// Called with a linear address in r11, less the cache's tag, 4096 less the operand's size in r9, the cache's address in RAX, and RAX in `t1_save`: finds
     /// the page in the TLB and puts it into the cache. "Above" when the interpreter has to see to it.
-    private(set) var lookUp = (supervisor: (read: 0, write: 0), user: (read: 0, write: 0), narrow: (read: 0, write: 0))
+    private(set) var lookUp = (supervisor: Ways(), user: Ways(), narrow: Ways())
+    struct Ways {
+        var read = SharedCode.LookUp()
+        var write = SharedCode.LookUp()
+    }
 
     /// - Parameters:
     ///   - most: how many there may be; each is listed once at most.
@@ -43,12 +47,16 @@ struct OperandCaches {
     }
 
     mutating func makeLookUps(_ code: inout Assembler) {
-        lookUp.supervisor = (makeLookUp(&code, user: false, write: false), makeLookUp(&code, user: false, write: true))
-        lookUp.user = (makeLookUp(&code, user: true, write: false), makeLookUp(&code, user: true, write: true))
-        lookUp.narrow = (makeLookUp(&code, user: true, isNarrow: true, write: false), makeLookUp(&code, user: true, isNarrow: true, write: true))
+        lookUp.supervisor = makeLookUps(&code, user: false)
+        lookUp.user = makeLookUps(&code, user: true)
+        lookUp.narrow = makeLookUps(&code, user: true, isNarrow: true)
     }
-    private func makeLookUp(_ code: inout Assembler, user: Bool, isNarrow: Bool = false, write: Bool) -> Int {
+    private func makeLookUps(_ code: inout Assembler, user: Bool, isNarrow: Bool = false) -> Ways {
+        Ways(read: makeLookUp(&code, user: user, isNarrow: isNarrow, write: false), write: makeLookUp(&code, user: user, isNarrow: isNarrow, write: true))
+    }
+    private func makeLookUp(_ code: inout Assembler, user: Bool, isNarrow: Bool, write: Bool) -> SharedCode.LookUp {
         let start = code.here
+        code.op(0x03, reg: Host.address, .memory(base: 0))
         code.push(1)
         code.push(2)
         let isWide = isNarrow ? code.compareWithNarrow(scratch: 2) : nil
@@ -72,6 +80,6 @@ struct OperandCaches {
         code.pop(1)
         code.load(0, Host.cell(Int(X86_T1_SAVE_OFFSET)))
         code.byte(0xC3)
-        return start
+        return SharedCode.LookUp(lessTag: start)
     }
 }

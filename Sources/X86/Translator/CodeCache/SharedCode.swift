@@ -2,15 +2,30 @@ import CX86
 
 /// Code that all blocks of a core share: ways in and out, returns that go elsewhere, questions to the TLB. Executable addresses.
 struct SharedCode {
-    /// Ways into the interpreter, the operation in r11: with its handler in r9, or taken from the operation.
+    /// Ways into the interpreter, the operation in r11 as its address, or by how far it lies behind the first one (`TranslationCache.offset(of:)`):
+    /// with its handler in r9, or taken from the operation.
     struct Exit {
+        var withAddress = 0
         var withHandler = 0
         var loadingHandler = 0
+    }
+    /// What puts a page into a base cache. The linear address in r11, or that less the cache's tag.
+    struct LookUp {
+        var linear = 0
+        var lessTag = 0
     }
     private(set) var exitWithFlags = Exit()
     private(set) var exitWithMemory = Exit()
     private(set) var exitWithout = Exit()
     private(set) var exitToLoop = 0
+    /// To the interpreter, which links the edge in r11: with flags in EFLAGS or in the state.
+    private(set) var linkWithFlags = 0
+    private(set) var linkWithMemory = 0
+    /// The same of an edge to another page, with flags in the state: when EFLAGS say that it has gone through the jump cache often enough, and through that
+    /// otherwise.
+    private(set) var crossing = 0
+    /// The block in r11 has been watched long enough: with flags in the state, or of no use.
+    private(set) var judge = (memory: 0, dead: 0)
     /// From the interpreter to the code at r9: the host's registers to its stack, the guest's from the state.
     private(set) var enter = 0
     /// The same to narrow code, where the upper halves of registers are zero.
@@ -26,7 +41,7 @@ struct SharedCode {
     /// To the target in r11, flags in memory, through the jump cache.
     private(set) var lookUpTarget = 0
     /// By base cache, for reading and for writing.
-    private(set) var lookUp: [(read: Int, write: Int)] = []
+    private(set) var lookUp: [OperandCaches.Ways] = []
 
     mutating func make(_ code: inout Assembler) {
         exitWithFlags = makeExit(&code) { code in
@@ -50,7 +65,7 @@ struct SharedCode {
         exitToLoop = code.here
         code.store(Host.address, Host.cell(Int(X86_RIP_OFFSET)))
         code.leaRIP(Host.scratch, code.here + 7 + 5)
-        code.jump(to: exitWithMemory.withHandler)
+        code.jump(to: exitWithMemory.withAddress)
         code.bytes(0x31, 0xC0, 0xC3)  // xor eax, eax; ret
 
         // A block that had no translation when the jump cache's place was filled that r9 tells, or lost it.
@@ -75,7 +90,7 @@ struct SharedCode {
         let translated = code.jump(if: 4)
         code.move(Host.address, Host.scratch)
         code.load(Host.scratch, .memory(base: Host.scratch))
-        code.jump(to: exitWithMemory.withHandler)
+        code.jump(to: exitWithMemory.withAddress)
         code.patch(stale)
         code.patch(wanted)
         code.op(0xB7, reg: Host.address, .memory(base: Host.scratch, displacement: 32), wide: false, map: 1)  // movzx r11d, its offset
@@ -89,17 +104,14 @@ struct SharedCode {
         code.bytes(0x41, 0xFF, 0xE1)  // jmp r9
         makeConversion(&code)
         makeReturns(&code)
+        makeLinks(&code)
         zeroUpper = code.here
         code.bytes(0x0F, 0x57, 0xC0)  // xorps xmm0, xmm0
         for n in 0..<16 { code.op(0x11, reg: 0, Host.cell(vectorOffset(n) + 16), wide: false, map: 1) }
         code.op(0xC6, reg: 0, Host.cell(Int(X86_UPPER_IN_USE_OFFSET)), wide: false)
         code.bytes(0, 0xC3)  // ret
         lookUp = (0..<3 * Int(X86_BASE_CACHES)).map { cache in
-            let read = code.here
-            makeLookUp(&code, cache, write: false)
-            let write = code.here
-            makeLookUp(&code, cache, write: true)
-            return (read, write)
+            OperandCaches.Ways(read: makeLookUp(&code, cache, write: false), write: makeLookUp(&code, cache, write: true))
         }
     }
     private func makeEntry(_ code: inout Assembler, isNarrow: Bool) -> Int {
@@ -115,13 +127,21 @@ struct SharedCode {
         return entry
     }
     private func makeExit(_ code: inout Assembler, flags: (inout Assembler) -> Void) -> Exit {
-        var exit = Exit(withHandler: code.here)
+        var exit = Exit(withAddress: code.here)
         spill(&code)
         flags(&code)
         finishLeaving(&code)
+        exit.withHandler = code.here
+        code.store(Host.scratch, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        code.load(Host.scratch, Host.cell(Int(X86_OPERATIONS_OFFSET)))
+        code.lea(Host.address, .memory(base: Host.address, index: Host.scratch))
+        code.load(Host.scratch, Host.cell(Int(X86_T1_SAVE_OFFSET)))
+        code.jump(to: exit.withAddress)
         exit.loadingHandler = code.here
+        code.load(Host.scratch, Host.cell(Int(X86_OPERATIONS_OFFSET)))
+        code.lea(Host.address, .memory(base: Host.address, index: Host.scratch))
         code.load(Host.scratch, .memory(base: Host.address))
-        code.jump(to: exit.withHandler)
+        code.jump(to: exit.withAddress)
         return exit
     }
     /// Guest registers to the state, the host's back from the stack. Changes no flags.
@@ -151,8 +171,8 @@ struct SharedCode {
         code.bytes(0x49, 0xC1, 0xE1, 0x10, 0x49, 0xC1, 0xF9, 0x10)  // shl r9, 16; sar r9, 16
         code.op(0x39, reg: Host.address, .register(Host.scratch))
         code.jump(if: 4, to: exitToLoop)
-        code.moveImmediate(Host.scratch, UInt64(unsafeBitCast(TranslatorHandlers.returnFault, to: UInt.self)))
-        code.jump(to: exitWithMemory.withHandler)
+        code.moveHandler(TranslatorHandlers.returnFault)
+        code.jump(to: exitWithMemory.withAddress)
         code.patch(first)
         code.patch(second)
         let hit = code.here
@@ -174,6 +194,27 @@ struct SharedCode {
         returnWithoutCall = code.here
         code.lea(4, .memory(base: 4, displacement: -8))
         code.jump(to: returnElsewhere)
+    }
+    private mutating func makeLinks(_ code: inout Assembler) {
+        func link(_ exit: Exit) -> Int {
+            let start = code.here
+            code.store(Host.address, Host.cell(Int(X86_T1_EDGE_OFFSET)))
+            code.moveHandler(TranslatorHandlers.linkEdge)
+            code.jump(to: exit.withAddress)
+            return start
+        }
+        (linkWithFlags, linkWithMemory) = (link(exitWithFlags), link(exitWithMemory))
+        crossing = code.here
+        code.jump(if: 8, to: linkWithMemory)
+        code.bytes(0x41, 0x81, 0xE3)  // and r11d, 4095
+        code.int32(4095)
+        code.op(0x03, reg: Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
+        code.jump(to: lookUpTarget)
+        judge = (code.here, code.here + 15)
+        code.moveHandler(TranslatorHandlers.judge)
+        code.jump(to: exitWithMemory.withHandler)
+        code.moveHandler(TranslatorHandlers.judge)
+        code.jump(to: exitWithout.withHandler)
     }
     /// AX = LAHF's AH over SETO's AL, to fres and faux.
     private func tableLookup(_ code: inout Assembler) {
@@ -214,10 +255,13 @@ struct SharedCode {
         code.bytes(0x41, 0xFF, 0xE3)  // jmp r11
     }
 
-    /// Called with a linear address in r11 and 4096 less the operand's size in r9: finds its page in the TLB and puts it into
-    /// a base cache. "Above" when the interpreter has to see to it.
-    private func makeLookUp(_ code: inout Assembler, _ cache: Int, write: Bool) {
+    /// Called with 4096 less the operand's size in r9: finds the address' page in the TLB and puts it into a base cache. "Above" when the interpreter has
+    /// to see to it.
+    private func makeLookUp(_ code: inout Assembler, _ cache: Int, write: Bool) -> LookUp {
         let cell = BlockTranslator.cell(cache, write: false)
+        var lookUp = LookUp(lessTag: code.here)
+        code.op(0x03, reg: Host.address, Host.cell(write ? cell + 16 : cell))
+        lookUp.linear = code.here
         code.push(0)
         code.push(1)
         let isWide = cache >= 2 * Int(X86_BASE_CACHES) ? code.compareWithNarrow(scratch: 1) : nil
@@ -236,5 +280,6 @@ struct SharedCode {
         code.pop(1)
         code.pop(0)
         code.byte(0xC3)
+        return lookUp
     }
 }

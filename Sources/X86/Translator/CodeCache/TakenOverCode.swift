@@ -34,7 +34,7 @@ extension TranslationCache {
         let entry = entry(first, begin, end)
         let image = TranslationImage(
             owner: member, entry: entry ?? 0, checked: entry == nil ? 0 : codeOffset(Int(first.pointee.imm)), flags: entry == nil ? 0 : codeOffset(Int(first.pointee.disp)),
-            begin: begin, end: end, first: first.pointee, firstAddress: UInt(bitPattern: first), operations: Int16(truncatingIfNeeded: operations),
+            begin: begin, end: end, first: first.pointee, firstOffset: offset(of: first), operations: Int16(truncatingIfNeeded: operations),
             executions: end.executions > begin.executions ? counter(executionsOffset(Int(begin.executions))).pointee : 0, heads: UInt16(truncatingIfNeeded: heads),
             fixups: UInt16(truncatingIfNeeded: words.count - heads))
         words.withUnsafeBufferPointer { others.add(key, (first - 1).pointee.extra, image, $0) }
@@ -114,7 +114,7 @@ extension TranslationCache {
         let move = Move(from: begin, to: to)
         (writable + used).copyMemory(from: owner.writable + Int(begin.code), byteCount: Int(end.code - begin.code))
         (writable + coldUsed).copyMemory(from: owner.writable + Int(begin.cold), byteCount: Int(end.cold - begin.cold))
-        apply(words + Int(image.heads), Int(image.fixups), move, owner, operations: Int(bitPattern: first) &- Int(bitPattern: image.firstAddress))
+        apply(words + Int(image.heads), Int(image.fixups), move, owner, operations: Int(offset(of: first)) - Int(image.firstOffset))
         for edge in begin.edges..<end.edges { takeOver(owner.edges + Int(edge), move, owner) }
         slots += Int(end.slots - begin.slots)
         counters.crossings += Int(end.crossings - begin.crossings)
@@ -142,10 +142,10 @@ extension TranslationCache {
                 continue
             }
             guard fixup.target > Int(TranslationImage.Target.edge.rawValue) else {
-                add(Int(move.to.edges - move.from.edges), at: place)
+                add(Int(move.to.edges - move.from.edges) << 12, at: place)
                 continue
             }
-            place.storeBytes(of: place.loadUnaligned(as: Int.self) &+ operations, as: Int.self)
+            add(operations, at: place)
             if fixup.target == Int(TranslationImage.Target.exit.rawValue) { add(-moved, at: place + Assembler.exitDistance) }
         }
     }
@@ -161,11 +161,7 @@ extension TranslationCache {
         case .direct(let end): _ = makeEdge(.direct(end: move.code(end)), kind: kind, isBackward: isBackward, stub: stub, crossing: crossing)
         case .polled(let slot, let room):
             _ = makeEdge(.polled(slot: move.slot(slot), room: move.code(room)), kind: kind, isBackward: isBackward, stub: stub, crossing: crossing)
-        case .cells(let slot):
-            // The second cell never changes.
-            let poll = (owner.writable + Int(slot) + 8).load(as: Int.self) - Int(bitPattern: owner.executable)
-            let edge = makeEdge(.cells(slot: move.slot(slot)), kind: kind, isBackward: isBackward, stub: stub, crossing: crossing)
-            setPoll(edge, Int(bitPattern: executable) + Int(move.code(CodeOffset(truncatingIfNeeded: poll))))
+        case .cells(let slot): _ = makeEdge(.cells(slot: move.slot(slot)), kind: kind, isBackward: isBackward, stub: stub, crossing: crossing)
         }
     }
     private func handler(_ entry: CodeOffset) -> Handler { unsafeBitCast(UInt(bitPattern: executable) + UInt(entry), to: Handler.self) }

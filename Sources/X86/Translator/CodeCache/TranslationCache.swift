@@ -100,6 +100,7 @@ final class TranslationCache {
     /// What other processors have translated, and which of them this one is.
     let others: SharedTranslations
     private(set) var member: Int32 = 0
+    private let operations: UnsafeMutablePointer<x86_op>?
     /// Of the block that is being translated, if others may want it.
     let fixups: UnsafeMutablePointer<FixupLog>
     var isOffering = false
@@ -114,6 +115,7 @@ final class TranslationCache {
         writable = rw
         executable = rx
         self.others = others
+        operations = state.pointee.operations
         fixups = .allocate(capacity: 1)
         fixups.initialize(to: FixupLog())
         edges = cx_map_zeroed(Self.edgeBytes).bindMemory(to: Edge.self, capacity: Self.mostEdges)
@@ -260,8 +262,6 @@ final class TranslationCache {
         unlink(edgeCount)
         return edgeCount
     }
-    /// - Parameter poll: where the edge leads when somebody wants something.
-    func setPoll(_ edge: Int, _ poll: Int) { if case .cells(let slot) = edges[edge].way { set(slot + 8, codeOffset(poll)) } }
     private func unlink(_ edge: Int) {
         lead(edge, to: edges[edge].stub)
         setPatience(edge, Self.patience)
@@ -292,11 +292,13 @@ final class TranslationCache {
         (writable + Int(cell)).storeBytes(of: UInt64(UInt(bitPattern: executable + Int(target))), as: UInt64.self)
     }
     private func setDisplacement(_ end: CodeOffset, _ target: CodeOffset) { (writable + Int(end) - 4).storeBytes(of: target &- end, as: Int32.self) }
+    /// How code names operations: by how far behind the first of all blocks' they are.
+    func offset(of operation: UnsafeMutablePointer<x86_op>) -> UInt32 { UInt32(truncatingIfNeeded: Int(bitPattern: operation) - Int(bitPattern: operations)) }
     /// Code that goes on in the interpreter at `first`, for edges to blocks that do not start with translated code.
     func makeWayOut(_ first: UnsafeMutablePointer<x86_op>, _ kind: EdgeKind) -> Int {
         var code = openCold()
         let address = code.here
-        code.moveImmediate(Host.address, UInt64(UInt(bitPattern: first)))
+        code.moveOperation(Host.address, offset(of: first))
         code.jump(to: (kind == .flags ? shared.exitWithFlags : shared.exitWithMemory).loadingHandler)
         commitCold(code)
         return address

@@ -45,7 +45,7 @@ struct TranslationImage {
     let end: Extent
     /// The block's first operation, and where that is.
     let first: x86_op
-    let firstAddress: UInt
+    let firstOffset: UInt32
     let operations: Int16
     /// What its counter begins with, if it has one.
     let executions: Int16

@@ -1,12 +1,16 @@
 import CX86
 
 enum TranslatorHandlers {
-    /// Stands first in each block of 64-bit code: counts down in `extra`, then has the block translated. `disp` holds the
+    /// Stands first in each block of 64-bit code: counts down in `extra`, then has the block translated (`WaitingBlocks`). `disp` holds the
     /// block's guest-physical address, `imm` where translated code goes that wants this block.
     static let count: Handler = { op, s in
         let left = op.pointee.extra &- 1
         op.pointee.extra = left
-        if left == 0 { return translateNow(op, s) }
+        if left == 0, translatedNow(op, s) {
+            // Through the run loop, which finds the block anew: nothing is left on the stack.
+            s.pointee.rip = instructionRIP(op, s)
+            return 0
+        }
         return next(op, s)
     }
     /// In place of `count` where the block's start cannot be translated.
@@ -43,66 +47,75 @@ enum TranslatorHandlers {
     op.pointee.off = UInt16(s.pointee.return_offset & 4095)
     return raise(op, s, Vector.generalProtection, 0)
 }
-@inline(never) private func translateNow(_ op: Op, _ s: CPU) -> Next {
-    outside { core(s).translate(op) }
-    // Through the run loop, which finds the block anew: nothing is left on the stack.
-    s.pointee.rip = instructionRIP(op, s)
-    return 0
-}
+@inline(never) private func translatedNow(_ op: Op, _ s: CPU) -> Bool { outside { core(s).translateSoon(op) } }
 @inline(never) private func judgeNow(_ op: Op, _ s: CPU) -> Next {
     outside { core(s).endTrial(op) }
     s.pointee.rip = instructionRIP(op, s)
     return 0
 }
 @inline(never) private func watchNow(_ s: CPU) {
-    if let first = Op(bitPattern: UInt(s.pointee.t1_target)) { outside { core(s).watchAgain(first) } }
+    if let first = namedBlock(s) { outside { core(s).watchAgain(first) } }
 }
 @inline(never) private func noteFailedWindow(_ s: CPU) {
-    guard let first = Op(bitPattern: UInt(s.pointee.t1_target)), !first.needsFallbacks else { return }
+    guard let first = namedBlock(s), !first.needsFallbacks else { return }
     outside { core(s).noteFailedWindow(first) }
 }
+/// See `BlockTranslator.nameBlock`.
+private func namedBlock(_ s: CPU) -> Op? { s.pointee.operations.map { $0 + Int(s.pointee.t1_target) / MemoryLayout<x86_op>.stride } }
 /// The block that an edge leads to, linked when it is translated; 0 when the run loop has to find it.
 @inline(never) private func resolveEdge(_ s: CPU) -> UInt64 {
     // The edge says where in the page it leads.
-    s.pointee.rip = s.pointee.block_base &+ (s.pointee.t1_edge >> 32)
+    s.pointee.rip = s.pointee.block_base &+ (s.pointee.t1_edge & 4095)
     guard s.pointee.pending == 0 else { return 0 }
     guard let first = notedBlock(s, s.pointee.rip), isCurrent(first) else { return 0 }
-    if first.pointee.aux != 0 { outside { core(s).link(Int(s.pointee.t1_edge & 0xFFFF_FFFF), to: first) } }
+    if first.pointee.aux != 0 { outside { core(s).link(Int(s.pointee.t1_edge >> 12), to: first) } }
     return UInt64(UInt(bitPattern: first))
 }
 
 extension X86Core {
-    func translate(_ first: Op) {
+    /// A block has run often enough to be translated. False when it is to wait for others.
+    func translateSoon(_ first: Op) -> Bool {
+        let block = WaitingBlocks.Block(first: first, place: BlockPlace(state))
+        if translationThreshold == 1 {
+            translateBlock(first, block.place)
+            return true
+        }
+        if waitingBlocks.waits(block) { return false }
+        for block in waitingBlocks.list { translateBlock(block.first, block.place) }
+        waitingBlocks.removeAll()
+        return true
+    }
+    private func translateBlock(_ first: Op, _ place: BlockPlace) {
         guard let translations, !translations.isFull, first.pointee.aux == 0, isCurrent(first) else { return }
         let gpa = UInt64(bitPattern: first.pointee.disp)
         guard let host = memory.host(gpa) else { return }
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)), count: 4096 - Int(gpa & 4095))
         let header = first - 1
-        if takeOver(first) { return }
+        if takeOver(first, place) { return }
         traceCost?(nil, translations.bytes)
         (first.timesWatched, first.failedWindows) = (1, 0)
         // Programs only: the kernel's blocks are many, and few of them hot.
-        let isWatched = lockStep == nil && (state.pointee.cpl == 3 || watchesSupervisor)
+        let isWatched = lockStep == nil && (place.isUser || watchesSupervisor)
         let version = (UInt(header.pointee.imm), header.pointee.extra)
-        func translated() -> Int { translate(bytes, first, gpa, translations, version, phase: isWatched ? firstPhase(gpa) : .none) }
-        let count = sharingKey(first, gpa).map { translations.offer(first, $0, translated) } ?? translated()
+        func translated() -> Int { translate(bytes, first, gpa, place, version, phase: isWatched ? firstPhase(gpa) : .none) }
+        let count = sharingKey(first, gpa, place).map { translations.offer(first, $0, translated) } ?? translated()
         if first.pointee.aux == 1 { translations.note(first, page: Int(header.pointee.imm)) }
         traceCost?(count, translations.bytes)
-        traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(first.pointee.off))
+        traceTranslation?(translations.latest.address, translations.latest.bytes, place.page &+ UInt64(first.pointee.off))
     }
     /// Whether the block has a translation now that another processor has made.
-    @discardableResult func takeOver(_ first: Op) -> Bool {
+    @discardableResult func takeOver(_ first: Op, _ place: BlockPlace) -> Bool {
         guard let translations, !translations.isFull, first.pointee.aux == 0 else { return false }
-        guard let key = sharingKey(first, UInt64(bitPattern: first.pointee.disp)), translations.takeOver(first, key) else { return false }
+        guard let key = sharingKey(first, UInt64(bitPattern: first.pointee.disp), place), translations.takeOver(first, key) else { return false }
         if first.pointee.aux == 1 { translations.note(first, page: Int((first - 1).pointee.imm)) }
         takenOver += 1
-        traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(first.pointee.off))
+        traceTranslation?(translations.latest.address, translations.latest.bytes, place.page &+ UInt64(first.pointee.off))
         return true
     }
     /// By what others find the translation of a block in one page; nil while there is nobody to share it with.
-    private func sharingKey(_ first: Op, _ gpa: UInt64) -> UInt64? {
+    private func sharingKey(_ first: Op, _ gpa: UInt64, _ place: BlockPlace) -> UInt64? {
         guard memory.translations.isShared, lockStep == nil, (first - 1).pointee.reg == 0 else { return nil }
-        return BlockCache.key(gpa, user: state.pointee.cpl == 3, CodeKind(state))
+        return BlockCache.key(gpa, user: place.isUser, place.kind)
     }
     /// A block of one instruction that goes on in the next page: translated when it is made, while its bytes are together.
     func translateCrossing(
@@ -110,7 +123,7 @@ extension X86Core {
     ) {
         guard let translations, !translations.isFull, translationThreshold > 0 else { return }
         first.pointee.aux = 0
-        _ = translate(bytes, first, gpa, translations, version, next, phase: .none)
+        _ = translate(bytes, first, gpa, BlockPlace(state), version, next, phase: .none)
     }
     private func firstPhase(_ gpa: UInt64) -> AccessTrial.Phase {
         // Operands of all kinds, by chance.
@@ -152,6 +165,7 @@ extension X86Core {
     func noteFailedWindow(_ first: Op) {
         first.failedWindows = trials == .immediate ? AccessTrial.mostFailedWindows : first.failedWindows + 1
         guard first.needsFallbacks, let translations, first.pointee.aux == 1 else { return }
+        guard first.counters != 0 else { return translateAgain(first, .none) }
         translateAgain(first, first.watchedOperands > 0 ? .trial(trialLength) : .counted(max(translations.counter(first.counters).pointee, 0)))
     }
     /// With what is known of its operands now; edges that lead to it lead to the new code.
@@ -164,7 +178,7 @@ extension X86Core {
         let bytes = UnsafeBufferPointer(start: UnsafePointer(host.assumingMemoryBound(to: UInt8.self)) + start, count: 4096 - start)
         let old = first.ways
         traceCost?(nil, translations.bytes)
-        let count = translate(bytes, first, page + UInt64(start), translations, (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
+        let count = translate(bytes, first, page + UInt64(start), BlockPlace(state), (UInt(header.pointee.imm), header.pointee.extra), phase: phase)
         traceCost?(count, translations.bytes)
         traceTranslation?(translations.latest.address, translations.latest.bytes, state.pointee.block_base &+ UInt64(start))
         let new = first.ways
@@ -174,17 +188,17 @@ extension X86Core {
     }
     /// Returns how many instructions were translated.
     private func translate(
-        _ bytes: UnsafeBufferPointer<UInt8>, _ first: Op, _ gpa: UInt64, _ translations: TranslationCache, _ version: (cell: UInt, version: UInt32),
+        _ bytes: UnsafeBufferPointer<UInt8>, _ first: Op, _ gpa: UInt64, _ place: BlockPlace, _ version: (cell: UInt, version: UInt32),
         _ next: (cell: UInt, version: UInt32)? = nil, phase: AccessTrial.Phase
     ) -> Int {
-        let translator = spareTranslator ?? makeTranslator(translations, first)
-        let (linear, isUser, code) = (state.pointee.block_base, state.pointee.cpl == 3, CodeKind(state))
-        translator.pointee.translate(bytes, first: first, gpa: gpa, linear: linear, isUser: isUser, code, version: version, next: next, phase: phase) {
-            blocks.find(BlockCache.key($0, user: isUser, code))
+        guard let translator = spareTranslator ?? makeTranslator(first) else { return 0 }
+        translator.pointee.translate(bytes, first: first, gpa: gpa, place, version: version, next: next, phase: phase) {
+            blocks.find(BlockCache.key($0, user: place.isUser, place.kind))
         }
         return translator.pointee.instructionCount
     }
-    private func makeTranslator(_ translations: TranslationCache, _ first: Op) -> UnsafeMutablePointer<BlockTranslator> {
+    private func makeTranslator(_ first: Op) -> UnsafeMutablePointer<BlockTranslator>? {
+        guard let translations else { return nil }
         let translator = UnsafeMutablePointer<BlockTranslator>.allocate(capacity: 1)
         translator.initialize(to: BlockTranslator(cache: translations, features: features, first: first, repeatsLoops: lockStep == nil))
         spareTranslator = translator

@@ -104,35 +104,44 @@ struct Assembler {
     mutating func lea(_ register: UInt8, _ memory: HostOperand, wide: Bool = true) { op(0x8D, reg: register, memory, wide: wide) }
     mutating func move(_ target: UInt8, _ source: UInt8, wide: Bool = true) { op(0x89, reg: source, .register(target), wide: wide) }
     mutating func moveImmediate(_ register: UInt8, _ value: UInt64) {
-        if value <= 0x7FFF_FFFF {
-            if register > 7 { byte(0x41) }
-            byte(0xB8 | register & 7)
-            int32(Int32(truncatingIfNeeded: value))
+        if value <= UInt64(UInt32.max) {
+            move32(register, UInt32(truncatingIfNeeded: value))
         } else {
             byte(0x48 | (register > 7 ? 1 : 0))
             byte(0xB8 | register & 7)
             int64(value)
         }
     }
-    /// The address of an operation of the block.
-    mutating func moveOperation(_ register: UInt8, _ operation: Op) {
-        moveImmediate(register, UInt64(UInt(bitPattern: operation)))
-        fixups?.pointee.note(cursor - 8, .operation)
+    /// 32 bits; the upper half becomes zero.
+    private mutating func move32(_ register: UInt8, _ value: UInt32) {
+        if register > 7 { byte(0x41) }
+        byte(0xB8 | register & 7)
+        int32(Int32(bitPattern: value))
+    }
+    /// An operation of the block, by `TranslationCache.offset(of:)`.
+    mutating func moveOperation(_ register: UInt8, _ operation: UInt32) {
+        move32(register, operation)
+        fixups?.pointee.note(cursor - 4, .operation)
     }
     /// Goes on at an address that is the same in all caches, with an operation of the block.
-    mutating func exit(_ register: UInt8, _ operation: Op, to address: Int) {
-        moveImmediate(register, UInt64(UInt(bitPattern: operation)))
-        fixups?.pointee.note(cursor - 8, .exit)
+    mutating func exit(_ register: UInt8, _ operation: UInt32, to address: Int) {
+        move32(register, operation)
+        fixups?.pointee.note(cursor - 4, .exit)
         byte(0xE9)
         int32(Int32(truncatingIfNeeded: address - (here + 4)))
     }
+    /// What an operation does, or what is to be done instead, into r9.
+    mutating func moveHandler(_ handler: Handler) {
+        byte(0x49)
+        byte(0xB9)
+        int64(UInt64(unsafeBitCast(handler, to: UInt.self)))
+    }
     /// From an exit's operation to where its jump names the distance.
-    static let exitDistance = 9
-    /// An edge's number, below where in the page the edge leads.
+    static let exitDistance = 5
+    /// An edge's number, above where in the page the edge leads.
     mutating func moveEdge(_ register: UInt8, _ edge: Int, to offset: Int) {
-        let value = UInt64(offset) << 32 | UInt64(edge)
-        moveImmediate(register, value)
-        fixups?.pointee.note(cursor - (value <= 0x7FFF_FFFF ? 4 : 8), .edge)
+        move32(register, UInt32(truncatingIfNeeded: edge << 12 | offset))
+        fixups?.pointee.note(cursor - 4, .edge)
     }
     mutating func push(_ register: UInt8) {
         if register > 7 { byte(0x41) }

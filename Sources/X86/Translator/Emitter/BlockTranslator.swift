@@ -25,8 +25,8 @@ struct BlockTranslator {
     }
     /// How an address that a base cache does not have comes into r11.
     enum MissedAddress {
-        /// It is there, less the tag in this cell.
-        case above(HostOperand)
+        /// It is there, less the cache's tag.
+        case lessTag
         case relative(Int32)
         case absolute(Int32)
     }
@@ -36,7 +36,7 @@ struct BlockTranslator {
         var again: Int
         var address: MissedAddress
         var size: Int
-        var lookUp: Int
+        var lookUp: SharedCode.LookUp
         /// The base cache, if it is the operand's own.
         var own: UInt?
         var slow: Int
@@ -108,7 +108,7 @@ struct BlockTranslator {
     private var fallbackEntries: [(line: Int, at: Int, flags: Flags, vectors: VectorRegisters)] = []
     var usesWindows = true
     /// Whether a window that fails has a fallback; the interpreter goes on otherwise.
-    var hasFallbacks: Bool { !phase.counts || !isFirstSegment || first.needsFallbacks }
+    var hasFallbacks: Bool { phase.isLast || !isFirstSegment || first.needsFallbacks || nextVersion != nil || !repeatsLoops }
     /// The window whose distance is still in r11, as long as nothing more is written.
     var held: (window: Int, at: Int)?
     /// The register that lives in memory, whose value is in r9 as long as nothing more is written.
@@ -128,7 +128,6 @@ struct BlockTranslator {
     var current = 0
     var conversions: [(jump: UnsafeMutablePointer<UInt8>, back: Int)] = []
     var stubs: [Stub] = []
-    private var linkTails = (flags: 0, memory: 0)
     var staleJumps: [UnsafeMutablePointer<UInt8>] = []
     var loopExits: [UnsafeMutablePointer<UInt8>] = []
     var body = 0
@@ -170,15 +169,15 @@ struct BlockTranslator {
     ///   - version: of the block's page; `next`: of the page behind it, if the block lies in both.
     ///   - phase: what is known of the operands of the first segment. When they have been watched, only that one is translated anew.
     mutating func translate(
-        _ bytes: UnsafeBufferPointer<UInt8>, first: Op, gpa: UInt64, linear: UInt64, isUser: Bool, _ kind: CodeKind, version: (cell: UInt, version: UInt32),
+        _ bytes: UnsafeBufferPointer<UInt8>, first: Op, gpa: UInt64, _ place: BlockPlace, version: (cell: UInt, version: UInt32),
         next: (cell: UInt, version: UInt32)? = nil, phase: AccessTrial.Phase, block: (UInt64) -> Op?
     ) {
         (self.first, self.gpa, self.version, nextVersion) = (first, gpa, version, next)
         self.phase = phase
-        self.linear = Int64(bitPattern: linear)
+        linear = Int64(bitPattern: place.page)
         let isAgain = first.pointee.aux == 1
-        isNarrow = kind == .narrow
-        bank = isNarrow ? 2 * Int(X86_BASE_CACHES) : (isUser ? Int(X86_BASE_CACHES) : 0)
+        isNarrow = place.kind == .narrow
+        bank = isNarrow ? 2 * Int(X86_BASE_CACHES) : (place.isUser ? Int(X86_BASE_CACHES) : 0)
         code = cache.open(hot: phase.isLast)
         cold = cache.openCold()
         (instructionCount, held, scratch, isFirstSegment, segmentHead) = (0, nil, nil, false, nil)
@@ -190,7 +189,7 @@ struct BlockTranslator {
         while op.pointee.len > 0, !ended, cache.hasRoom(code, cold: cold) {
             let offset = Int(op.pointee.off)
             let rest = Self.rest(bytes, from: offset - Int(gpa & 4095))
-            if case .instruction(let decoded) = InstructionDecoder.decode(rest, code: kind.size), case let i = decoded.inCommonForm,
+            if case .instruction(let decoded) = InstructionDecoder.decode(rest, code: place.kind.size), case let i = decoded.inCommonForm,
                 let plan = TranslationPlan.make(i, features), !(plan.kind == .setInterrupt && op.pointee.extra == 1)  // its shadow lies in another block
             {
                 lines.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
@@ -382,22 +381,14 @@ struct BlockTranslator {
     mutating func leave(_ op: Op, _ handler: UInt, _ flags: Flags) {
         let exit = flags == .host ? cache.shared.exitWithFlags : (flags == .memory ? cache.shared.exitWithMemory : cache.shared.exitWithout)
         // Only a segment's first operation has another handler than the interpreter's.
-        if op != first, op != segmentHead, handler == Self.handler(op) { return code.exit(Host.address, op, to: exit.loadingHandler) }
-        code.moveOperation(Host.address, op)
+        let operation = cache.offset(of: op)
+        if op != first, op != segmentHead, handler == Self.handler(op) { return code.exit(Host.address, operation, to: exit.loadingHandler) }
         code.moveImmediate(Host.scratch, UInt64(handler))
-        code.jump(to: exit.withHandler)
-    }
-    /// With the edge in r11; what all of a segment's edges do alike is written once.
-    mutating func leaveToLink(_ kind: TranslationCache.EdgeKind) {
-        let tail = kind == .flags ? linkTails.flags : linkTails.memory
-        guard tail == 0 else { return code.jump(to: tail) }
-        if kind == .flags { linkTails.flags = code.here } else { linkTails.memory = code.here }
-        code.store(Host.address, Host.cell(Int(X86_T1_EDGE_OFFSET)))
-        leave(first, unsafeBitCast(TranslatorHandlers.linkEdge, to: UInt.self), kind == .flags ? .host : .memory)
+        code.exit(Host.address, operation, to: exit.withHandler)
     }
     private mutating func load(_ address: MissedAddress) {
         switch address {
-        case .above(let tag): code.op(0x03, reg: Host.address, tag)
+        case .lessTag: break
         case .relative(let distance):
             code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
             code.lea(Host.address, .memory(base: Host.address, displacement: distance))
@@ -423,7 +414,7 @@ struct BlockTranslator {
                 code.leaRIP(Host.rax, Int(bitPattern: own))
             }
             code.moveImmediate(Host.scratch, UInt64(4096 - miss.size))
-            code.call(miss.lookUp)
+            if case .lessTag = miss.address { code.call(miss.lookUp.lessTag) } else { code.call(miss.lookUp.linear) }
             if let fallback = miss.fallback { code.jump(if: 7, to: fallbacks[fallback].start) } else { slow[miss.slow].jumps.append(code.jump(if: 7)) }
             code.jump(to: miss.again)
         }
@@ -468,7 +459,6 @@ struct BlockTranslator {
             code.jump(to: cache.shared.convertFlags)
         }
         conversions.removeAll(keepingCapacity: true)
-        linkTails = (0, 0)
         for stub in stubs {
             if let crossing = stub.crossing {
                 finishCrossing(stub, crossing)
@@ -476,7 +466,7 @@ struct BlockTranslator {
             }
             let edge = cache.makeEdge(stub.way, kind: stub.kind, isBackward: stub.isBackward, stub: code.here)
             code.moveEdge(Host.address, edge, to: stub.target)
-            leaveToLink(stub.kind)
+            code.jump(to: stub.kind == .flags ? cache.shared.linkWithFlags : cache.shared.linkWithMemory)
         }
         stubs.removeAll(keepingCapacity: true)
         if !staleJumps.isEmpty || !loopExits.isEmpty {

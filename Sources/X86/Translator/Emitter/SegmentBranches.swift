@@ -114,16 +114,9 @@ extension BlockTranslator {
         let (kind, offset) = (stub.kind, stub.target)
         let edge = cache.makeEdge(stub.way, kind: kind, isBackward: stub.isBackward, stub: code.here, crossing: crossing)
         if kind == .flags { saveFlags() }
-        code.decrement(cache.address(of: crossing.count))
-        let enough = code.jump(if: 8)
-        code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
-        code.lea(Host.address, .memory(base: Host.address, displacement: Int32(offset)))
-        code.jump(to: cache.shared.lookUpTarget)
-        cache.setPoll(edge, code.here)
-        if kind == .flags { saveFlags() }
-        code.patch(enough)
         code.moveEdge(Host.address, edge, to: offset)
-        leaveToLink(.memory)
+        code.decrement(cache.address(of: crossing.count))
+        code.jump(to: cache.shared.crossing)
     }
 
     // MARK: calls and returns, see ReturnStack

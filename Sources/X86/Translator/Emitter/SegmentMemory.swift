@@ -170,7 +170,7 @@ extension BlockTranslator {
     /// The offset in its page of the linear address in r11, if that is the base cache's. Returns where that is.
     private mutating func compareWithCache(_ choice: BaseCache, size: Int, write: Bool, site: Int8, fallback: Int?) -> Cell {
         let again = code.here
-        let (cell, lookUp, own): (Cell, (read: Int, write: Int), UInt?)
+        let (cell, lookUp, own): (Cell, OperandCaches.Ways, UInt?)
         switch choice {
         case .shared(let number):
             let offset = Self.cell(bank + number, write: write)
@@ -188,7 +188,7 @@ extension BlockTranslator {
         code.int32(Int32(4096 - size))
         misses.append(
             Miss(
-                jump: code.jump(if: 7), again: again, address: .above(cell.tag), size: size, lookUp: write ? lookUp.write : lookUp.read, own: own,
+                jump: code.jump(if: 7), again: again, address: .lessTag, size: size, lookUp: write ? lookUp.write : lookUp.read, own: own,
                 slow: slow.count, site: site, fallback: fallback))
         return cell
     }

@@ -40,7 +40,7 @@ extension BlockTranslator {
     mutating func beginTrial() {
         counters = 0
         switch phase {
-        case .none: return
+        case .none: first.counters = 0
         case .counted(let count):
             (first.counters, first.watchedOperands) = (countExecutions(count), 0)
             first.hasNothingToWatch = siteCount == 0
@@ -62,7 +62,7 @@ extension BlockTranslator {
     mutating func finishTrial() {
         guard let jump = trialEnd.take() else { return }
         code.patch(jump)
-        leave(first, unsafeBitCast(TranslatorHandlers.judge, to: UInt.self), startFlags == .dead ? .dead : .memory)
+        code.exit(Host.address, cache.offset(of: first), to: startFlags == .dead ? cache.shared.judge.dead : cache.shared.judge.memory)
     }
     /// In the way of an operand whose base cache failed. r9 is lost, and EFLAGS.
     mutating func countMiss(_ miss: Miss) {
@@ -73,7 +73,7 @@ extension BlockTranslator {
     }
     /// For handlers that see to the block in which they were met. r11 is lost.
     mutating func nameBlock() {
-        code.moveOperation(Host.address, first)
+        code.moveOperation(Host.address, cache.offset(of: first))
         code.store(Host.address, Host.cell(Int(X86_T1_TARGET_OFFSET)))
     }
     /// The block's operands wander after all: the interpreter sees to this one, and the block is watched again.
