@@ -73,7 +73,7 @@ struct AccessWindows {
         for number in lines.indices {
             if let operand = Self.memoryOperand(lines[number].instruction, lines[number].plan) { add(operand, number, isStack: false) }
             if let operand = Self.stackOperand(lines[number].plan, Int(lines[number].instruction.naturalSize)) { add(operand, number, isStack: true) }
-            follow(lines[number].instruction, lines[number].plan)
+            if !Self.changesNothing(lines[number].instruction, lines[number].plan) { follow(lines[number].instruction, lines[number].plan) }
         }
         // Those that most operands share.
         for window in 0..<AccessWindow.perSegment {
@@ -196,6 +196,14 @@ struct AccessWindows {
         case (0xFF, 0): 1
         case (0xFF, 1): -1
         default: nil
+        }
+    }
+    /// Of a third of all instructions that is seen at once: comparisons, stores, jumps.
+    private static func changesNothing(_ i: Instruction, _ plan: TranslationPlan) -> Bool {
+        switch plan.kind {
+        case .modRM: i.map == .one && !plan.writesReg && (i.isMemory || !plan.writesRM) && i.opcode & 0xFE != 0xF6
+        case .conditional, .jump, .nop: true
+        default: false
         }
     }
     /// What an instruction adds to a register; nil when it changes it otherwise.

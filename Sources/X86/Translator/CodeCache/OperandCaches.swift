@@ -12,8 +12,9 @@ struct OperandCaches {
     private let emptyWay: UInt64
     /// Called with a linear address in r11, less the cache's tag, 4096 less the operand's size in r9, the cache's address in RAX, and RAX in `t1_save`: finds
     /// the page in the TLB and puts it into the cache. "Above" when the interpreter has to see to it.
-    private(set) var lookUp = (supervisor: Ways(), user: Ways(), narrow: Ways())
-    struct Ways {
+    private(set) var lookUp: LookUps = (Pair(), Pair(), Pair())
+    typealias LookUps = (supervisor: Pair, user: Pair, narrow: Pair)
+    struct Pair {
         var read = SharedCode.LookUp()
         var write = SharedCode.LookUp()
     }
@@ -51,8 +52,8 @@ struct OperandCaches {
         lookUp.user = makeLookUps(&code, user: true)
         lookUp.narrow = makeLookUps(&code, user: true, isNarrow: true)
     }
-    private func makeLookUps(_ code: inout Assembler, user: Bool, isNarrow: Bool = false) -> Ways {
-        Ways(read: makeLookUp(&code, user: user, isNarrow: isNarrow, write: false), write: makeLookUp(&code, user: user, isNarrow: isNarrow, write: true))
+    private func makeLookUps(_ code: inout Assembler, user: Bool, isNarrow: Bool = false) -> Pair {
+        Pair(read: makeLookUp(&code, user: user, isNarrow: isNarrow, write: false), write: makeLookUp(&code, user: user, isNarrow: isNarrow, write: true))
     }
     private func makeLookUp(_ code: inout Assembler, user: Bool, isNarrow: Bool, write: Bool) -> SharedCode.LookUp {
         let start = code.here

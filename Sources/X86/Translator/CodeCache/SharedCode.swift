@@ -41,7 +41,7 @@ struct SharedCode {
     /// To the target in r11, flags in memory, through the jump cache.
     private(set) var lookUpTarget = 0
     /// By base cache, for reading and for writing.
-    private(set) var lookUp: [OperandCaches.Ways] = []
+    private(set) var lookUp: [OperandCaches.Pair] = []
 
     mutating func make(_ code: inout Assembler) {
         exitWithFlags = makeExit(&code) { code in
@@ -111,7 +111,7 @@ struct SharedCode {
         code.op(0xC6, reg: 0, Host.cell(Int(X86_UPPER_IN_USE_OFFSET)), wide: false)
         code.bytes(0, 0xC3)  // ret
         lookUp = (0..<3 * Int(X86_BASE_CACHES)).map { cache in
-            OperandCaches.Ways(read: makeLookUp(&code, cache, write: false), write: makeLookUp(&code, cache, write: true))
+            OperandCaches.Pair(read: makeLookUp(&code, cache, write: false), write: makeLookUp(&code, cache, write: true))
         }
     }
     private func makeEntry(_ code: inout Assembler, isNarrow: Bool) -> Int {

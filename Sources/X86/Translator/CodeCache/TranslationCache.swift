@@ -27,9 +27,8 @@ final class TranslationCache {
         var way: Way
         var kind: EdgeKind
         var isBackward: Bool
-        /// Where it leads while it is not linked, and where it leads.
+        /// Where it leads while it is not linked.
         var stub: CodeOffset
-        var target: CodeOffset
         /// Of an edge that leads to another page.
         var crossing: Crossing?
         /// Whose list of linked edges it is in; 0: none.
@@ -82,9 +81,11 @@ final class TranslationCache {
     var counters = (executions: 0, crossings: 0)
     /// In pages of their own, which go back to the host with the code.
     let edges: UnsafeMutablePointer<Edge>
+    /// Where each leads: apart, as many are looked through.
+    private let targets: UnsafeMutablePointer<CodeOffset>
     private(set) var edgeCount = 0
     private static let mostEdges = 1 << 20
-    private static let edgeBytes = UInt(mostEdges * MemoryLayout<Edge>.stride)
+    private static let edgeBytes = UInt(mostEdges * (MemoryLayout<Edge>.stride + MemoryLayout<CodeOffset>.stride))
     /// Linked edges by the page that they lead to.
     private var linked: [Int: [Int]] = [:]
     /// Translated blocks by their page. Their entries do not look at its version: blocks are taken out of use when it changes.
@@ -118,7 +119,9 @@ final class TranslationCache {
         operations = state.pointee.operations
         fixups = .allocate(capacity: 1)
         fixups.initialize(to: FixupLog())
-        edges = cx_map_zeroed(Self.edgeBytes).bindMemory(to: Edge.self, capacity: Self.mostEdges)
+        let memory = cx_map_zeroed(Self.edgeBytes)
+        edges = memory.bindMemory(to: Edge.self, capacity: Self.mostEdges)
+        targets = (memory + Self.mostEdges * MemoryLayout<Edge>.stride).bindMemory(to: CodeOffset.self, capacity: Self.mostEdges)
         operandCaches = OperandCaches(most: Self.slotBytes / 16, state: state, empty: empty)
         flagTable = .allocate(capacity: 1024)
         for image in 0..<512 {
@@ -254,7 +257,7 @@ final class TranslationCache {
     func makeEdge(_ way: Way, kind: EdgeKind, isBackward: Bool, stub: Int, crossing: Crossing? = nil) -> Int {
         defer { edgeCount += 1 }
         let stub = codeOffset(stub)
-        edges[edgeCount] = Edge(way: way, kind: kind, isBackward: isBackward, stub: stub, target: stub, crossing: crossing)
+        edges[edgeCount] = Edge(way: way, kind: kind, isBackward: isBackward, stub: stub, crossing: crossing)
         switch way {
         case .direct: break
         case .polled(let slot, _), .cells(let slot): set(slot + 8, stub)
@@ -268,7 +271,7 @@ final class TranslationCache {
     }
     /// - Parameter asks: the target is where a block asks whether somebody wants something.
     private func lead(_ edge: Int, to target: CodeOffset, asks: Bool = false) {
-        edges[edge].target = target
+        targets[edge] = target
         switch edges[edge].way {
         case .direct(let end): setDisplacement(end, target)
         case .cells(let slot): set(slot, target)
@@ -337,9 +340,17 @@ final class TranslationCache {
         }
     }
     /// A block of the page has other code: edges that led to the old lead to the new.
-    func retarget(page: Int, _ changes: (old: Int, new: Int, asks: Bool)...) {
+    func retarget(page: Int, from old: Ways, to new: Ways) {
+        let (flags, memory, asking) = (codeOffset(old.flags), codeOffset(old.memory), codeOffset(old.asking))
         for edge in linked[page] ?? [] {
-            if let change = changes.first(where: { codeOffset($0.old) == edges[edge].target }) { lead(edge, to: codeOffset(change.new), asks: change.asks) }
+            let target = targets[edge]
+            if target == flags {
+                lead(edge, to: codeOffset(new.flags))
+            } else if target == memory {
+                lead(edge, to: codeOffset(new.memory))
+            } else if target == asking {
+                lead(edge, to: codeOffset(new.asking), asks: true)
+            }
         }
     }
     /// Edges to other pages may lead elsewhere.

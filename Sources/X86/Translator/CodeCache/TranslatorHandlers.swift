@@ -184,7 +184,7 @@ extension X86Core {
         let new = first.ways
         translations.redirect(old.asking, to: new.asking)
         renewBlock(state.pointee.block_base &+ UInt64(start), first)
-        translations.retarget(page: Int(header.pointee.imm), (old.flags, new.flags, false), (old.memory, new.memory, false), (old.asking, new.asking, true))
+        translations.retarget(page: Int(header.pointee.imm), from: old, to: new)
     }
     /// Returns how many instructions were translated.
     private func translate(
@@ -239,12 +239,13 @@ extension X86Core {
     }
 }
 
-/// Where a translated block can be entered.
+/// Where a translated block can be entered: with flags in EFLAGS; with flags in memory; the same, asking whether somebody wants something.
+struct Ways {
+    let flags: Int
+    let memory: Int
+    let asking: Int
+    var needFlags: Bool { flags != memory }
+}
 extension UnsafeMutablePointer<x86_op> {
-    /// With flags in EFLAGS; with flags in memory; the same, asking whether somebody wants something.
-    var ways: (flags: Int, memory: Int, asking: Int, needFlags: Bool) {
-        let (asking, flags) = (Int(pointee.imm), Int(pointee.disp))
-        let memory = asking + Int(pointee.scale)
-        return (flags, memory, asking, flags != memory)
-    }
+    var ways: Ways { Ways(flags: Int(pointee.disp), memory: Int(pointee.imm) + Int(pointee.scale), asking: Int(pointee.imm)) }
 }

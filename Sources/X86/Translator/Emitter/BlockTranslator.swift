@@ -81,6 +81,9 @@ struct BlockTranslator {
     }
 
     let cache: TranslationCache
+    /// The cache's, which never change.
+    let shared: SharedCode
+    let operandLookUps: OperandCaches.LookUps
     let features: X86Features
     private(set) var first: Op
     private(set) var gpa: UInt64
@@ -157,6 +160,7 @@ struct BlockTranslator {
     init(cache: TranslationCache, features: X86Features, first: Op, repeatsLoops: Bool) {
         self.repeatsLoops = repeatsLoops
         self.cache = cache
+        (shared, operandLookUps) = (cache.shared, cache.operandCaches.lookUp)
         self.features = features
         self.first = first
         (gpa, version) = (0, (0, 0))
@@ -189,7 +193,7 @@ struct BlockTranslator {
         while op.pointee.len > 0, !ended, cache.hasRoom(code, cold: cold) {
             let offset = Int(op.pointee.off)
             let rest = Self.rest(bytes, from: offset - Int(gpa & 4095))
-            if case .instruction(let decoded) = InstructionDecoder.decode(rest, code: place.kind.size), case let i = decoded.inCommonForm,
+            if case .instruction(let decoded) = InstructionDecoder.decode(rest, code: place.kind.size), case let i = isNarrow ? decoded.inCommonForm : decoded,
                 let plan = TranslationPlan.make(i, features), !(plan.kind == .setInterrupt && op.pointee.extra == 1)  // its shadow lies in another block
             {
                 lines.append(Line(op: op, handler: Self.handler(op), instruction: i, plan: plan, offset: offset))
@@ -282,7 +286,7 @@ struct BlockTranslator {
         fallbackEntries.removeAll(keepingCapacity: true)
         let entry = code.here
         code.leaRIP(Host.scratch, afterCheck)
-        code.jump(to: isNarrow ? cache.shared.enterNarrow : cache.shared.enter)
+        code.jump(to: isNarrow ? shared.enterNarrow : shared.enter)
         swap(&code, &cold)
         if start {
             first.pointee.imm = UInt64(checkedEntry)
@@ -379,7 +383,7 @@ struct BlockTranslator {
         leave(op, Self.handler(op), flags)
     }
     mutating func leave(_ op: Op, _ handler: UInt, _ flags: Flags) {
-        let exit = flags == .host ? cache.shared.exitWithFlags : (flags == .memory ? cache.shared.exitWithMemory : cache.shared.exitWithout)
+        let exit = flags == .host ? shared.exitWithFlags : (flags == .memory ? shared.exitWithMemory : shared.exitWithout)
         // Only a segment's first operation has another handler than the interpreter's.
         let operation = cache.offset(of: op)
         if op != first, op != segmentHead, handler == Self.handler(op) { return code.exit(Host.address, operation, to: exit.loadingHandler) }
@@ -433,7 +437,7 @@ struct BlockTranslator {
         for landing in landings {
             code.patch(landing)
             code.op(0x01, reg: Host.scratch, .register(Host.address))  // add r11, r9
-            code.jump(to: cache.shared.returnElsewhere)
+            code.jump(to: shared.returnElsewhere)
         }
         landings.removeAll(keepingCapacity: true)
         for path in slow {
@@ -456,7 +460,7 @@ struct BlockTranslator {
         for conversion in conversions {
             code.patch(conversion.jump)
             code.leaRIP(Host.address, conversion.back)
-            code.jump(to: cache.shared.convertFlags)
+            code.jump(to: shared.convertFlags)
         }
         conversions.removeAll(keepingCapacity: true)
         for stub in stubs {
@@ -466,7 +470,7 @@ struct BlockTranslator {
             }
             let edge = cache.makeEdge(stub.way, kind: stub.kind, isBackward: stub.isBackward, stub: code.here)
             code.moveEdge(Host.address, edge, to: stub.target)
-            code.jump(to: stub.kind == .flags ? cache.shared.linkWithFlags : cache.shared.linkWithMemory)
+            code.jump(to: stub.kind == .flags ? shared.linkWithFlags : shared.linkWithMemory)
         }
         stubs.removeAll(keepingCapacity: true)
         if !staleJumps.isEmpty || !loopExits.isEmpty {
@@ -474,7 +478,7 @@ struct BlockTranslator {
             for jump in loopExits { code.patch(jump) }
             code.load(Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
             code.lea(Host.address, .memory(base: Host.address, displacement: Int32(gpa & 4095)))
-            code.jump(to: cache.shared.exitToLoop)
+            code.jump(to: shared.exitToLoop)
             staleJumps.removeAll(keepingCapacity: true)
             loopExits.removeAll(keepingCapacity: true)
         }

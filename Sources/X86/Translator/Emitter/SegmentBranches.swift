@@ -116,7 +116,7 @@ extension BlockTranslator {
         if kind == .flags { saveFlags() }
         code.moveEdge(Host.address, edge, to: offset)
         code.decrement(cache.address(of: crossing.count))
-        code.jump(to: cache.shared.crossing)
+        code.jump(to: shared.crossing)
     }
 
     // MARK: calls and returns, see ReturnStack
@@ -133,7 +133,7 @@ extension BlockTranslator {
         let offset = following(line)
         flags = .memory
         code.pop(Host.scratch)
-        guard Self.inPage.contains(offset) else { return code.jump(to: cache.shared.returnElsewhere) }
+        guard Self.inPage.contains(offset) else { return code.jump(to: shared.returnElsewhere) }
         code.op(0x2B, reg: Host.address, .register(Host.scratch))
         code.bytes(0x49, 0x81, 0xFB)  // cmp r11, …
         code.int32(Int32(offset))
@@ -225,9 +225,9 @@ extension BlockTranslator {
         let wrong = code.jump(if: 5)
         addToStack(-Int32(word))
         pushReturn()
-        code.leaRIP(Host.scratch, cache.shared.returnToUnknown)
+        code.leaRIP(Host.scratch, shared.returnToUnknown)
         code.push(Host.scratch)
-        code.jump(to: cache.shared.exitToLoop)
+        code.jump(to: shared.exitToLoop)
         code.patch(wrong)
         leave(op, handler, .memory)
     }

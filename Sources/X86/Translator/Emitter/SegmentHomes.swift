@@ -2,8 +2,9 @@
 extension BlockTranslator {
     /// False when the instruction takes scratch registers.
     mutating func onHome(_ line: Line) -> Bool {
+        guard !line.instruction.isMemory else { return false }
         let (i, plan) = (line.instruction, line.plan)
-        guard !i.isMemory, !plan.isVEX, !plan.isExtended, plan.rm == .general, plan.reg != .vector, Self.mayUseMemory(i) else { return false }
+        guard !plan.isVEX, !plan.isExtended, plan.rm == .general, plan.reg != .vector, Self.mayUseMemory(i) else { return false }
         let isByte = plan.byteReg || plan.byteRM
         func host(_ n: UInt8, byte: Bool) -> UInt8? { byte && !i.hasREX ? n : Host.register(n) }
         let rm = host(i.rm, byte: plan.byteRM)

@@ -142,8 +142,10 @@ extension BlockTranslator {
         } else if plan.vvvv == .vector {
             third = i.vvvv
         }
-        useVectors(line, reads: true)
-        useVectors(line, reads: false)
+        if plan.usesVector || plan.readsXMM0 || plan.writesXMM0 {
+            useVectors(line, reads: true)
+            useVectors(line, reads: false)
+        }
         needFlags(line)
         if plan.isVEX {
             let prefix: UInt8 = i.has66 ? 1 : (i.rep == 0xF3 ? 2 : (i.rep == 0xF2 ? 3 : 0))

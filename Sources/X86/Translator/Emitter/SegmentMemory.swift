@@ -83,11 +83,11 @@ extension BlockTranslator {
     mutating func countCacheUses() {
         cacheUses = InlineArray(repeating: 0)
         func use(_ cache: BaseCache?) { if case .shared(let number) = cache, number < BaseCache.firstNamed { cacheUses[number] &+= 1 } }
-        for line in lines {
-            if line.instruction.isMemory, line.plan.size > 0 {
-                if line.memory == nil { use(operandCache(line)) } else if line.memory?.opening != nil { use(openingCache(line)) }
+        for n in lines.indices {
+            if lines[n].instruction.isMemory, lines[n].plan.size > 0 {
+                if lines[n].memory == nil { use(operandCache(lines[n])) } else if lines[n].memory?.opening != nil { use(openingCache(lines[n])) }
             }
-            if line.plan.usesStack, line.stack == nil || line.stack?.opening != nil { use(.shared(BaseCache.stack)) }
+            if lines[n].plan.usesStack, lines[n].stack == nil || lines[n].stack?.opening != nil { use(.shared(BaseCache.stack)) }
         }
     }
     /// Whether a base cache that was asked holds what it holds to the segment's end.
@@ -170,17 +170,17 @@ extension BlockTranslator {
     /// The offset in its page of the linear address in r11, if that is the base cache's. Returns where that is.
     private mutating func compareWithCache(_ choice: BaseCache, size: Int, write: Bool, site: Int8, fallback: Int?) -> Cell {
         let again = code.here
-        let (cell, lookUp, own): (Cell, OperandCaches.Ways, UInt?)
+        let (cell, lookUp, own): (Cell, OperandCaches.Pair, UInt?)
         switch choice {
         case .shared(let number):
             let offset = Self.cell(bank + number, write: write)
             named.forget(number)
             cell = Cell(tag: Host.cell(offset), way: Host.cell(offset + 8), isPage: number >= BaseCache.firstNamed)
-            (lookUp, own) = (cache.shared.lookUp[bank + number], nil)
+            (lookUp, own) = (shared.lookUp[bank + number], nil)
         case .own(let site):
             let place = ownCache(site, write: write)
             cell = Cell(tag: .near(place), way: .near(place + 8), isPage: false)
-            let lookUps = cache.operandCaches.lookUp
+            let lookUps = operandLookUps
             (lookUp, own) = (isNarrow ? lookUps.narrow : (bank > 0 ? lookUps.user : lookUps.supervisor), place)
         }
         code.op(0x2B, reg: Host.address, cell.tag)
@@ -314,7 +314,7 @@ extension BlockTranslator {
                 code.op(0x81, reg: 7, Host.cell(cell))
                 code.int32(Int32(page))
             }
-            let lookUp = cache.shared.lookUp[bank + number]
+            let lookUp = shared.lookUp[bank + number]
             misses.append(
                 Miss(
                     jump: code.jump(if: 5), again: again, address: i.isRIPRelative ? .relative(Int32(address)) : .absolute(Int32(address)), size: size,

@@ -74,7 +74,7 @@ extension BlockTranslator {
         code.op(0x80, reg: 7, Host.cell(Int(X86_UPPER_IN_USE_OFFSET)), wide: false)
         code.byte(0)
         let clean = code.jump(if: 4)
-        code.call(cache.shared.zeroUpper)
+        code.call(shared.zeroUpper)
         code.patch(clean)
     }
 }

@@ -62,7 +62,7 @@ extension BlockTranslator {
     mutating func finishTrial() {
         guard let jump = trialEnd.take() else { return }
         code.patch(jump)
-        code.exit(Host.address, cache.offset(of: first), to: startFlags == .dead ? cache.shared.judge.dead : cache.shared.judge.memory)
+        code.exit(Host.address, cache.offset(of: first), to: startFlags == .dead ? shared.judge.dead : shared.judge.memory)
     }
     /// In the way of an operand whose base cache failed. r9 is lost, and EFLAGS.
     mutating func countMiss(_ miss: Miss) {
