@@ -18,39 +18,19 @@ import X86
             ("crc32 eax, dword [si]", [0x66, 0xF2, 0x0F, 0x38, 0xF1, 0x04], 0xFFFC, 0x0130_0130, 0),
         ] as [(String, [UInt8], Int, UInt32, UInt64)]) func operandsAreAsWideAsTheGuestSays(name: String, code: [UInt8], place: Int, value: UInt32, result: UInt64) throws
     {
-        let machine = try RealModeMachine()
+        let machine = try EdgeOfMemory(.bits16)
         let size = 0x1_0000 - place
         for n in 0..<size { machine.guarded.bytes.storeBytes(of: UInt8(truncatingIfNeeded: value >> UInt32(8 * n)), toByteOffset: place + n, as: UInt8.self) }
-        machine.run(code + [0xF4], rax: 0xAAAA_5555, rsi: UInt64(place))
+        #expect(machine.run(code, distance: UInt64(size), rax: 0xAAAA_5555) == .halt)
         let expected = name.hasPrefix("crc32") ? UInt64(Self.crc(0xAAAA_5555, value, bytes: size)) : result
         #expect(machine.core.architecturalState.gpr[0] == expected, "\(name)")
     }
     @Test func whatIsStoredIsAsWide() throws {
-        let machine = try RealModeMachine()
-        machine.run([0x0F, 0x38, 0xF1, 0x04, 0xF4], rax: 0xAAAA_5501, rsi: 0xFFFE)  // movbe [si], ax
+        let machine = try EdgeOfMemory(.bits16)
+        #expect(machine.run([0x0F, 0x38, 0xF1, 0x04], distance: 2, rax: 0xAAAA_5501) == .halt)  // movbe [si], ax
         #expect(machine.guarded.bytes.loadUnaligned(fromByteOffset: 0xFFFC, as: UInt32.self) == 0x0155_0000)
     }
     private static func crc(_ start: UInt32, _ value: UInt32, bytes: Int) -> UInt32 {
         (0..<bytes * 8).reduce(start) { crc, bit in crc >> 1 ^ ((crc ^ value >> UInt32(bit)) & 1 == 1 ? 0x82F6_3B78 : 0) }
-    }
-}
-
-/// 64 KiB that nothing follows, and all segments from 0.
-private final class RealModeMachine: X86Environment {
-    let guarded: GuardedMemory
-    private(set) var core: X86Core!
-
-    init() throws {
-        guarded = try GuardedMemory(size: 0x1_0000)
-        core = X86Core(memory: PhysicalMemory(regions: [(0, 0x1_0000, guarded.bytes)]), environment: self)
-    }
-    func run(_ code: [UInt8], rax: UInt64, rsi: UInt64) {
-        guarded.bytes.copyMemory(from: code, byteCount: code.count)
-        var state = X86State()
-        state.cr0 = 0x10
-        state.segments = (0..<6).map { X86Segment(selector: 0, base: 0, limit: 0xFFFF, attributes: $0 == 1 ? 0x09B : 0x093) }
-        (state.gpr[0], state.gpr[6], state.x87[0], state.x87[1]) = (rax, rsi, 0x7F, 0x03)
-        core.architecturalState = state
-        #expect(core.run() == .halt)
     }
 }
