@@ -3,7 +3,7 @@ import X86
 
 /// Instructions that the host runs itself, in 16-bit code, where prefix 66 means the opposite of what it means to the host.
 @Suite struct SixteenBitTests {
-    /// `operand`: where it lies; `[si]` is its address.
+    /// `place`: where the operand lies, up to the end of memory.
     @Test(
         arguments: [
             ("lzcnt ax, [si]", [0xF3, 0x0F, 0xBD, 0x04], 0xFFFE, 0x0130, 0xAAAA_0007),

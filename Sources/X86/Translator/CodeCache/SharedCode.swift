@@ -210,9 +210,10 @@ struct SharedCode {
         code.int32(4095)
         code.op(0x03, reg: Host.address, Host.cell(Int(X86_BLOCK_BASE_OFFSET)))
         code.jump(to: lookUpTarget)
-        judge = (code.here, code.here + 15)
+        judge.memory = code.here
         code.moveHandler(TranslatorHandlers.judge)
         code.jump(to: exitWithMemory.withHandler)
+        judge.dead = code.here
         code.moveHandler(TranslatorHandlers.judge)
         code.jump(to: exitWithout.withHandler)
     }

@@ -1,14 +1,3 @@
-import CX86
-
-/// Where a block runs, and as what.
-struct BlockPlace {
-    /// The linear address of its page.
-    let page: UInt64
-    let isUser: Bool
-    let kind: CodeKind
-    init(_ s: CPU) { (page, isUser, kind) = (s.pointee.block_base, s.pointee.cpl == 3, CodeKind(s)) }
-}
-
 /// Blocks that have run often enough to be translated, and wait for each other. The translator is larger than the host's first caches, and between two
 /// blocks the guest fills those: one by itself takes a sixth longer than one of many. Of a loop, all blocks are here when the first one comes again.
 struct WaitingBlocks {
