@@ -84,10 +84,12 @@ extension FileServer {
         if valid & (Fuse.Valid.user | Fuse.Valid.group) != 0 {
             try setOwner(
                 node, descriptor, user: valid & Fuse.Valid.user != 0 ? request.argument(76) : .max, group: valid & Fuse.Valid.group != 0 ? request.argument(80) : .max)
+            if node.isRegular { try takePrivileges(descriptor) }
         }
         if valid & Fuse.Valid.size != 0 {
             let size = Int(truncatingIfNeeded: request.argument(16, as: UInt64.self))
             guard node.isRegular else { throw FuseError(node.isDirectory ? EISDIR : EINVAL) }
+            if valid & Fuse.Valid.takePrivileges != 0 { try takePrivileges(descriptor) }
             if valid & Fuse.Valid.handle != 0, let file = try? handles.file(request.argument(8)), file.isWritable {
                 try check(ftruncate(file.descriptor.fd, size))
             } else {
@@ -98,11 +100,20 @@ extension FileServer {
         // Behind what it may forbid.
         if valid & Fuse.Valid.mode != 0 {
             guard !node.isSymbolicLink else { throw FuseError(EOPNOTSUPP) }
-            let mode = request.argument(68, as: UInt32.self) & 0o7777
-            try check(isRoot ? chmod(descriptor.path, mode) : rights.setMode(descriptor, mode))
+            try setMode(descriptor, request.argument(68, as: UInt32.self) & 0o7777)
         }
         try setTimes(request, valid, descriptor)
         return try getAttributes(request, reply)
+    }
+    private func setMode(_ descriptor: Descriptor, _ mode: UInt32) throws(FuseError) {
+        try check(isRoot ? chmod(descriptor.path, mode) : rights.setMode(descriptor, mode))
+    }
+    /// A file that somebody without the right to keep them changes, and one that gets another owner, loses what its mode gives to those
+    /// that run it: the set-user-ID bit, and the set-group-ID bit of what its group may run.
+    func takePrivileges(_ descriptor: Descriptor) throws(FuseError) {
+        let mode = try shown(descriptor).st_mode & 0o7777
+        let left = mode & ~(mode & 0o2010 == 0o2010 ? 0o6000 : 0o4000)
+        if left != mode { try setMode(descriptor, left) }
     }
     private func setTimes(_ request: FuseRequest, _ valid: UInt32, _ descriptor: Descriptor) throws(FuseError) {
         guard valid & (Fuse.Valid.accessTime | Fuse.Valid.modificationTime | Fuse.Valid.accessNow | Fuse.Valid.modificationNow) != 0 else { return }

@@ -20,6 +20,7 @@ extension FileServer {
         let size = Int(request.argument(16, as: UInt32.self))
         guard file.isWritable else { throw FuseError(EBADF) }
         guard size <= request.total - Fuse.requestHeader - 40 else { throw FuseError(EINVAL) }
+        if request.argument(20, as: UInt32.self) & Fuse.writeTakesPrivileges != 0 { try takePrivileges(file.descriptor) }
         let parts = request.pieces.slice(from: Fuse.requestHeader + 40, limit: size, to: worker.parts, capacity: Worker.partCapacity)
         let count = pwritev(file.descriptor.fd, worker.parts, Int32(parts), Int(truncatingIfNeeded: request.argument(8, as: Int64.self)))
         guard count >= 0 else { throw FuseError(errno) }
@@ -46,6 +47,7 @@ extension FileServer {
         try request.require(28)
         let file = try handles.file(request.argument(0))
         guard file.isWritable else { throw FuseError(EBADF) }
+        if request.user != 0 { try takePrivileges(file.descriptor) }
         try check(
             clinux_fallocate(
                 file.descriptor.fd, request.argument(24, as: Int32.self), request.argument(8, as: Int64.self), request.argument(16, as: Int64.self)))
@@ -68,6 +70,7 @@ extension FileServer {
         try request.require(56)
         let (source, target) = (try handles.file(request.argument(0)), try handles.file(request.argument(24)))
         guard target.isWritable else { throw FuseError(EBADF) }
+        if request.user != 0 { try takePrivileges(target.descriptor) }
         var from: Int64 = request.argument(8)
         var to: Int64 = request.argument(32)
         // The answer has 32 bits for the count.

@@ -56,9 +56,11 @@ extension FileServer {
         }
         return .reply
     }
-    /// Whether the guest is to map this file, for fuse_attr.flags.
+    /// Whether the guest is to map this file, for fuse_attr.flags. Not one whose set-user-ID bit a write may have to take away: nobody
+    /// would hear of that.
     func attributeFlags(_ status: stat) -> UInt32 {
-        guard window() != nil, status.st_mode & FileKind.mask == FileKind.regular, status.st_size >= Self.smallestDirectFile else { return 0 }
+        guard window() != nil, status.st_mode & FileKind.mask == FileKind.regular, status.st_size >= Self.smallestDirectFile, status.st_mode & 0o6000 == 0
+        else { return 0 }
         return Fuse.directAttribute
     }
 

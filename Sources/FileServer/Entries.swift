@@ -97,6 +97,7 @@ extension FileServer {
         let isWriting = Self.isWriting(flags)
         guard !isWriting || !node.share.isReadOnly else { throw FuseError(EROFS) }
         let wanted = directory ? O_RDONLY | O_DIRECTORY : flags & Self.passedFlags
+        if request.argument(4, as: UInt32.self) & Fuse.openTakesPrivileges != 0, node.isRegular, isWriting { try takePrivileges(descriptor) }
         let file = OpenFile(try reopen(descriptor, wanted), isWritable: isWriting)
         if let window = window(), node.isRegular { window.look(at: try NodeTable.status(file.descriptor)) }
         try putOpen(file, reply, isFresh: flags & O_TRUNC != 0 && flags & O_ACCMODE == O_WRONLY)
@@ -133,6 +134,7 @@ extension FileServer {
             guard error.code == EEXIST, flags & O_EXCL == 0 else { throw error }
             let found = try NodeTable.open(directory, name)
             guard try NodeTable.status(found).st_mode & FileKind.mask == FileKind.regular else { throw FuseError(EEXIST) }
+            if request.argument(12, as: UInt32.self) & Fuse.openTakesPrivileges != 0, Self.isWriting(flags) { try takePrivileges(found) }
             handle = try reopen(found, flags & Self.passedFlags)
             isFresh = isFresh && flags & O_TRUNC != 0
         }

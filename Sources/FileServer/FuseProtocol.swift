@@ -65,12 +65,14 @@ enum Fuse {
         static let maximumPages: UInt32 = 1 << 22
         static let cacheSymbolicLinks: UInt32 = 1 << 23
         static let mapAlignment: UInt32 = 1 << 26
+        /// Who changes a file takes its set-user-ID and set-group-ID bits, here and not by a request more (FUSE_HANDLE_KILLPRIV_V2).
+        static let takesPrivileges: UInt32 = 1 << 28
         static let moreFlags: UInt32 = 1 << 30
         /// Among the second 32: the attributes of a file say whether it is to be mapped.
         static let directByFile: UInt32 = 1 << 1
         static let wanted =
             asynchronousRead | atomicTruncate | bigWrites | invalidateData | readDirectoryPlus | readDirectoryPlusAutomatic | asynchronousDirect
-            | parallelDirectories | maximumPages | cacheSymbolicLinks
+            | parallelDirectories | maximumPages | cacheSymbolicLinks | takesPrivileges
     }
     enum Valid {
         static let mode: UInt32 = 1 << 0
@@ -82,7 +84,12 @@ enum Fuse {
         static let handle: UInt32 = 1 << 6
         static let accessNow: UInt32 = 1 << 7
         static let modificationNow: UInt32 = 1 << 8
+        /// Whoever asks may not keep the set-user-ID and set-group-ID bits.
+        static let takePrivileges: UInt32 = 1 << 11
     }
+    /// The same in a write's flags, and in those of an open that truncates.
+    static let writeTakesPrivileges: UInt32 = 1 << 2
+    static let openTakesPrivileges: UInt32 = 1 << 0
     /// In fuse_attr.flags: this file is to be mapped.
     static let directAttribute: UInt32 = 1 << 1
     /// What is read and written by this handle goes past the guest's page cache.

@@ -151,7 +151,7 @@ import Testing
             try #require(chmod(copy.path, 0o755) == 0)
         }
         try #require(chmod(folder.path, 0o755) == 0 && chown(share.path, 65534, 65534) == 0)
-        let script = "mkdir /s; mount -t virtiofs share0 /s; cd /s; LINKS_HAVE_NO_OWNER=1 posix /s; touch root; chown 12:34 root; ls -n root"
+        let script = "mkdir /s; mount -t virtiofs share0 /s; cd /s; HOST_IS_NOT_ROOT=1 posix /s; touch root; chown 12:34 root; ls -n root"
         let process = Process()
         process.executableURL = URL(fileURLWithPath: "/usr/bin/setpriv")
         process.arguments =
