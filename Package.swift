@@ -61,7 +61,7 @@ let package = Package(
         .testTarget(name: "DiskStorageTests", dependencies: ["TestSupport", "DiskStorage"], swiftSettings: settings),
         .testTarget(
             name: "NVMeTests", dependencies: ["TestSupport", "NVMe", "DiskStorage", "GuestMemory", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
-        .testTarget(name: "FileServerTests", dependencies: ["TestSupport", "FileServer"], cSettings: linux, swiftSettings: settings),
+        .testTarget(name: "FileServerTests", dependencies: ["CLinux", "TestSupport", "FileServer"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "LinuxSystemTests", dependencies: ["LinuxSystem", "CLinux"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "PlatformDevicesTests", dependencies: ["TestSupport", "PlatformDevices", "Hypervisor", "LinuxSystem"], swiftSettings: settings),
         .testTarget(name: "CommandTests", cSettings: linux, swiftSettings: settings),
@@ -69,7 +69,7 @@ let package = Package(
         .testTarget(name: "GuestBootTests", dependencies: ["GuestBoot"], swiftSettings: settings),
         .testTarget(name: "KVMEngineTests", dependencies: ["KVMEngine", "Hypervisor", "GuestMemory"], swiftSettings: settings),
         .testTarget(name: "VirtualizationTests", dependencies: ["Virtualization"], cSettings: linux, swiftSettings: settings),
-        .testTarget(name: "IntegrationTests", dependencies: ["TestSupport", "Virtualization", "Monitor", "GuestBoot", "HostNetwork"], cSettings: linux, swiftSettings: settings),
+        .testTarget(name: "IntegrationTests", dependencies: ["TestSupport", "Virtualization", "Monitor", "GuestBoot", "HostNetwork", "CLinux"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "X86Tests", dependencies: ["TestSupport", "X86", "CX86", "CHostRunner", "CZydisOracle"], swiftSettings: settings),
     ]
 )

@@ -108,9 +108,10 @@ extension FileServer {
     private func setMode(_ descriptor: Descriptor, _ mode: UInt32) throws(FuseError) {
         try check(isRoot ? chmod(descriptor.path, mode) : rights.setMode(descriptor, mode))
     }
-    /// A file that somebody without the right to keep them changes, and one that gets another owner, loses what its mode gives to those
-    /// that run it: the set-user-ID bit, and the set-group-ID bit of what its group may run.
+    /// A file that somebody without the right to keep them changes, and one that gets another owner, loses what it gives to those
+    /// that run it: capabilities, the set-user-ID bit, and the set-group-ID bit of what its group may run.
     func takePrivileges(_ descriptor: Descriptor) throws(FuseError) {
+        removeCapability(descriptor)
         let mode = try shown(descriptor).st_mode & 0o7777
         let left = mode & ~(mode & 0o2010 == 0o2010 ? 0o6000 : 0o4000)
         if left != mode { try setMode(descriptor, left) }
@@ -174,7 +175,6 @@ extension FileServer {
     /// `.max` leaves one of them as it is.
     func setOwner(_ node: Node, _ descriptor: Descriptor, user: UInt32, group: UInt32) throws(FuseError) {
         if isRoot { return try check(fchownat(descriptor.fd, "", user, group, Self.emptyPath)) }
-        guard !node.isSymbolicLink else { return }
         let status = try NodeTable.status(descriptor)
         let now = guestOwner(status, descriptor)
         let new = Node.Owner(user: user == .max ? now.user : user, group: group == .max ? now.group : group)
@@ -192,84 +192,13 @@ extension FileServer {
         let group: UInt32 = keepsGroup ? .max : request.group
         if isRoot {
             _ = fchownat(made.fd, "", request.user, group, Self.emptyPath)
-        } else if let status = try? NodeTable.status(made), status.st_mode & FileKind.mask != FileKind.symbolicLink {
+        } else if let status = try? NodeTable.status(made) {
             let group = keepsGroup ? (try? NodeTable.status(directory)).map { guestOwner($0, directory).group } ?? 0 : request.group
             let new = Node.Owner(user: request.user, group: group)
-            // Pipes and sockets have no such attributes; their owners are known while the machine runs.
+            guard request.user != 0 || group != 0 else { return nodes.drop(status) }
+            // Links, pipes and sockets have no such attributes; their owners are known while the machine runs.
             guard FileKind.isPlain(status.st_mode) else { return nodes.keep(new, status) }
-            guard request.user != 0 || group != 0 else { return }
             if !writeOwner(new, made), errno == EACCES { _ = try? rights.lend(of: owner.user, made) { writeOwner(new, made) } }
         }
-    }
-
-    // MARK: extended attributes: user.* of files and directories
-
-    private func attribute(_ request: FuseRequest, at: Int) throws(FuseError) -> (name: [CChar], next: Int) {
-        let (name, next) = try request.text(at)
-        let text = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        guard text.hasPrefix("user."), text != Self.ownerAttribute else { throw FuseError(EOPNOTSUPP) }
-        return (name, next)
-    }
-    private func hasAttributes(_ node: Node) throws(FuseError) { guard node.isPlain else { throw FuseError(EOPNOTSUPP) } }
-
-    func setExtended(_ request: FuseRequest) throws(FuseError) -> Outcome {
-        try request.require(8)
-        let (node, descriptor) = try writable(request.node)
-        try hasAttributes(node)
-        let (name, next) = try attribute(request, at: 8)
-        let size = Int(request.argument(0, as: UInt32.self))
-        guard size <= request.count - Fuse.requestHeader - next else { throw FuseError(E2BIG) }
-        try check(setxattr(descriptor.path, name, request.bytes + Fuse.requestHeader + next, size, Int32(request.argument(4, as: UInt32.self) & 3)))
-        return .reply
-    }
-    func getExtended(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
-        try request.require(8)
-        let (node, descriptor) = try descriptor(request.node)
-        try hasAttributes(node)
-        let name = try attribute(request, at: 8).name
-        return try value(request, reply) { getxattr(descriptor.path, name, $0, $1) }
-    }
-    func listExtended(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
-        try request.require(8)
-        let (node, descriptor) = try descriptor(request.node)
-        try hasAttributes(node)
-        // Only those that may be read, too.
-        guard let room = reply.room(65536) else { throw FuseError(ENOMEM) }
-        let count = listxattr(descriptor.path, room.assumingMemoryBound(to: CChar.self), 65536)
-        guard count >= 0 else { throw FuseError(errno) }
-        let names = UnsafeRawBufferPointer(start: room, count: count).split(separator: 0).map { Array($0) }
-        let shown: [UInt8] = names.filter { $0.starts(with: Array("user.".utf8)) && $0 != Array(Self.ownerAttribute.utf8) }.flatMap { $0 + [0 as UInt8] }
-        return try value(request, reply) { target, size in
-            guard size > 0 else { return shown.count }
-            guard size >= shown.count, let target else {
-                errno = ERANGE
-                return -1
-            }
-            memcpy(target, shown, shown.count)
-            return shown.count
-        }
-    }
-    /// The guest asks for the size first, then for as much.
-    private func value(
-        _ request: FuseRequest, _ reply: FuseReply, _ get: (UnsafeMutableRawPointer?, Int) -> Int
-    ) throws(FuseError) -> Outcome {
-        let size = min(Int(request.argument(0, as: UInt32.self)), 65536)
-        guard size > 0 else {
-            let count = get(nil, 0)
-            guard count >= 0 else { throw FuseError(errno) }
-            reply.put(UInt32(count))
-            reply.put(UInt32(0))
-            return .reply
-        }
-        let count = get(reply.room(size), size)
-        guard count >= 0 else { throw FuseError(errno) }
-        reply.advance(count)
-        return .reply
-    }
-    func removeExtended(_ request: FuseRequest) throws(FuseError) -> Outcome {
-        let (node, descriptor) = try writable(request.node)
-        try hasAttributes(node)
-        try check(removexattr(descriptor.path, try attribute(request, at: 0).name))
-        return .reply
     }
 }

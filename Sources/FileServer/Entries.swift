@@ -26,13 +26,15 @@ extension FileServer {
         try check(mkdirat(directory.fd, name, mode))
         return try enterMade(request, parent, directory, name, mode: mode, reply)
     }
-    /// Regular files, pipes and sockets. Devices of the host are nothing for a guest to make.
+    /// Regular files, pipes and sockets, and what a layered file system puts in the place of what was removed, a device of number 0. Other
+    /// devices of the host are nothing for a guest to make.
     func makeNode(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {
         try request.require(16)
         let (parent, directory) = try writable(request.node)
         let name = try request.name(16).name
         let mode: UInt32 = request.argument(0)
-        guard [FileKind.regular, FileKind.pipe, FileKind.socket].contains(mode & FileKind.mask) else { throw FuseError(EPERM) }
+        let isWhiteout = mode & FileKind.mask == FileKind.characterDevice && request.argument(4, as: UInt32.self) == 0
+        guard isWhiteout || [FileKind.regular, FileKind.pipe, FileKind.socket].contains(mode & FileKind.mask) else { throw FuseError(EPERM) }
         try check(mknodat(directory.fd, name, mode, 0))
         return try enterMade(request, parent, directory, name, mode: mode & 0o7777, reply)
     }
@@ -65,9 +67,8 @@ extension FileServer {
         guard source.share === target.share else { throw FuseError(EXDEV) }
         let (old, next) = try request.name(at)
         let new = try request.name(next).name
-        // RENAME_WHITEOUT makes a device.
-        guard flags & ~3 == 0 else { throw FuseError(EINVAL) }
-        if flags == 0 { nodes.pin(to, new) }
+        guard flags & ~7 == 0 else { throw FuseError(EINVAL) }
+        if flags & 3 == 0 { nodes.pin(to, new) }
         try check(clinux_renameat2(from.fd, old, to.fd, new, flags))
         nodes.moved(to, to: target, new)
         if flags & 2 != 0 { nodes.moved(from, to: source, old) }
@@ -97,11 +98,17 @@ extension FileServer {
         let isWriting = Self.isWriting(flags)
         guard !isWriting || !node.share.isReadOnly else { throw FuseError(EROFS) }
         let wanted = directory ? O_RDONLY | O_DIRECTORY : flags & Self.passedFlags
-        if request.argument(4, as: UInt32.self) & Fuse.openTakesPrivileges != 0, node.isRegular, isWriting { try takePrivileges(descriptor) }
-        let file = OpenFile(try reopen(descriptor, wanted), isWritable: isWriting)
+        let seen = flags & O_TRUNC != 0 ? capabilitiesMade.load(ordering: .sequentiallyConsistent) : .max
+        if isWriting, node.isRegular { try truncating(descriptor, flags, takesPrivileges: request.argument(4, as: UInt32.self) & Fuse.openTakesPrivileges != 0) }
+        let file = OpenFile(try reopen(descriptor, wanted), isWritable: isWriting, capabilitiesSeen: seen)
         if let window = window(), node.isRegular { window.look(at: try NodeTable.status(file.descriptor)) }
         try putOpen(file, reply, isFresh: flags & O_TRUNC != 0 && flags & O_ACCMODE == O_WRONLY)
         return .reply
+    }
+    /// Before a file is opened to be written.
+    private func truncating(_ descriptor: Descriptor, _ flags: Int32, takesPrivileges: Bool) throws(FuseError) {
+        guard flags & O_TRUNC != 0 else { return }
+        if takesPrivileges { try takePrivileges(descriptor) } else { removeCapability(descriptor) }
     }
     private func reopen(_ descriptor: Descriptor, _ flags: Int32) throws(FuseError) -> Descriptor {
         var fd = clinux_open(descriptor.path, flags | O_CLOEXEC | O_NONBLOCK, 0)
@@ -127,6 +134,7 @@ extension FileServer {
         let base = flags & Self.passedFlags | O_NOFOLLOW
         let handle: Descriptor
         var isFresh = flags & O_ACCMODE == O_WRONLY
+        let seen = capabilitiesMade.load(ordering: .sequentiallyConsistent)
         do throws(FuseError) {
             handle = try NodeTable.open(directory, name, flags: base | O_CREAT | O_EXCL, mode: mode)
             own(handle, request, in: directory, mode: mode)
@@ -134,20 +142,20 @@ extension FileServer {
             guard error.code == EEXIST, flags & O_EXCL == 0 else { throw error }
             let found = try NodeTable.open(directory, name)
             guard try NodeTable.status(found).st_mode & FileKind.mask == FileKind.regular else { throw FuseError(EEXIST) }
-            if request.argument(12, as: UInt32.self) & Fuse.openTakesPrivileges != 0, Self.isWriting(flags) { try takePrivileges(found) }
+            if Self.isWriting(flags) { try truncating(found, flags, takesPrivileges: request.argument(12, as: UInt32.self) & Fuse.openTakesPrivileges != 0) }
             handle = try reopen(found, flags & Self.passedFlags)
             isFresh = isFresh && flags & O_TRUNC != 0
         }
-        return try enterOpen(handle, flags, parent, name, reply, isFresh: isFresh)
+        return try enterOpen(handle, flags, parent, name, reply, isFresh: isFresh, seen: isFresh ? seen : .max)
     }
     private func enterOpen(
-        _ handle: Descriptor, _ flags: Int32, _ parent: Node, _ name: [CChar], _ reply: FuseReply, isFresh: Bool = false
+        _ handle: Descriptor, _ flags: Int32, _ parent: Node, _ name: [CChar], _ reply: FuseReply, isFresh: Bool = false, seen: UInt64 = .max
     ) throws(FuseError) -> Outcome {
         // The node's descriptor is of the very file that was opened.
         let fd = clinux_open(handle.path, O_PATH | O_CLOEXEC, 0)
         guard fd >= 0 else { throw FuseError(errno) }
         try enter(Descriptor(fd), parent, name, reply)
-        try putOpen(OpenFile(handle, isWritable: flags & O_ACCMODE != O_RDONLY), reply, isFresh: isFresh)
+        try putOpen(OpenFile(handle, isWritable: flags & O_ACCMODE != O_RDONLY, capabilitiesSeen: seen), reply, isFresh: isFresh)
         return .reply
     }
     func makeTemporary(_ request: FuseRequest, _ reply: FuseReply) throws(FuseError) -> Outcome {

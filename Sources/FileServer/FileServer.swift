@@ -33,7 +33,7 @@ package struct FileShareError: Error, CustomStringConvertible, Sendable {
 /// more than their attributes.
 ///
 /// Who owns what: as root, users and groups are the guest's own. As anybody else, files of that user belong to the guest's root,
-/// what the guest makes belongs to that user, and changes of owner are kept in the extended attribute `user.vz.owner`, those of pipes
+/// what the guest makes belongs to that user, and changes of owner are kept in the extended attribute `user.vz.owner`, those of links, pipes
 /// and sockets, which can have none, in memory. What modes deny, and the guest's root may do nevertheless, it gets lent (`LentRights`).
 package final class FileServer: Sendable {
     /// How long the guest believes what it was told of a name or of attributes: then it sees what the host has changed.
@@ -44,6 +44,8 @@ package final class FileServer: Sendable {
     let isRoot = geteuid() == 0
     let owner = (user: geteuid(), group: getegid())
     let rights = LentRights()
+    /// How often the guest has given a file capabilities.
+    let capabilitiesMade = Atomic<UInt64>(0)
     private struct State {
         var shares: [Share] = []
         /// The one that is the root; nil when there are several, or none.

@@ -5,9 +5,14 @@ import Synchronization
 final class OpenFile: Sendable {
     let descriptor: Descriptor
     let isWritable: Bool
+    /// How many capabilities had been set when one of this file was last looked for.
+    let capabilitiesSeen: Atomic<UInt64>
     /// One reader at a time: a directory's place is its descriptor's.
     let lock = Mutex(())
-    init(_ descriptor: Descriptor, isWritable: Bool) { (self.descriptor, self.isWritable) = (descriptor, isWritable) }
+    init(_ descriptor: Descriptor, isWritable: Bool, capabilitiesSeen: UInt64 = .max) {
+        (self.descriptor, self.isWritable) = (descriptor, isWritable)
+        self.capabilitiesSeen = Atomic(capabilitiesSeen)
+    }
 }
 
 /// What the guest has open, by the numbers it was given. Any thread.

@@ -15,6 +15,7 @@ final class Descriptor: Sendable {
 enum FileKind {
     static let mask: UInt32 = 0o170000
     static let pipe: UInt32 = 0o010000
+    static let characterDevice: UInt32 = 0o020000
     static let directory: UInt32 = 0o040000
     static let regular: UInt32 = 0o100000
     static let symbolicLink: UInt32 = 0o120000
@@ -78,7 +79,7 @@ final class NodeTable: Sendable {
         /// Who owns what, as the guest sees it, where that cannot be kept beside the file, or not be read there.
         var owners: [Node.Key: Node.Owner] = [:]
     }
-    private static let mostOwners = 8192
+    private static let mostOwners = 32768
     private let state = Mutex(State())
     private let mostOpen: Int
 
@@ -142,6 +143,8 @@ final class NodeTable: Sendable {
             state.owners[Node.Key(status)] = owner
         }
     }
+    /// Nobody in particular owns what was just made.
+    func drop(_ status: stat) { state.withLock { $0.owners[Node.Key(status)] = nil } }
     /// Whether the guest knows the file by a share that it may change.
     func isWritable(_ status: stat) -> Bool { state.withLock { $0.byKey[Node.Key(status)].map { !$0.share.isReadOnly } ?? false } }
     func node(_ id: UInt64) throws(FuseError) -> Node {

@@ -1,3 +1,4 @@
+import CLinux
 import FileServer
 import Foundation
 import Glibc
@@ -167,6 +168,25 @@ private final class FakeClient {
                 try client.ask(8, 1, FakeClient.bytes(kind | 0o666) + FakeClient.bytes(UInt32(0x103)) + [0, 0, 0, 0, 0, 0, 0, 0] + FakeClient.name("device"))
             }
         }
+    }
+    /// What we write down beside files (owners, capabilities) is nothing that the guest can name, see or forge.
+    @Test func whatIsKeptBesideFilesIsNotTheGuests() throws {
+        let place = try Place()
+        try place.write("file", "text")
+        let client = try place.client()
+        let file = try client.lookUp("file")
+        let size = FakeClient.bytes(UInt32(8)) + FakeClient.bytes(UInt32(0))
+        for name in ["user.vz.owner", "user.vz.security.capability", "user.vz.", "trusted", "system.posix_acl_access", "", "user.vz.\u{0}"] {
+            #expect(throws: POSIXError(.EOPNOTSUPP)) { try client.ask(21, file, size + FakeClient.name(name) + [UInt8](repeating: 1, count: 8)) }
+            #expect(throws: POSIXError(.EOPNOTSUPP)) { try client.ask(22, file, size + FakeClient.name(name)) }
+            #expect(throws: POSIXError(.EOPNOTSUPP)) { try client.ask(24, file, FakeClient.name(name)) }
+        }
+        let path = place.share.appendingPathComponent("file").path
+        // Not every file system has them.
+        guard setxattr(path, "user.vz.owner", "12345678", 8, 0) == 0 else { return #expect(errno == EOPNOTSUPP) }
+        #expect(setxattr(path, "user.vz.trusted.a", "1", 1, 0) == 0 && setxattr(path, "user.b", "2", 1, 0) == 0)
+        let names = try client.ask(23, file, FakeClient.bytes(UInt32(4096)) + FakeClient.bytes(UInt32(0)))
+        #expect(Set(names.split(separator: 0).map { String(decoding: $0, as: UTF8.self) }) == ["trusted.a", "user.b"])
     }
     @Test func readOnlySharesStayAsTheyAre() throws {
         let place = try Place()

@@ -1,3 +1,4 @@
+import CLinux
 import Foundation
 import Testing
 import Virtualization
@@ -41,6 +42,27 @@ import Virtualization
         #expect(lines.contains { $0.hasPrefix("posix ") && $0.hasSuffix(" checks, 0 wrong") }, "\(guest.transcript)")
         #expect(lines.contains { $0.hasPrefix("more-posix ") && $0.hasSuffix(" checks, 0 wrong") }, "\(guest.transcript)")
         #expect(try FileManager.default.contentsOfDirectory(atPath: shared.path).isEmpty)
+    }
+
+    /// What containers do: a file system in layers, the upper one in a directory of the host. The host has what it writes down of
+    /// removed and replaced directories under names of ours.
+    @Test func sharesTakeTheUpperLayer() throws {
+        let shared = try directory()
+        defer { try? FileManager.default.removeItem(at: shared) }
+        let guest = try TestGuest(
+            """
+            mkdir /s /low /low/d /both; mount -t virtiofs share /s; mkdir /s/up /s/work; echo low >/low/a; echo b >/low/b; echo c >/low/d/c
+            layers() { mount -t overlay overlay -o lowerdir=/low,upperdir=/s/up,workdir=/s/work /both && cd /both; }
+            layers; echo new >>a; rm b; rm -r d; mkdir d; echo y >d/y; mv a a2; ln -s a2 l; cd /; umount /both
+            layers; echo SEEN $(cat l) $(echo *) $(echo d/*); cd /
+            """
+        ) { $0.configuration.directorySharingDevices = [device("share", single(shared))] }
+        defer { guest.finish() }
+        try guest.start()
+        #expect(guest.waitForStop())
+        #expect(guest.transcript.contains("SEEN low new a2 d l d/y"), "\(guest.transcript)")
+        let kept = shared.appendingPathComponent("up/d").path
+        #expect(getxattr(kept, "user.vz.trusted.overlay.opaque", nil, 0) == 1)
     }
 
     @Test func hostsChangesAreSeenAndGuestsChangesAre() throws {
