@@ -7,6 +7,8 @@ import Glibc
 package struct AdaptiveWait {
     /// Nanoseconds that are looked for at most.
     private static let longest: UInt64 = 50_000
+    /// And how often whoever is waited for may go first: it may have been put on this thread's processor.
+    private static let betweenYields: UInt64 = 3_000
     /// Whether other threads cannot run while this one does.
     static let hasOneProcessor: Bool = {
         var set = cpu_set_t()
@@ -26,13 +28,21 @@ package struct AdaptiveWait {
     package mutating func wait(_ isReady: () -> Bool, orSleep sleep: () -> Void) {
         let begin = monotonicNanoseconds()
         if isPromising, skipped == 0 {
+            var now = begin
+            var lastYield = begin
             repeat {
                 if isReady() {
                     penalty = 1
                     return
                 }
-                clinux_pause()
-            } while monotonicNanoseconds() &- begin < Self.longest
+                if now &- lastYield >= Self.betweenYields {
+                    sched_yield()
+                    lastYield = now
+                } else {
+                    clinux_pause()
+                }
+                now = monotonicNanoseconds()
+            } while now &- begin < Self.longest
             skipped = penalty
             penalty = min(penalty * 2, 64)
         } else if skipped > 0 {
