@@ -1,4 +1,4 @@
-// usage: share DIRECTORY [drop]     many small files, then a large one; with "drop" the page cache is emptied before reading
+// usage: share DIRECTORY [drop]     many small files, a large one, and small writes; with "drop" the page cache is emptied before reading
 // Prints "NAME COUNT NANOSECONDS": files, or bytes.
 #define _GNU_SOURCE
 #include <dirent.h>
@@ -10,7 +10,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { DIRECTORIES = 20, FILES = 50, LARGE = 256 << 20 };
+enum { DIRECTORIES = 20, FILES = 50, LARGE = 256 << 20, WRITES = 4000 };
 static char buffer[1 << 20], path[4096], other[4096];
 static int drops;
 
@@ -106,6 +106,20 @@ int main(int argc, char **argv) {
   if (total != LARGE) fail("read");
   close(fd);
   report("read-large", LARGE, begin);
+  // What databases and logs do.
+  begin = now();
+  fd = open(path, O_RDWR);
+  for (long i = 0; i < WRITES; i++)
+    if (pwrite(fd, buffer, 4096, i * 37 % (LARGE / 4096) * 4096L) != 4096) fail("pwrite");
+  close(fd);
+  report("write-pages", WRITES, begin);
+  unlink(path);
+  begin = now();
+  fd = open(path, O_WRONLY | O_CREAT | O_APPEND, 0644);
+  for (long i = 0; i < WRITES; i++)
+    if (write(fd, buffer, 100) != 100) fail("append");
+  close(fd);
+  report("append", WRITES, begin);
   unlink(path);
   return 0;
 }

@@ -43,6 +43,7 @@ final class HandleTable: Sendable {
         guard let file = state.withLock({ $0.files[number] }) else { throw FuseError(EBADF) }
         return file
     }
+    /// Closes it, outside the lock, when nobody else has it.
     func remove(_ number: UInt64) { _ = state.withLock { $0.files.removeValue(forKey: number) } }
     func list() -> (files: [(UInt64, OpenFile)], next: UInt64) { state.withLock { ($0.files.sorted { $0.key < $1.key }.map { ($0.key, $0.value) }, $0.next) } }
     func restore(_ files: [UInt64: OpenFile], next: UInt64) {
@@ -51,5 +52,13 @@ final class HandleTable: Sendable {
             state.next = max(next, (files.keys.max() ?? 0) + 1)
         }
     }
-    func clear() { state.withLock { $0 = State() } }
+    func clear() {
+        // Files are closed outside the lock.
+        let old = state.withLock { state in
+            let old = state.files
+            state = State()
+            return old
+        }
+        withExtendedLifetime(old) {}
+    }
 }

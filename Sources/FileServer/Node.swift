@@ -86,23 +86,28 @@ final class NodeTable: Sendable {
     /// - Parameter mostOpen: how many descriptors it may hold.
     init(mostOpen: Int) { self.mostOpen = mostOpen }
 
+    // Descriptors are closed outside the lock: the last one of a removed file is when the host's file system frees it, which takes a
+    // while, and every request asks for a node.
+
     func clear() {
-        state.withLock { state in
-            let owners = state.owners
-            state = State()
-            state.owners = owners
+        let old = state.withLock { state in
+            var new = State()
+            new.owners = state.owners
+            let old = (state.byID, state.opened)
+            state = new
+            return old
         }
+        withExtendedLifetime(old) {}
     }
 
     /// The node of a file that was just opened with O_PATH, with one more lookup.
     func insert(_ descriptor: Descriptor, _ status: stat, _ share: Share, parent: Node?, name: [CChar], id: UInt64? = nil) -> Node {
         let key = Node.Key(status)
-        return state.withLock { state in
+        let (node, closed) = state.withLock { state in
             if let known = state.byKey[key], known.share === share {
                 known.lookups += 1
                 if let parent, known.parent != nil { (known.parent, known.name) = (parent, name) }
-                if known.descriptor == nil { reopen(known, descriptor, &state) }
-                return known
+                return (known, known.descriptor == nil ? reopen(known, descriptor, &state) : [])
             }
             let number = id ?? state.nextID
             if id == nil { state.nextID += 1 }
@@ -110,27 +115,38 @@ final class NodeTable: Sendable {
             node.lookups = 1
             state.byID[number] = node
             state.byKey[key] = node
-            reopen(node, descriptor, &state)
-            return node
+            return (node, reopen(node, descriptor, &state))
         }
+        withExtendedLifetime(closed) {}
+        return node
     }
-    private func reopen(_ node: Node, _ descriptor: Descriptor, _ state: inout State) {
+    /// - Returns: what is to be closed for that.
+    private func reopen(_ node: Node, _ descriptor: Descriptor, _ state: inout State) -> [Descriptor] {
         node.descriptor = descriptor
         state.opened.append(node)
         state.openCount += 1
-        guard state.openCount > mostOpen else { return }
+        guard state.openCount > mostOpen else { return [] }
+        var closed: [Descriptor] = []
         // The older half gives way, but for what has no name by which it could be found again.
         var kept: [Node] = []
         for (index, old) in state.opened.enumerated() {
-            if index < state.opened.count / 2, !old.isPinned, old !== node { old.descriptor = nil } else if old.descriptor != nil { kept.append(old) }
+            guard let open = old.descriptor else { continue }
+            if index < state.opened.count / 2, !old.isPinned, old !== node {
+                old.descriptor = nil
+                closed.append(open)
+            } else {
+                kept.append(old)
+            }
         }
         // A guest that keeps so many files without names loses the oldest of them.
         while kept.count > mostOpen {
+            if let open = kept[0].descriptor { closed.append(open) }
             kept[0].descriptor = nil
             kept.removeFirst()
         }
         state.opened = kept
         state.openCount = kept.count
+        return closed
     }
     /// What was said of a file with `keep`.
     func owner(_ status: stat) -> Node.Owner? { state.withLock { $0.owners[Node.Key(status)] } }
@@ -158,7 +174,8 @@ final class NodeTable: Sendable {
         guard let parent else { throw FuseError(ESTALE) }
         let found = try Self.open(try descriptor(parent), name)
         guard Node.Key(try Self.status(found)) == node.key else { throw FuseError(ESTALE) }
-        state.withLock { state in if node.descriptor == nil { reopen(node, found, &state) } }
+        let closed = state.withLock { state in node.descriptor == nil ? reopen(node, found, &state) : [] }
+        withExtendedLifetime(closed) {}
         return found
     }
     /// All files that have a name, and their numbers by key.
@@ -216,27 +233,31 @@ final class NodeTable: Sendable {
     }
     func forget(_ id: UInt64, _ count: UInt64) {
         guard id != Fuse.rootNode else { return }
-        state.withLock { state in
-            guard let node = state.byID[id] else { return }
+        let gone = state.withLock { state -> (Node, Descriptor?)? in
+            guard let node = state.byID[id] else { return nil }
             node.lookups -= min(count, node.lookups)
-            guard node.lookups == 0 else { return }
+            guard node.lookups == 0 else { return nil }
             state.byID[id] = nil
             if state.byKey[node.key] === node { state.byKey[node.key] = nil }
-            if node.descriptor != nil { state.openCount -= 1 }
+            let open = node.descriptor
+            if open != nil { state.openCount -= 1 }
             node.descriptor = nil
             // What is gone leaves the list by and by.
             if state.opened.count > 2 * state.openCount + 64 { state.opened.removeAll { $0.descriptor == nil } }
+            return (node, open)
         }
+        withExtendedLifetime(gone) {}
     }
     /// Before a name goes away: the file that it names must stay reachable for whoever has it open.
     func pin(_ parent: Descriptor, _ name: [CChar]) {
         guard let found = try? Self.open(parent, name), let status = try? Self.status(found) else { return }
-        state.withLock { state in
+        let closed = state.withLock { state -> [Descriptor] in
             if status.st_nlink <= 1 { state.owners[Node.Key(status)] = nil }
-            guard let node = state.byKey[Node.Key(status)] else { return }
+            guard let node = state.byKey[Node.Key(status)] else { return [] }
             if status.st_nlink <= 1 || node.isDirectory { node.isPinned = true }
-            if node.descriptor == nil { reopen(node, found, &state) }
+            return node.descriptor == nil ? reopen(node, found, &state) : []
         }
+        withExtendedLifetime(closed) {}
     }
     /// A file has another name from now on.
     func moved(_ descriptor: Descriptor, to parent: Node, _ name: [CChar]) {
