@@ -69,7 +69,8 @@ let package = Package(
         .testTarget(name: "GuestBootTests", dependencies: ["GuestBoot"], swiftSettings: settings),
         .testTarget(name: "KVMEngineTests", dependencies: ["KVMEngine", "Hypervisor", "GuestMemory"], swiftSettings: settings),
         .testTarget(name: "VirtualizationTests", dependencies: ["Virtualization"], cSettings: linux, swiftSettings: settings),
-        .testTarget(name: "IntegrationTests", dependencies: ["TestSupport", "Virtualization", "Monitor", "GuestBoot", "HostNetwork", "CLinux"], cSettings: linux, swiftSettings: settings),
+        .testTarget(
+            name: "IntegrationTests", dependencies: ["CLinux", "TestSupport", "Virtualization", "Monitor", "GuestBoot", "HostNetwork"], cSettings: linux, swiftSettings: settings),
         .testTarget(name: "X86Tests", dependencies: ["TestSupport", "X86", "CX86", "CHostRunner", "CZydisOracle"], swiftSettings: settings),
     ]
 )
