@@ -20,8 +20,9 @@ extension FileServer {
         let size = Int(request.argument(16, as: UInt32.self))
         guard file.isWritable else { throw FuseError(EBADF) }
         guard size <= request.total - Fuse.requestHeader - 40 else { throw FuseError(EINVAL) }
-        removeCapability(before: file)
-        if request.argument(20, as: UInt32.self) & Fuse.writeTakesPrivileges != 0 { try takePrivileges(file.descriptor) }
+        let flags: UInt32 = request.argument(20)
+        if flags & Fuse.writeOfCachedPages == 0 { removeCapability(before: file) }
+        if flags & Fuse.writeTakesPrivileges != 0 { try takePrivileges(file.descriptor) }
         let parts = request.pieces.slice(from: Fuse.requestHeader + 40, limit: size, to: worker.parts, capacity: Worker.partCapacity)
         let count = pwritev(file.descriptor.fd, worker.parts, Int32(parts), Int(truncatingIfNeeded: request.argument(8, as: Int64.self)))
         guard count >= 0 else { throw FuseError(errno) }

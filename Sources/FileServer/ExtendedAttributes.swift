@@ -7,26 +7,29 @@ import Glibc
 /// Only regular files and directories can have `user.` attributes; of links and others, the host's root has them as `trusted.` ones.
 extension FileServer {
     /// Ours on the host, and nothing that a guest's program could name.
-    private static let ownPrefix = "user.vz."
-    private static let rootsPrefix = "trusted.vz."
-    private static let keptPrefixes = ["trusted.", "security."]
-    private static let capability = ownPrefix + "security.capability"
+    private static let ownPrefix = Array("user.vz.".utf8)
+    private static let rootsPrefix = Array("trusted.vz.".utf8)
+    private static let trusted = Array("trusted.".utf8)
+    private static let user = Array("user.".utf8)
+    private static let keptPrefixes = [trusted, Array("security.".utf8)]
+    private static let capability = terminated(ownPrefix + "security.capability".utf8)
 
-    private func hostPrefix(_ node: Node) -> String? { node.isPlain ? Self.ownPrefix : isRoot ? Self.rootsPrefix : nil }
+    private static func terminated(_ name: [UInt8]) -> [CChar] { name.map { CChar(bitPattern: $0) } + [0] }
+    private func hostPrefix(_ node: Node) -> [UInt8]? { node.isPlain ? Self.ownPrefix : isRoot ? Self.rootsPrefix : nil }
 
     /// - Returns: what the host calls it, and where in the request it ends.
-    private func attribute(_ request: FuseRequest, at: Int, _ node: Node) throws(FuseError) -> (guest: String, host: String, next: Int) {
+    private func attribute(_ request: FuseRequest, at: Int, _ node: Node) throws(FuseError) -> (host: [CChar], next: Int) {
         let (name, next) = try request.text(at)
-        let text = String(decoding: name.dropLast().map { UInt8(bitPattern: $0) }, as: UTF8.self)
-        if Self.keptPrefixes.contains(where: text.hasPrefix), let prefix = hostPrefix(node) { return (text, prefix + text, next) }
-        guard node.isPlain, text.hasPrefix("user."), !text.hasPrefix(Self.ownPrefix) else { throw FuseError(EOPNOTSUPP) }
-        return (text, text, next)
+        let text = name.dropLast().map { UInt8(bitPattern: $0) }
+        if Self.keptPrefixes.contains(where: text.starts), let prefix = hostPrefix(node) { return (Self.terminated(prefix + text), next) }
+        guard node.isPlain, text.starts(with: Self.user), !text.starts(with: Self.ownPrefix) else { throw FuseError(EOPNOTSUPP) }
+        return (name, next)
     }
 
     func setExtended(_ request: FuseRequest) throws(FuseError) -> Outcome {
         try request.require(8)
         let (node, descriptor) = try writable(request.node)
-        let (_, name, next) = try attribute(request, at: 8, node)
+        let (name, next) = try attribute(request, at: 8, node)
         let size = Int(request.argument(0, as: UInt32.self))
         guard size <= request.count - Fuse.requestHeader - next else { throw FuseError(E2BIG) }
         // Before it is there: who writes the file from now on looks.
@@ -52,8 +55,8 @@ extension FileServer {
         guard let room = reply.room(65536) else { throw FuseError(ENOMEM) }
         let count = listxattr(descriptor.path, room.assumingMemoryBound(to: CChar.self), 65536)
         guard count >= 0 else { throw FuseError(errno) }
-        let names = UnsafeRawBufferPointer(start: room, count: count).split(separator: 0).map { String(decoding: $0, as: UTF8.self) }
-        let shown: [UInt8] = names.compactMap { guestName($0, node, isPrivileged: request.user == 0) }.flatMap { $0.utf8 + [0 as UInt8] }
+        let names = UnsafeRawBufferPointer(start: room, count: count).split(separator: 0).map { Array($0) }
+        let shown: [UInt8] = names.compactMap { guestName($0, node, isPrivileged: request.user == 0) }.flatMap { $0 + [0] }
         return try value(request, reply) { target, size in
             guard size > 0 else { return shown.count }
             guard size >= shown.count, let target else {
@@ -65,12 +68,12 @@ extension FileServer {
         }
     }
     /// - Parameter isPrivileged: whether `trusted.` ones are told of, too.
-    private func guestName(_ name: String, _ node: Node, isPrivileged: Bool) -> String? {
-        if let prefix = hostPrefix(node), name.hasPrefix(prefix) {
-            let rest = String(name.dropFirst(prefix.count))
-            return Self.keptPrefixes.contains(where: rest.hasPrefix) && (isPrivileged || !rest.hasPrefix("trusted.")) ? rest : nil
+    private func guestName(_ name: [UInt8], _ node: Node, isPrivileged: Bool) -> [UInt8]? {
+        if let prefix = hostPrefix(node), name.starts(with: prefix) {
+            let rest = Array(name.dropFirst(prefix.count))
+            return Self.keptPrefixes.contains(where: rest.starts) && (isPrivileged || !rest.starts(with: Self.trusted)) ? rest : nil
         }
-        return node.isPlain && name.hasPrefix("user.") ? name : nil
+        return node.isPlain && name.starts(with: Self.user) ? name : nil
     }
     /// The guest asks for the size first, then for as much.
     private func value(

@@ -89,6 +89,8 @@ enum Fuse {
     }
     /// The same in a write's flags, and in those of an open that truncates.
     static let writeTakesPrivileges: UInt32 = 1 << 2
+    /// In a write's flags: pages that a program has mapped and changed, some time before.
+    static let writeOfCachedPages: UInt32 = 1 << 0
     static let openTakesPrivileges: UInt32 = 1 << 0
     /// In fuse_attr.flags: this file is to be mapped.
     static let directAttribute: UInt32 = 1 << 1
