@@ -52,8 +52,9 @@ package struct AdaptiveWait {
         isPromising = !Self.hasOneProcessor && monotonicNanoseconds() &- begin < 4 * Self.longest
     }
     /// `poll` of Linux: until one of the descriptors has something, or the time is over.
-    package mutating func poll(_ entries: UnsafeMutablePointer<pollfd>, _ count: Int, milliseconds: Int32) {
-        if milliseconds == 0 { return _ = Glibc.poll(entries, nfds_t(count), 0) }
+    /// - Parameter looks: false where nothing is expected soon.
+    package mutating func poll(_ entries: UnsafeMutablePointer<pollfd>, _ count: Int, milliseconds: Int32, looks: Bool = true) {
+        if milliseconds == 0 || !looks { return _ = Glibc.poll(entries, nfds_t(count), milliseconds) }
         wait({ Glibc.poll(entries, nfds_t(count), 0) != 0 }, orSleep: { _ = Glibc.poll(entries, nfds_t(count), milliseconds) })
     }
 }

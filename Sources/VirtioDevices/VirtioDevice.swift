@@ -42,6 +42,8 @@ package protocol VirtioDevice: AnyObject, Sendable {
     var features: UInt64 { get }
     /// Largest size of each queue.
     var queueSizes: [UInt16] { get }
+    /// Largest sizes that a driver may bring with it from a state that was saved: by versions that offered more.
+    var restorableQueueSizes: [UInt16] { get }
     /// Guest-physical addresses that belong to the device, shared memory region 0, or nil. § 2.10.
     var sharedMemory: GuestMemory.Region? { get }
     func configRead(_ offset: Int, size: Int) -> UInt64
@@ -59,6 +61,7 @@ package protocol VirtioDevice: AnyObject, Sendable {
 extension VirtioDevice {
     package func configWrite(_ offset: Int, _ value: UInt64, size: Int) {}
     package var sharedMemory: GuestMemory.Region? { nil }
+    package var restorableQueueSizes: [UInt16] { queueSizes }
     package func queueEvent(_ index: Int) -> EventFD? { nil }
     package func queueNotified(_ index: Int) {}
     package func makeImage() -> DeviceImage { DeviceImage() }

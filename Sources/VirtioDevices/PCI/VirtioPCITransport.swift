@@ -304,11 +304,12 @@ package final class VirtioPCITransport: PCIBarHandler, PCIBarRelocation, Sendabl
     /// What is different here from the device that was saved; nil when nothing is.
     package func difference(to image: Image) -> String? {
         if image.deviceType != device.deviceType { return "a device is of another kind" }
-        // A driver keeps the queues it has; a state of before may have smaller ones.
-        let haveRoom = image.queueSizes.count == sizes.count && zip(image.queueSizes, sizes).allSatisfy { $0 <= $1 }
+        // A driver keeps the queues it has; a state of before may have others.
+        let largest = device.restorableQueueSizes
+        let haveRoom = image.queueSizes.count == sizes.count && zip(image.queueSizes, largest).allSatisfy { $0 <= $1 }
         if !haveRoom || image.state.queues.count != sizes.count { return "a device of type \(device.deviceType) has other queues" }
-        // The file may say anything: devices have room for queues of their own sizes.
-        let areSound = zip(image.state.queues, sizes).allSatisfy { $0.size > 0 && $0.size & ($0.size - 1) == 0 && $0.size <= $1 }
+        // The file may say anything: devices have room for queues of these sizes.
+        let areSound = zip(image.state.queues, largest).allSatisfy { $0.size > 0 && $0.size & ($0.size - 1) == 0 && $0.size <= $1 }
         if !areSound { return "the queues of a device of type \(device.deviceType) make no sense" }
         if image.features != offeredFeatures || image.state.driverFeatures & ~offeredFeatures != 0 { return "a device of type \(device.deviceType) offers other features" }
         return nil

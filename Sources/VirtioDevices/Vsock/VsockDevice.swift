@@ -10,6 +10,8 @@ import Synchronization
 /// thread.
 package final class VsockDevice: VirtioDevice {
     private static let queueSize: UInt16 = 256
+    /// The driver fills it with pages, and each goes round before it is used again: twice as many do not stay in the host's caches.
+    private static let receiveSize: UInt16 = 128
     /// So many packets that tell of room are taken before any is answered.
     private static let mostUpdates = 32
 
@@ -52,7 +54,8 @@ package final class VsockDevice: VirtioDevice {
     package var deviceType: UInt16 { 19 }
     package var pciClass: UInt32 { 0x028000 }
     package var features: UInt64 { 1 }  // streams
-    package var queueSizes: [UInt16] { [Self.queueSize, Self.queueSize, 16] }
+    package var queueSizes: [UInt16] { [Self.receiveSize, Self.queueSize, 16] }
+    package var restorableQueueSizes: [UInt16] { [Self.queueSize, Self.queueSize, 16] }
     package func queueEvent(_ index: Int) -> EventFD? {
         switch index {
         case 0: receiveEvent
@@ -205,11 +208,11 @@ package final class VsockDevice: VirtioDevice {
     }
     /// Until the descriptor is readable, or a connection has waited long enough for the guest.
     private func wait(_ waiting: inout AdaptiveWait, _ descriptor: Int32) {
-        let deadline = with { $0.deadline }
+        let (deadline, isStarving) = with { ($0.deadline, $0.isStarving) }
         let now = monotonicNanoseconds()
         var entries = (pollfd(fd: descriptor, events: Int16(POLLIN), revents: 0), pollfd(fd: receiverWake.fileDescriptor, events: Int16(POLLIN), revents: 0))
         let milliseconds = deadline == 0 ? -1 : deadline <= now ? 0 : Int32(clamping: (deadline - now) / 1_000_000 + 1)
-        withUnsafeMutableBytes(of: &entries) { $0.bindMemory(to: pollfd.self).baseAddress.map { waiting.poll($0, 2, milliseconds: milliseconds) } }
+        withUnsafeMutableBytes(of: &entries) { $0.bindMemory(to: pollfd.self).baseAddress.map { waiting.poll($0, 2, milliseconds: milliseconds, looks: !isStarving) } }
         if entries.1.revents != 0 { receiverWake.drain() }
         if deadline != 0 { with { $0.expire(monotonicNanoseconds()) } }
     }

@@ -135,6 +135,8 @@ final class VsockTable {
         let look = starved.isEmpty ? 0 : nextLook
         return waiting == 0 ? look : byID.values.reduce(look) { $1.deadline != 0 && ($0 == 0 || $1.deadline < $0) ? $1.deadline : $0 }
     }
+    /// Whether what comes next is the guest's word of room, which the sending thread hears and answers.
+    var isStarving: Bool { starved.contains { $0.mayHaveData && $0.credit == 0 } }
     func expire(_ now: UInt64) {
         if waiting > 0 { for connection in byID.values where connection.deadline != 0 && connection.deadline <= now { reset(connection) } }
         if now >= nextLook { askForCredit(now) }
