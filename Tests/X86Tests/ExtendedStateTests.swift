@@ -54,4 +54,23 @@ struct ExtendedStateTests {
             #expect(result.after.xmm == result.before.xmm, "\(offset)")
         }
     }
+    /// What is as FNINIT leaves it is not said to be in use, and comes back so: registers that were loaded since are not seen again.
+    @Test func anUnusedUnitIsTold() {
+        let machine = TestMachine()
+        var state = TestMachine.flatState
+        state.cr4 |= 0x40000  // OSXSAVE
+        (state.xcr0, state.rip) = (7, TestMachine.base + 0x100)
+        (state.gpr[0], state.gpr[3], state.gpr[6]) = (7, TestMachine.base + 0x8000, TestMachine.base + 0x9000)
+        let (save, saveSecond, restore): ([UInt8], [UInt8], [UInt8]) = ([0x48, 0x0F, 0xAE, 0x23], [0x48, 0x0F, 0xAE, 0x26], [0x48, 0x0F, 0xAE, 0x2B])
+        // xsave64 [rbx]; fldpi; xsave64 [rsi]; xrstor64 [rbx]; xsave64 [rbx + 0x2000]
+        machine.put(save + [0xD9, 0xEB] + saveSecond + restore + [0x48, 0x0F, 0xAE, 0xA3, 0, 0x20, 0, 0] + [0xF4], at: 0x100)
+        machine.core.architecturalState = state
+        #expect(machine.core.run() == .halt)
+        func area(_ offset: Int) -> [UInt8] { (0..<832).map { machine.bytes.load(fromByteOffset: offset + $0, as: UInt8.self) } }
+        let (unused, used, after) = (area(0x8000), area(0x9000), area(0xA000))
+        #expect(used[512] & 1 == 1 && used[4] == 0x80 && used[32..<42].contains { $0 != 0 })
+        #expect(unused[0] == 0x7F && unused[1] == 3 && unused[32..<160].allSatisfy { $0 == 0 })
+        #expect(after == unused)
+        #expect(machine.core.architecturalState.x87[32..<160].allSatisfy { $0 == 0 })
+    }
 }

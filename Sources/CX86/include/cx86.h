@@ -161,7 +161,7 @@ enum { X86_BOUNCE_OFFSET = offsetof(x86_cpu, bounce), X86_FXAREA_OFFSET = offset
   X86_T1_EDGE_OFFSET = offsetof(x86_cpu, t1_edge), X86_OPERATIONS_OFFSET = offsetof(x86_cpu, operations), X86_INTERRUPT_LATCH_OFFSET = offsetof(x86_cpu, interrupt_latch), X86_PAUSES_OFFSET = offsetof(x86_cpu, pauses),
   X86_T1_TARGET_OFFSET = offsetof(x86_cpu, t1_target), X86_POLL_OFFSET = offsetof(x86_cpu, poll), X86_BASE_CACHE_OFFSET = offsetof(x86_cpu, base_cache), X86_STACK_CACHE_OFFSET = offsetof(x86_cpu, stack_cache), X86_T1_DELTA_OFFSET = offsetof(x86_cpu, t1_delta), X86_FLAG_TABLE_OFFSET = offsetof(x86_cpu, flag_table),
   X86_OWN_END_OFFSET = offsetof(x86_cpu, own_end), X86_OWN_EMPTY_OFFSET = offsetof(x86_cpu, own_empty),
-  X86_X87_CONTROL_OFFSET = offsetof(x86_cpu, x87_control), X86_RFLAGS_OFFSET = offsetof(x86_cpu, rflags), X86_CPL_OFFSET = offsetof(x86_cpu, cpl), X86_VECTOR_OFF_OFFSET = offsetof(x86_cpu, vector_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };
+  X86_X87_CONTROL_OFFSET = offsetof(x86_cpu, x87_control), X86_RFLAGS_OFFSET = offsetof(x86_cpu, rflags), X86_CPL_OFFSET = offsetof(x86_cpu, cpl), X86_KERNEL_GS_BASE_OFFSET = offsetof(x86_cpu, kernel_gs_base), X86_SELECTOR_OFFSET = offsetof(x86_segment, selector), X86_VECTOR_OFF_OFFSET = offsetof(x86_cpu, vector_off), X86_UPPER_IN_USE_OFFSET = offsetof(x86_cpu, upper_in_use) };
 
 // Host instructions that Swift has no name for. `lock cmpxchg` and friends as assembly because guest operands may be
 // unaligned, which the C atomics leave undefined.
@@ -219,6 +219,11 @@ static inline void cx_fxrstor(const void *_Nonnull p) {
 static inline uint64_t cx_xgetbv(void) {
   uint32_t a, d;
   __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(0));
+  return (uint64_t)d << 32 | a;
+}
+static inline uint64_t cx_xinuse(void) {
+  uint32_t a, d;
+  __asm__ volatile("xgetbv" : "=a"(a), "=d"(d) : "c"(1));
   return (uint64_t)d << 32 | a;
 }
 static inline void cx_cpuid(uint32_t leaf, uint32_t sub, uint32_t *_Nonnull out) {

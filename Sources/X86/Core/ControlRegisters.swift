@@ -1,7 +1,7 @@
 import CX86
 
 /// Model-specific registers the core keeps itself. SDM vol. 4.
-private enum MSR {
+enum MSR {
     static let tsc: UInt32 = 0x10
     static let sysenterCS: UInt32 = 0x174
     static let sysenterESP: UInt32 = 0x175

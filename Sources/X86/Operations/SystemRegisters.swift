@@ -41,13 +41,14 @@ extension SystemHandlers {
         guard let value = core(s).readMSR(UInt32(truncatingIfNeeded: gpr(s, GPR.rcx))) else { return generalProtection(op, s) }
         setReg(s, 0, UInt32(truncatingIfNeeded: value))
         setReg(s, 16, UInt32(truncatingIfNeeded: value >> 32))
-        return step(op, s)
+        return next(op, s)
     }
     static let writeMSR: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
         let value = gpr(s, 0) & 0xFFFF_FFFF | gpr(s, GPR.rdx) << 32
-        guard core(s).writeMSR(UInt32(truncatingIfNeeded: gpr(s, GPR.rcx)), value) else { return generalProtection(op, s) }
-        return finish(op, s)
+        let register = UInt32(truncatingIfNeeded: gpr(s, GPR.rcx))
+        guard core(s).writeMSR(register, value) else { return generalProtection(op, s) }
+        return register == MSR.efer ? finish(op, s) : next(op, s)
     }
     static let readControl: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
@@ -57,11 +58,11 @@ extension SystemHandlers {
         case 2: value = s.pointee.cr2
         case 3: value = s.pointee.cr3
         case 4: value = s.pointee.cr4
-        case 8: value = outside { core(s).environment.taskPriority }
+        case 8: return readTaskPriority(op, s)
         default: return raise(op, s, Vector.invalidOpcode)
         }
         if s.pointee.mode == 2 { setReg(s, op.pointee.rm, value) } else { setReg(s, op.pointee.rm, UInt32(truncatingIfNeeded: value)) }
-        return step(op, s)
+        return next(op, s)
     }
     static let writeControl: Handler = { op, s in
         guard isPrivileged(s) else { return generalProtection(op, s) }
@@ -211,7 +212,7 @@ extension SystemHandlers {
         if s.pointee.exit_reason != ExitReason.next { s.pointee.exit_reason = ExitReason.next }
         if let value, op.pointee.extra >= 2 { setSized(s, op.pointee.reg, value, op.pointee.size) }
         setArithmeticFlags(s, flagsImage(s) & ~EFlags.zf | (value != nil ? EFlags.zf : 0))
-        return step(op, s)
+        return next(op, s)
     }
     static let moveFromSegment: Handler = { op, s in
         let value = UInt64(core(s).segment(Int(op.pointee.extra)).pointee.selector)
@@ -220,7 +221,7 @@ extension SystemHandlers {
         } else {
             setSized(s, op.pointee.rm, value, op.pointee.size)
         }
-        return step(op, s)
+        return next(op, s)
     }
     static let moveToSegment: Handler = { op, s in
         let selector: UInt16
@@ -232,11 +233,12 @@ extension SystemHandlers {
         }
         let index = Int(op.pointee.extra)
         guard attempt(op, s, { core throws(SegmentFault) in try core.loadSegment(index, selector) }) else { return 0 }
-        return finishSegmentLoad(op, s, index)
+        // A base, and no more, in code of 64 bits.
+        return s.pointee.mode == 2 && index != SegmentRegister.ss ? next(op, s) : finishSegmentLoad(op, s, index)
     }
     static let pushSegment: Handler = { op, s in
         guard X86.push(op, s, UInt64(core(s).segment(Int(op.pointee.extra)).pointee.selector), op.pointee.size) else { return 0 }
-        return step(op, s)
+        return next(op, s)
     }
     static let popSegment: Handler = { op, s in
         guard let value = peek(op, s, op.pointee.size) else { return 0 }
@@ -255,4 +257,10 @@ extension SystemHandlers {
     }
     // Decimal adjustment (legacy modes): the operation's opcode in `extra`.
     static let decimal: Handler = { op, s in decimalAdjust(op, s) }
+}
+
+@inline(never) private func readTaskPriority(_ op: Op, _ s: CPU) -> Next {
+    let value = outside { core(s).environment.taskPriority }
+    if s.pointee.mode == 2 { setReg(s, op.pointee.rm, value) } else { setReg(s, op.pointee.rm, UInt32(truncatingIfNeeded: value)) }
+    return step(op, s)
 }

@@ -29,11 +29,11 @@ extension ThunkHandlers {
     }
     static let xsave: Handler = { op, s in
         guard mayUseExtendedState(op, s) else { return 0 }
-        return core(s).xsave(op) ? step(op, s) : 0
+        return core(s).xsave(op) ? next(op, s) : 0
     }
     static let xrstor: Handler = { op, s in
         guard mayUseExtendedState(op, s) else { return 0 }
-        return core(s).xrstor(op) ? step(op, s) : 0
+        return core(s).xrstor(op) ? next(op, s) : 0
     }
     /// VZEROUPPER; VZEROALL when `extra` is 1.
     static let zeroVectors: Handler = { op, s in
@@ -97,24 +97,48 @@ extension X86Core {
         let linear = address(op, state)
         guard let components = requested(op, linear) else { return false }
         let size = components & 4 != 0 ? ExtendedStateArea.size : ExtendedStateArea.upperVectors
+        if let area = known(linear, size, forWrite: true) {
+            write(components, to: area)
+            return true
+        }
         guard copyInProbe(op, linear, size) else { return false }
-        let header = linear &+ UInt64(ExtendedStateArea.header)
-        guard copyIn(op, header, bounce, 8, forWrite: false) else { return false }
-        let old = bounce.load(as: UInt64.self)
-        let image = legacyImage()
-        if components & 1 != 0 { guard copyOut(op, linear, image, 24), copyOut(op, linear &+ 32, image + 32, 128) else { return false } }
-        if components & 6 != 0 { guard copyOut(op, linear &+ 24, image + 24, 8) else { return false } }
-        if components & 2 != 0 { guard copyOut(op, linear &+ 160, image + 160, vectorCount * 16) else { return false } }
-        if components & 4 != 0 {
-            // Half of them at a time: so much room there is.
-            for first in stride(from: 0, to: vectorCount, by: 8) {
-                for n in 0..<8 { (bounce + n * 16).copyMemory(from: vector(first + n) + 16, byteCount: 16) }
-                guard copyOut(op, linear &+ UInt64(ExtendedStateArea.upperVectors + first * 16), bounce, 128) else { return false }
+        return withUnsafeTemporaryAllocation(byteCount: ExtendedStateArea.size, alignment: 64) { buffer in
+            guard let area = buffer.baseAddress else { return false }
+            func copy(_ offset: Int, _ size: Int, out: Bool = true) -> Bool {
+                let at = linear &+ UInt64(offset)
+                return out ? copyOut(op, at, area + offset, size) : copyIn(op, at, area + offset, size, forWrite: false)
+            }
+            guard copy(ExtendedStateArea.header, 8, out: false) else { return false }
+            write(components, to: area)
+            if components & 1 != 0 { guard copy(0, 24), copy(32, 128) else { return false } }
+            if components & 6 != 0 { guard copy(24, 8) else { return false } }
+            if components & 2 != 0 { guard copy(160, vectorCount * 16) else { return false } }
+            if components & 4 != 0 { guard copy(ExtendedStateArea.upperVectors, vectorCount * 16) else { return false } }
+            return copy(ExtendedStateArea.header, 8)
+        }
+    }
+    /// The components, and the header's word that tells which are not as they begin.
+    private func write(_ components: UInt64, to area: UnsafeMutableRawPointer) {
+        let hasX87 = isX87InUse
+        if components & 1 != 0 {
+            if hasX87 {
+                let image = legacyImage()
+                area.copyMemory(from: image, byteCount: 24)
+                (area + 32).copyMemory(from: image + 32, byteCount: 128)
+            } else {
+                Self.initialiseX87(area)
             }
         }
-        let used: UInt64 = state.pointee.upper_in_use != 0 ? 7 : 3
-        bounce.storeBytes(of: old & ~components | used & components, as: UInt64.self)
-        return copyOut(op, header, bounce, 8)
+        if components & 6 != 0 {
+            area.storeBytes(of: currentMXCSR, toByteOffset: 24, as: UInt32.self)
+            area.storeBytes(of: 0xFFFF, toByteOffset: 28, as: UInt32.self)
+        }
+        if components & 2 != 0 { for n in 0..<vectorCount { (area + 160 + n * 16).copyMemory(from: vector(n), byteCount: 16) } }
+        let upper = area + ExtendedStateArea.upperVectors
+        if components & 4 != 0 { for n in 0..<vectorCount { (upper + n * 16).copyMemory(from: vector(n) + 16, byteCount: 16) } }
+        let used: UInt64 = (hasX87 ? 1 : 0) | 2 | (state.pointee.upper_in_use != 0 ? 4 : 0)
+        let old = area.load(fromByteOffset: ExtendedStateArea.header, as: UInt64.self)
+        area.storeBytes(of: old & ~components | used & components, toByteOffset: ExtendedStateArea.header, as: UInt64.self)
     }
 
     func xrstor(_ op: Op) -> Bool {
@@ -124,39 +148,48 @@ extension X86Core {
         let present = bounce.load(as: UInt64.self)
         let reserved = (1..<8).contains { bounce.load(fromByteOffset: $0 * 8, as: UInt64.self) != 0 }
         guard present & ~state.pointee.xcr0 == 0, !reserved else { return fail(op) }
-        let image = legacyImage()
-        if components & present & 1 != 0 {
-            guard copyIn(op, linear, image, 24, forWrite: false), copyIn(op, linear &+ 32, image + 32, 128, forWrite: false) else { return false }
+        if let area = known(linear, ExtendedStateArea.size, forWrite: false) { return read(components, present, from: area) || fail(op) }
+        return withUnsafeTemporaryAllocation(byteCount: ExtendedStateArea.size, alignment: 64) { buffer in
+            guard let area = buffer.baseAddress else { return false }
+            func copy(_ offset: Int, _ size: Int) -> Bool { copyIn(op, linear &+ UInt64(offset), area + offset, size, forWrite: false) }
+            if components & present & 1 != 0 { guard copy(0, 24), copy(32, 128) else { return false } }
+            if components & present & 2 != 0 { guard copy(160, vectorCount * 16) else { return false } }
+            if components & 6 != 0 { guard copy(24, 4) else { return false } }
+            if components & present & 4 != 0 { guard copy(ExtendedStateArea.upperVectors, vectorCount * 16) else { return false } }
+            return read(components, present, from: area) || fail(op)
         }
-        if components & present & 2 != 0 { guard copyIn(op, linear &+ 160, image + 160, vectorCount * 16, forWrite: false) else { return false } }
-        var mxcsr = currentMXCSR
-        if components & 6 != 0 {
-            guard copyIn(op, linear &+ 24, bounce, 4, forWrite: false) else { return false }
-            mxcsr = bounce.load(as: UInt32.self)
-            guard mxcsr & 0xFFFF_0000 == 0 else { return fail(op) }
-        }
-        if components & 4 != 0 { guard restoreUpperVectors(op, linear, present & 4 != 0) else { return false } }
-        if components & 1 != 0, present & 1 == 0 { Self.initialiseX87(image) }
+    }
+    /// False when the area holds no MXCSR; nothing is changed then. Another processor may write to it: each part is read once.
+    private func read(_ components: UInt64, _ present: UInt64, from area: UnsafeRawPointer) -> Bool {
+        let mxcsr = components & 6 != 0 ? area.load(fromByteOffset: 24, as: UInt32.self) : currentMXCSR
+        guard mxcsr & 0xFFFF_0000 == 0 else { return false }
+        if components & 4 != 0 { readUpperVectors(present & 4 != 0 ? area + ExtendedStateArea.upperVectors : nil) }
         if components & 2 != 0 {
-            if present & 2 == 0 { (image + 160).initializeMemory(as: UInt8.self, repeating: 0, count: vectorCount * 16) }
-            takeVectors(image, vectorCount)
+            for n in 0..<vectorCount {
+                if present & 2 != 0 { vector(n).copyMemory(from: area + 160 + n * 16, byteCount: 16) } else { vector(n).initializeMemory(as: UInt64.self, repeating: 0, count: 2) }
+            }
         }
-        if components & 1 != 0 { takeX87(image) }
+        if components & 1 != 0 {
+            if present & 1 != 0 {
+                takeX87 { image in
+                    image.copyMemory(from: area, byteCount: 24)
+                    (image + 32).copyMemory(from: area + 32, byteCount: 128)
+                }
+            } else if isX87InUse {
+                takeX87(Self.initialiseX87)
+            }
+        }
         setMXCSR(mxcsr)
         return true
     }
-    private func restoreUpperVectors(_ op: Op, _ linear: UInt64, _ present: Bool) -> Bool {
-        for first in stride(from: 0, to: vectorCount, by: 8) {
-            if present {
-                let from = linear &+ UInt64(ExtendedStateArea.upperVectors + first * 16)
-                guard copyIn(op, from, bounce, 128, forWrite: false) else { return false }
-            } else {
-                bounce.initializeMemory(as: UInt8.self, repeating: 0, count: 128)
-            }
-            for n in 0..<8 { (vector(first + n) + 16).copyMemory(from: bounce + n * 16, byteCount: 16) }
+    private func readUpperVectors(_ upper: UnsafeRawPointer?) {
+        if let upper {
+            for n in 0..<vectorCount { (vector(n) + 16).copyMemory(from: upper + n * 16, byteCount: 16) }
+            state.pointee.upper_in_use = 1
+        } else if state.pointee.upper_in_use != 0 {
+            for n in 0..<vectorCount { (vector(n) + 16).initializeMemory(as: UInt64.self, repeating: 0, count: 2) }
+            if vectorCount == 16 { state.pointee.upper_in_use = 0 }
         }
-        state.pointee.upper_in_use = present ? 1 : 0
-        return true
     }
     private func fail(_ op: Op) -> Bool {
         _ = raise(op, state, Vector.generalProtection, 0)

@@ -254,7 +254,7 @@ extension X86Core {
     /// How much of a range lies in the page that it begins in.
     private static func inPage(_ linear: UInt64, _ size: Int) -> Int { min(size, 4096 - Int(linear & 4095)) }
     /// Where a range lies that the TLB knows whole.
-    private func known(_ linear: UInt64, _ size: Int, forWrite: Bool) -> UnsafeMutableRawPointer? {
+    func known(_ linear: UInt64, _ size: Int, forWrite: Bool) -> UnsafeMutableRawPointer? {
         let entry = tlbEntry(state, linear)
         let tag = forWrite ? entry.writeTag : entry.readTag
         return linear ^ tag <= UInt64(4096 - size) ? hostPointer(entry, linear) : nil
@@ -365,6 +365,23 @@ extension X86Core {
     func takeVectors(_ image: UnsafeRawPointer, _ count: Int) {
         for n in 0..<count { (UnsafeMutableRawPointer(state) + vectorOffset(n)).copyMemory(from: image + 160 + n * 16, byteCount: 16) }
     }
+    /// Registers that `body` writes to an image as FXSAVE makes it.
+    func takeX87(_ body: (UnsafeMutableRawPointer) -> Void) {
+        body(image)
+        takeX87(image)
+    }
+    /// Whether the x87 may be in another state than FNINIT's, its registers 0.
+    var isX87InUse: Bool { !Self.tellsUse || state.pointee.x87_control != 0x37F || cx_xinuse() & 1 != 0 }
+    /// The host says which state is in use: XGETBV with 1 in ECX. SDM vol. 1 § 13.6.
+    private static let tellsUse: Bool = {
+        var out: [UInt32] = [0, 0, 0, 0]
+        cx_cpuid(1, 0, &out)
+        guard out[2] & 1 << 27 != 0 else { return false }
+        cx_cpuid(0, 0, &out)
+        guard out[0] >= 0xD else { return false }
+        cx_cpuid(0xD, 1, &out)
+        return out[0] & 4 != 0
+    }()
     func takeX87(_ image: UnsafeMutableRawPointer) {
         let control = image.load(as: UInt16.self)
         image.storeBytes(of: control | 0x3F, as: UInt16.self)

@@ -231,8 +231,8 @@ struct AccessWindows {
         case .nop, .pause, .zeroUpper, .emptyMMX, .clearInterrupt, .setInterrupt, .jump, .conditional, .call, .ret, .jumpIndirect, .callIndirect: return 0
         case .storeString: return register == 1 || register == 7 ? nil : 0
         case .moveString: return register == 1 || register == 6 || register == 7 ? nil : 0
-        case .bitString, .setDirection, .fence: return 0
-        case .modRM, .divide, .loadControl: break
+        case .bitString, .setDirection, .fence, .swapGS: return 0
+        case .modRM, .divide, .loadControl, .moveFromSegment: break
         }
         if i.map == .one, !plan.isExtended, !i.isMemory, i.rm == register, i.operandSize == i.naturalSize, let sum = sum(i) { return sum }
         if plan.reg == .general, plan.writesReg, isChanged(i.reg, byte: plan.byteReg) { return nil }

@@ -9,6 +9,8 @@ struct TranslationPlan {
         /// DIV and IDIV by what cannot fault, which is found out first.
         case divide
         case pushFlags, clearInterrupt, setInterrupt
+        /// MOV from a segment register to a general one, SWAPGS: Linux's switches between tasks, and from and to user programs.
+        case moveFromSegment, swapGS
         /// FLDCW: the interpreter sees to one that unmasks exceptions.
         case loadControl
         /// No operands but fixed registers, which are the same on the host.
@@ -162,6 +164,12 @@ struct TranslationPlan {
         case 0x8A, 0x8B:
             sized(i, byte: byte)
             (readsReg, writesReg) = (false, true)
+        case 0x8C:
+            guard !i.isMemory, i.reg & 7 < 6 else { return false }
+            kind = .moveFromSegment
+            sized(i, byte: false)
+            reg = .none
+            (readsRM, writesRM) = (i.operandSize == 2, true)
         case 0x8D:
             guard i.isMemory else { return false }
             kind = .lea
@@ -282,6 +290,9 @@ struct TranslationPlan {
         let opcode = i.opcode
         let byte = opcode & 1 == 0
         switch opcode {
+        case 0x01:
+            guard i.code == .bits64, !i.isMemory, i.group == 7, i.rm & 7 == 0 else { return false }
+            kind = .swapGS
         case 0x0D, 0x18...0x1F: kind = .nop
         case 0x40...0x4F:
             sized(i, byte: false)

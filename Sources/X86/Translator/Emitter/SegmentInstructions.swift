@@ -66,6 +66,8 @@ extension BlockTranslator {
         case .clearInterrupt: clearInterrupt(line)
         case .setInterrupt: setInterrupt(line)
         case .plain: plain(line)
+        case .moveFromSegment: moveFromSegment(line)
+        case .swapGS: swapGS(line)
         case .storeString: storeString(line)
         case .moveString: moveString(line)
         case .bitString: bitString(line)
@@ -347,6 +349,31 @@ extension BlockTranslator {
         slowPath(jumps, line)
         code.op(0x81, reg: 1, Host.cell(Int(X86_RFLAGS_OFFSET)), wide: false)
         code.int32(Int32(EFlags.interruptEnable))
+    }
+    mutating func moveFromSegment(_ line: Line) {
+        let i = line.instruction
+        let selector = Host.cell(Int(X86_SEGMENTS_OFFSET) + Int(i.reg & 7) * MemoryLayout<x86_segment>.stride + Int(X86_SELECTOR_OFFSET))
+        // 32 and 64 bits are cleared above it, 16 leave what is there.
+        if let host = Host.register(i.rm) {
+            if i.operandSize == 2 { return code.op(0x8B, reg: host, selector, wide: false, operand16: true) }
+            return code.op(0xB7, reg: host, selector, wide: false, map: 1)  // movzx
+        }
+        code.op(0xB7, reg: Host.scratch, selector, wide: false, map: 1)
+        if i.operandSize == 2 { return code.op(0x89, reg: Host.scratch, Host.home(i.rm), wide: false, operand16: true) }
+        storeScratch(i.rm)
+    }
+    mutating func swapGS(_ line: Line) {
+        aboutToClobber(line)
+        code.op(0x80, reg: 7, Host.cell(Int(X86_CPL_OFFSET)), wide: false)
+        code.byte(0)
+        slowPath(Jumps(code.jump(if: 5)), line)
+        let segment = SegmentRegister.gs
+        let base = Host.cell(Int(X86_SEGMENTS_OFFSET) + segment * MemoryLayout<x86_segment>.stride)
+        code.load(Host.scratch, base)
+        code.load(Host.address, Host.cell(Int(X86_KERNEL_GS_BASE_OFFSET)))
+        code.store(Host.scratch, Host.cell(Int(X86_KERNEL_GS_BASE_OFFSET)))
+        code.store(Host.address, base)
+        code.store(Host.address, Host.cell(Int(X86_SEGBASE_OFFSET) + segment * 8))
     }
     mutating func lea(_ line: Line) {
         let i = line.instruction
