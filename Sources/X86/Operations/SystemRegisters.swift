@@ -61,7 +61,7 @@ extension SystemHandlers {
         case 8: return readTaskPriority(op, s)
         default: return raise(op, s, Vector.invalidOpcode)
         }
-        if s.pointee.mode == 2 { setReg(s, op.pointee.rm, value) } else { setReg(s, op.pointee.rm, UInt32(truncatingIfNeeded: value)) }
+        setNatural(op, s, value)
         return next(op, s)
     }
     static let writeControl: Handler = { op, s in
@@ -259,8 +259,13 @@ extension SystemHandlers {
     static let decimal: Handler = { op, s in decimalAdjust(op, s) }
 }
 
+/// The register that control registers are read to: as wide as the mode's addresses.
+@inline(__always) private func setNatural(_ op: Op, _ s: CPU, _ value: UInt64) {
+    if s.pointee.mode == 2 { setReg(s, op.pointee.rm, value) } else { setReg(s, op.pointee.rm, UInt32(truncatingIfNeeded: value)) }
+}
+/// Apart from the others: the compiler cannot end this one with a jump, see `step`.
 @inline(never) private func readTaskPriority(_ op: Op, _ s: CPU) -> Next {
     let value = outside { core(s).environment.taskPriority }
-    if s.pointee.mode == 2 { setReg(s, op.pointee.rm, value) } else { setReg(s, op.pointee.rm, UInt32(truncatingIfNeeded: value)) }
+    setNatural(op, s, value)
     return step(op, s)
 }
